@@ -1,0 +1,371 @@
+"""Images in, features out, block by block: what `extract`, `predict` and `check` have in common.
+
+On a CPU every worker thread is a pipeline of its own: it reads, decodes, computes and hands over one block after
+the other, using one core. So the result cannot depend on the number of workers, decoding overlaps the network
+without being arranged, and memory is bounded by the number of workers whatever the number of images. On a GPU
+the workers decode and take turns on the device.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torchvision
+from torch import Tensor, fx
+
+from featx.config import PRECISIONS
+from featx.errors import DeviceUnavailable, FeatxError, UsageError
+from featx.images.decode import Status, quiet_pillow
+from featx.images.feed import Block, BlockReader, run_workers
+from featx.images.preprocess import Preprocess
+from featx.images.scan import Manifest
+from featx.networks.backbones import Backbone, LoadedNetwork, load_network, refuse_unknown
+from featx.networks.names import Layer
+from featx.networks.pooling import Pooling, parse_pooling
+from featx.networks.weights import Progress, WeightsSource, weights_of
+from featx.store.schema import LayerSpec
+
+# Activations of one block should stay in the processor's cache; measured best: AlexNet 16-32, VGG16 4 images.
+CPU_BLOCK_BYTES = 64 << 20
+GPU_BLOCK_BYTES = 1 << 30
+MAX_CPU_BATCH, MAX_GPU_BATCH = 32, 256
+FLOAT16_MAX = 65504.0
+_COMPUTE_TYPE = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(spec: str) -> torch.device:
+    """The device `--device SPEC` means.
+
+    Raises:
+        DeviceUnavailable: a GPU was asked for and is not there. There is no falling back.
+    """
+    if spec == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(spec)
+    except RuntimeError:
+        raise UsageError(f"--device is {spec!r}; it can be cpu, cuda, cuda:N or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device is {spec!r}; it can be cpu, cuda, cuda:N or auto")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable(f"--device {spec}: this machine has no usable CUDA device. Use --device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceUnavailable(f"--device {spec}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a feature depends on but the image.
+
+    Attributes:
+        layers: what is captured, in the order asked for.
+        dtype: of the result, "float32" or "float16".
+    """
+
+    backbone: Backbone
+    layers: tuple[Layer, ...]
+    weights: WeightsSource
+    preprocess: Preprocess
+    pooling: Pooling
+    precision: str
+    dtype: str
+    device: torch.device
+    batch_size: int
+    exif: bool
+
+    def layer_specs(self) -> list[LayerSpec]:
+        """Name, shape after pooling and type of every captured layer.
+
+        Raises:
+            UsageError: maps are to be pooled in a layer that has none.
+        """
+        specs = []
+        for row in self.backbone.describe(self.layers):
+            pooled = self.pooling.kind in ("avg", "max", "spp") and len(row.shape) > 1
+            if pooled and not row.is_map:
+                raise UsageError(
+                    f"--pool {self.pooling.spec} needs (C, H, W) maps; {self.backbone.name} {row.name} gives "
+                    f"{row.shape}. Use --pool none or flatten"
+                )
+            kind = self.pooling.spec if len(row.shape) > 1 else "none"
+            specs.append(LayerSpec(row.name, row.node, row.relu, kind, self.pooling.shape(row.shape), self.dtype))
+        return specs
+
+    def describe(self, weights_sha256: str) -> dict[str, Any]:
+        """As plain values for a file's provenance; the inverse is `recipe_from`."""
+        return {
+            "backbone": self.backbone.name,
+            "weights": {
+                "name": self.weights.name,
+                "spec": self.weights.spec,
+                "url": self.weights.url,
+                "sha256": weights_sha256,
+            },
+            "preprocess": self.preprocess.values(),
+            "exif": self.exif,
+            "pooling": self.pooling.spec,
+            "layers": {layer.name: {"node": layer.node, "relu": layer.relu} for layer in self.layers},
+            "precision": self.precision,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "device": self.device.type,
+        }
+
+
+def plan_recipe(
+    *,
+    backbone: str,
+    layers: str,
+    weights: str,
+    pooling: Pooling,
+    precision: str = "fp32",
+    dtype: str = "float32",
+    device: str = "auto",
+    batch_size: int | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+    squash: bool = False,
+    exif: bool = False,
+) -> Recipe:
+    """Resolve names into a Recipe; nothing is downloaded or computed.
+
+    Raises:
+        UsageError and its children: an unknown network, layer, weights name or device, an impossible size.
+    """
+    chosen = choose_device(device)
+    if precision not in PRECISIONS or (precision in ("tf32", "fp16") and chosen.type == "cpu"):
+        raise UsageError(f"--precision {precision} needs a GPU; on the CPU choose fp32 or bf16")
+    refuse_unknown(backbone)  # before its weights, which cannot be known either
+    source = weights_of(backbone, weights)
+    network = Backbone(backbone, crop, source.published)
+    preprocess = Preprocess.from_values(network.preprocessing).overridden(resize=resize, crop=crop, squash=squash)
+    captured = tuple(network.names.resolve(layers))
+    return Recipe(
+        backbone=network,
+        layers=captured,
+        weights=source,
+        preprocess=preprocess,
+        pooling=pooling,
+        precision=precision,
+        dtype=dtype,
+        device=chosen,
+        batch_size=batch_size or default_batch_size(network.largest_activation(captured), chosen),
+        exif=exif,
+    )
+
+
+def recipe_from(
+    stored: dict[str, Any], *, layer: str, weights: str | None, device: str, batch_size: int | None
+) -> Recipe:
+    """The recipe of one layer as a head stores it (see `featx.heads.linear.recipe_of`).
+
+    Args:
+        weights: where the weights are now, if not where they were.
+        device, batch_size: these may differ from the stored ones; the features then differ by rounding.
+    """
+    preprocess = stored["preprocess"]
+    recipe = plan_recipe(
+        backbone=stored["backbone"],
+        layers=layer,
+        weights=weights or stored["weights"]["spec"],
+        pooling=parse_pooling(stored["pooling"]),
+        precision=stored["precision"],
+        device=device,
+        batch_size=batch_size,
+        crop=preprocess["crop"],
+        exif=stored["exif"],
+    )
+    return replace(recipe, preprocess=Preprocess.from_values(preprocess))
+
+
+def default_batch_size(largest_activation: int, device: torch.device) -> int:
+    """A power of two such that one block's largest tensor fits the processor's cache, or a GPU's memory, well.
+
+    >>> default_batch_size(64 * 55 * 55 * 4, torch.device("cpu"))   # AlexNet
+    32
+    >>> default_batch_size(64 * 224 * 224 * 4, torch.device("cpu"))  # VGG16
+    4
+    """
+    budget, most = (CPU_BLOCK_BYTES, MAX_CPU_BATCH) if device.type == "cpu" else (GPU_BLOCK_BYTES, MAX_GPU_BATCH)
+    fitting = max(1, budget // max(1, largest_activation))
+    return int(min(most, 1 << (fitting.bit_length() - 1)))
+
+
+class Extractor:
+    """pixels (B, 3, S, S) uint8 -> {layer: features (B, ...)}; loads the network when it is made."""
+
+    def __init__(self, recipe: Recipe, progress: Progress | None = None) -> None:
+        self.recipe = recipe
+        self.specs = recipe.layer_specs()
+        loaded: LoadedNetwork = load_network(recipe.backbone.name, recipe.weights, progress)
+        self.weights_sha256 = loaded.sha256
+        self._type = _COMPUTE_TYPE[recipe.precision]
+        network = loaded.tapped(recipe.layers)
+        network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
+        self._network: fx.GraphModule = network.eval()
+        colours = (1, 3, 1, 1)
+        self._mean = torch.tensor(recipe.preprocess.mean, device=recipe.device).view(colours)
+        self._std = torch.tensor(recipe.preprocess.std, device=recipe.device).view(colours)
+        self._turn = threading.Lock()
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        """The pooled features of a block, as arrays of the recipe's dtype.
+
+        Raises:
+            FeatxError: a layer came out NaN or infinite, or does not fit into float16.
+        """
+        with torch.inference_mode():
+            if self.recipe.device.type == "cpu":
+                torch.set_num_threads(1)  # the other cores have pipelines of their own
+                return self._compute(pixels)
+            with self._turn, strict_precision(self.recipe.precision):
+                return self._compute(pixels)
+
+    def _compute(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+        on_device = torch.from_numpy(pixels).to(self.recipe.device)
+        normalised = on_device.float().div_(255).sub_(self._mean).div_(self._std)
+        prepared = normalised.to(self._type).contiguous(memory_format=torch.channels_last)
+        activations: dict[str, Tensor] = self._network(prepared)
+        return {name: self._finish(name, values) for name, values in activations.items()}
+
+    def _finish(self, name: str, activations: Tensor) -> npt.NDArray[Any]:
+        features = self.recipe.pooling(activations.float())
+        least, greatest = (float(v) for v in torch.aminmax(features))
+        if not (np.isfinite(least) and np.isfinite(greatest)):
+            raise FeatxError(
+                f"layer {name} came out NaN or infinite with --precision {self.recipe.precision}; "
+                f"{'the weights are broken' if self.recipe.precision == 'fp32' else 'use --precision fp32'}"
+            )
+        if self.recipe.dtype == "float16":
+            if max(-least, greatest) > FLOAT16_MAX:
+                raise FeatxError(
+                    f"layer {name} reaches {max(-least, greatest):g}; float16 ends at 65504. Use float32"
+                )
+            features = features.half()
+        return features.contiguous().cpu().numpy()
+
+
+@contextlib.contextmanager
+def strict_precision(precision: str) -> Iterator[None]:
+    """Float32 means float32 on a GPU: TF32 only where it was asked for; the same kernels every time."""
+    mode = "tf32" if precision == "tf32" else "ieee"
+    cudnn: Any = torch.backends.cudnn
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv)
+    before = [backend.fp32_precision for backend in backends]
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
+        try:
+            for backend in backends:
+                backend.fp32_precision = mode
+            yield
+        finally:
+            for backend, value in zip(backends, before, strict=True):
+                backend.fp32_precision = value
+
+
+@dataclass
+class Stages:
+    """Seconds the workers spent on each stage, summed over workers."""
+
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0, "write": 0.0}
+    )
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, **seconds: float) -> None:
+        with self.lock:
+            for stage, value in seconds.items():
+                self.seconds[stage] += value
+
+    def shares(self) -> dict[str, float]:
+        """Stage -> share of the workers' time."""
+        total = sum(self.seconds.values()) or 1.0
+        return {stage: value / total for stage, value in self.seconds.items()}
+
+    @property
+    def bound_by(self) -> str:
+        """What takes most of the time: decode, network or disk."""
+        shares = self.shares()
+        groups = {
+            "decode": shares["decode"],
+            "network": shares["network"],
+            "disk": shares["read"] + shares["write"],
+        }
+        return max(groups, key=lambda group: groups[group])
+
+
+Sink = Callable[[Block, dict[str, npt.NDArray[Any]]], None]
+
+
+def stream_features(
+    manifest: Manifest,
+    extractor: Extractor,
+    sink: Sink,
+    *,
+    blocks: Sequence[int],
+    workers: int | None,
+    stop: threading.Event,
+) -> Stages:
+    """Compute the features of some blocks and hand each to `sink`, from several threads, in any order.
+
+    Args:
+        sink: gets the block and {layer: (B, ...)}, B without padding, failed images' rows NaN.
+        blocks: their first rows, multiples of the recipe's batch size.
+        workers: threads; by default one per core this process may use.
+        stop: set it to finish the blocks in hand and return.
+    """
+    recipe, stages = extractor.recipe, Stages()
+    reader = BlockReader(manifest, recipe.preprocess, recipe.batch_size, exif=recipe.exif)
+
+    def work(first: int) -> None:
+        block = reader.block(first)
+        start = time.perf_counter()
+        features = extractor(block.pixels)
+        for values in features.values():
+            values[: len(block.status)][block.status != Status.DONE] = np.nan
+        middle = time.perf_counter()
+        sink(block, {name: values[: len(block.status)] for name, values in features.items()})
+        end = time.perf_counter()
+        stages.add(read=block.read_s, decode=block.decode_s, network=middle - start, write=end - middle)
+
+    threads_before = torch.get_num_threads()
+    try:
+        with quiet_pillow():
+            run_workers(blocks, min(workers or usable_cores(), max(1, len(blocks))), work, stop)
+    finally:
+        torch.set_num_threads(threads_before)
+    return stages
+
+
+def usable_cores() -> int:
+    """Cores this process may run on."""
+    return len(os.sched_getaffinity(0))
+
+
+def versions() -> dict[str, str]:
+    """What features depend on besides the recipe."""
+    from featx import __version__
+    from featx.images.decode import decoder_version
+
+    return {
+        "featx": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "decoder": decoder_version(),
+    }
+
+
+def hardware(device: torch.device) -> str:
+    """The processor's instruction set, or the GPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}"

@@ -1,0 +1,310 @@
+"""The command line: options in, one call, one summary out. The only file that knows click.
+
+Results go to standard output, plans, progress and warnings to standard error. Options come from flags, then
+FEATX_* variables, then --config FILE.yaml, then the defaults in `featx.config`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import click
+
+from featx import __version__
+from featx.config import (
+    CheckConfig,
+    Config,
+    EvaluateConfig,
+    ExtractConfig,
+    FitConfig,
+    LayersConfig,
+    PredictConfig,
+    VerifyConfig,
+    flag_of,
+)
+from featx.errors import FeatxError, UsageError
+from featx.progress import StderrReporter
+
+if TYPE_CHECKING:
+    from featx.report import Report
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+PATH = click.Path(path_type=Path)
+_VALUE_TYPES: dict[type, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
+
+
+class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
+    """A click type made of a parsing function of `featx.config`."""
+
+    def __init__(self, spec: Field[Any]) -> None:
+        self.name = spec.metadata["metavar"] or spec.name
+        self.parse = spec.metadata["parse"]
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            return self.parse(value)
+        except UsageError as error:
+            self.fail(str(error), param, ctx)
+
+
+def options_of(config: type[Config]) -> Callable[[Command], Command]:
+    """Give a command one option per field of a config, and call it with `config=` made of them."""
+
+    def decorate(command: Command) -> Command:
+        def collect(**arguments: Any) -> Any:
+            values = {spec.name: arguments.pop(spec.name) for spec in fields(config)}
+            return command(**arguments, config=config(**values))
+
+        collect.__name__, collect.__doc__ = command.__name__, command.__doc__
+        collect.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]  # click's
+        decorated: Any = collect
+        for spec in reversed(fields(config)):
+            decorated = _option(spec, get_type_hints(config)[spec.name])(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def _option(spec: Field[Any], hint: Any) -> Any:
+    metadata = spec.metadata
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(kind for kind in get_args(hint) if kind is not type(None))
+    kind: Any = _VALUE_TYPES.get(hint)
+    if metadata["choices"]:
+        kind = click.Choice(metadata["choices"])
+    elif metadata["parse"]:
+        kind = Parsed(spec)
+    elif metadata["low"] is not None:
+        kind = (click.IntRange if hint is int else click.FloatRange)(metadata["low"], metadata["high"])
+    return click.option(
+        *metadata["flags"],
+        flag_of(spec),
+        spec.name,
+        default=spec.default,
+        type=None if hint is bool else kind,
+        is_flag=hint is bool,
+        metavar=metadata["metavar"] if hint is not bool else None,
+        envvar=f"FEATX_{spec.name.upper()}",
+        show_default=spec.default is not None and hint is not bool,
+        help=metadata["help"],
+    )
+
+
+def _read_config_file(ctx: click.Context, _param: click.Parameter, path: Path | None) -> None:
+    """Take the options in a YAML file as defaults; what is not an option of the command is refused."""
+    if path is None:
+        return
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text()) or {}
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise click.BadParameter(f"{path} cannot be read as YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise click.BadParameter(f"{path} must hold one mapping of options to values")
+    values = {str(key).replace("-", "_"): value for key, value in values.items()}
+    known = sorted(p.name for p in ctx.command.params if isinstance(p, click.Option) and p.name not in _NOT_IN_FILES)
+    for key in values:
+        if key not in known:
+            raise click.BadParameter(f"{path}: {ctx.info_name} has no option {key!r}; it has {', '.join(known)}")
+    ctx.default_map = {**(ctx.default_map or {}), **values}
+
+
+_NOT_IN_FILES = ("as_json", "config_file", "help", "output")
+
+
+def common(command: Command) -> Command:
+    """--json and --config, which every command has."""
+    command = click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")(command)
+    return click.option(
+        "--config",
+        "config_file",
+        type=PATH,
+        is_eager=True,
+        expose_value=False,
+        callback=_read_config_file,
+        metavar="YAML",
+        help="Take options from a YAML file; flags and FEATX_* variables go before it.",
+    )(command)
+
+
+def show(report: Report, as_json: bool) -> None:
+    """Print a report on standard output."""
+    click.echo(json.dumps(report.to_json()) if as_json else str(report).encode("utf-8", "backslashreplace").decode())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="featx")
+def commands() -> None:
+    """Deep features you can trust, and linear heads on top of them.
+
+    \b
+    featx extract photos/ -b alexnet -l fc6,fc7 -o photos.h5
+    featx verify photos.h5
+    featx fit-svm photos.h5 -l fc7 -o head.safetensors
+    featx predict head.safetensors more-photos/ -o predictions.csv
+    """
+
+
+@commands.command("layers")
+@click.argument("net")
+@options_of(LayersConfig)
+@common
+def layers_command(net: str, config: LayersConfig, as_json: bool) -> None:
+    """List the layers of a network: names, shapes, sizes, receptive fields, cost.
+
+    \b
+    featx layers vgg16
+    """
+    from featx.layers import list_layers
+
+    show(list_layers(net, config), as_json)
+
+
+@commands.command("extract")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The features file to make.", metavar="FILE")
+@options_of(ExtractConfig)
+@common
+def extract_command(source: Path, output: Path, config: ExtractConfig, as_json: bool) -> None:
+    """Extract layers for all images of SOURCE: a folder, a text list, a CSV or a zip.
+
+    The same command again resumes an interrupted run, and does nothing if the file is finished.
+
+    \b
+    featx extract photos/ -b alexnet -l fc6,fc7 -o photos.h5
+    """
+    from featx.extract import extract_features
+
+    show(extract_features(source, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("check")
+@click.argument("source", type=PATH)
+@options_of(CheckConfig)
+@common
+def check_command(source: Path, config: CheckConfig, as_json: bool) -> None:
+    """Look at the images of SOURCE before a run: bad files, duplicates, time and disk needed.
+
+    \b
+    featx check photos/
+    """
+    from featx.check import check_source
+
+    show(check_source(source, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("inspect")
+@click.argument("file", type=PATH)
+@common
+def inspect_command(file: Path, as_json: bool) -> None:
+    """Tell what is inside a features FILE: provenance, counts, failures, suspicious columns.
+
+    \b
+    featx inspect photos.h5
+    """
+    from featx.inspect import inspect_file
+
+    show(inspect_file(file), as_json)
+
+
+@commands.command("verify")
+@click.argument("file", type=PATH)
+@options_of(VerifyConfig)
+@common
+def verify_command(file: Path, config: VerifyConfig, as_json: bool) -> None:
+    """Recompute rows of a features FILE one by one with torchvision alone, and compare.
+
+    \b
+    featx verify photos.h5 --rows 64
+    """
+    from featx.verify import verify_file
+
+    show(verify_file(file, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("fit-svm")
+@click.argument("features", type=PATH)
+@click.option("-o", "--output", type=PATH, help="The head to save; without it, only the report.", metavar="FILE")
+@options_of(FitConfig)
+@common
+def fit_svm_command(features: Path, output: Path | None, config: FitConfig, as_json: bool) -> None:
+    """Fit a linear SVM on the rows of FEATURES.
+
+    \b
+    featx fit-svm photos.h5 -l fc7 --c auto -o head.safetensors
+    """
+    from featx.fit import fit_svm
+
+    show(fit_svm(features, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("fit-softmax")
+@click.argument("features", type=PATH)
+@click.option("-o", "--output", type=PATH, help="The head to save; without it, only the report.", metavar="FILE")
+@options_of(FitConfig)
+@common
+def fit_softmax_command(features: Path, output: Path | None, config: FitConfig, as_json: bool) -> None:
+    """Fit a softmax (multinomial logistic regression) head on the rows of FEATURES.
+
+    \b
+    featx fit-softmax photos.h5 -l fc7 --per-class 30 -o head.safetensors
+    """
+    from featx.fit import fit_softmax
+
+    show(fit_softmax(features, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("predict")
+@click.argument("head", type=PATH)
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="The CSV file to write.", metavar="FILE")
+@options_of(PredictConfig)
+@common
+def predict_command(head: Path, source: Path, output: Path, config: PredictConfig, as_json: bool) -> None:
+    """Predict the class of every image of SOURCE, or of every row of a features file.
+
+    \b
+    featx predict head.safetensors more-photos/ -o predictions.csv
+    """
+    from featx.predict import predict_images
+
+    show(predict_images(head, source, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("evaluate")
+@click.argument("head", type=PATH)
+@click.argument("features", type=PATH)
+@options_of(EvaluateConfig)
+@common
+def evaluate_command(head: Path, features: Path, config: EvaluateConfig, as_json: bool) -> None:
+    """Measure a HEAD on the labelled rows of FEATURES.
+
+    \b
+    featx evaluate head.safetensors test-photos.h5
+    """
+    from featx.evaluate import evaluate_head
+
+    show(evaluate_head(head, features, config), as_json)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; every error featx knows becomes one line on standard error and an exit status."""
+    try:
+        status = commands.main(arguments, prog_name="featx", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.exceptions.Abort, KeyboardInterrupt):
+        click.echo("featx: interrupted", err=True)
+        sys.exit(130)
+    except FeatxError as error:
+        click.echo(f"featx: {error}".encode("utf-8", "backslashreplace").decode(), err=True)
+        sys.exit(error.exit_status)
+    sys.exit(status if isinstance(status, int) else 0)

@@ -1,0 +1,108 @@
+"""Everything featx raises on purpose.
+
+FeatxError                      exit  when
+├── UsageError                     2  the request itself cannot be carried out
+│   ├── UnknownBackbone
+│   ├── UnknownLayer
+│   ├── DeviceUnavailable             a GPU was asked for and there is none
+│   ├── SourceError                   the folder, list, CSV or zip cannot be used as it is
+│   ├── FileFormatError               a features or head file is not one, or is damaged
+│   └── LabelError                    the labels do not allow what was asked
+├── WeightsUnavailable             1  a download failed; trying again later may work
+├── WeightsMismatch                4  a checkpoint does not fit the network, or its hash is wrong
+├── PlanMismatch                   4  the output belongs to another plan
+│   └── FeaturesMismatch              a head was given features of another layer or network
+├── TooManyBadImages               3  more failures than --max-bad allows
+├── VerificationFailed             5  recomputed rows differ from the file
+├── DiskError                     74  not enough space, or the disk refused
+└── Interrupted             75/130/143  stopped half-way; the same command resumes
+
+The numeric layers say what is wrong, the verbs add which file, layer and image, and `cli.py` turns the
+result into one line and the exit status.
+"""
+
+from __future__ import annotations
+
+
+class FeatxError(Exception):
+    """Base of all errors featx raises on purpose; `exit_status` is what the command line returns."""
+
+    exit_status = 1
+
+
+class UsageError(FeatxError):
+    """The request cannot be carried out as it stands."""
+
+    exit_status = 2
+
+
+class UnknownBackbone(UsageError):
+    """No network of that name."""
+
+
+class UnknownLayer(UsageError):
+    """The network has no layer of that name."""
+
+
+class DeviceUnavailable(UsageError):
+    """The device asked for is not there. featx never falls back to another one."""
+
+
+class SourceError(UsageError):
+    """The folder, list, CSV or zip cannot be used as it is."""
+
+
+class FileFormatError(UsageError):
+    """A features or head file is not one, or is damaged."""
+
+
+class LabelError(UsageError):
+    """The labels do not allow what was asked."""
+
+
+class WeightsUnavailable(FeatxError):
+    """Published weights could not be fetched."""
+
+
+class WeightsMismatch(FeatxError):
+    """A checkpoint does not fit the network, holds code, or does not have the hash it should."""
+
+    exit_status = 4
+
+
+class PlanMismatch(FeatxError):
+    """The output file belongs to another plan than the one asked for."""
+
+    exit_status = 4
+
+
+class FeaturesMismatch(PlanMismatch):
+    """A head was given features of another layer, network or preprocessing."""
+
+
+class TooManyBadImages(FeatxError):
+    """More images failed than --max-bad allows."""
+
+    exit_status = 3
+
+
+class VerificationFailed(FeatxError):
+    """Recomputed rows differ from what the file holds."""
+
+    exit_status = 5
+
+
+class DiskError(FeatxError):
+    """Not enough space, or the disk refused to read or write."""
+
+    exit_status = 74
+
+
+class Interrupted(FeatxError):
+    """Stopped half-way with everything finished so far kept; the same command resumes."""
+
+    exit_status = 75
+
+    def __init__(self, message: str, exit_status: int = 75) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status

@@ -1,0 +1,69 @@
+"""`featx evaluate`: how good is a head on labelled features it has not seen?"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from featx.config import EvaluateConfig
+from featx.errors import LabelError
+from featx.fit import metric_lines
+from featx.heads.linear import LinearHead, recipe_of
+from featx.heads.metrics import Metrics, measure
+from featx.report import Report
+from featx.store.reader import open_features
+
+
+@dataclass(frozen=True)
+class EvaluateReport(Report):
+    """A head's quality on a features file; `left_out` are unlabelled, failed or of classes it does not know."""
+
+    head: Path
+    features: Path
+    kind: str
+    layer: str
+    images: int
+    left_out: int
+    metrics: Metrics
+
+    def lines(self) -> list[str]:
+        left_out = f", {self.left_out:,} left out" if self.left_out else ""
+        return [
+            f"{self.head} ({self.kind} on {self.layer}) on {self.images:,} images of {self.features}{left_out}",
+            *metric_lines(self.metrics),
+        ]
+
+
+def evaluate_head(
+    head: str | os.PathLike[str], features: str | os.PathLike[str], config: EvaluateConfig | None = None
+) -> EvaluateReport:
+    """Score the labelled rows of a features file with a head.
+
+    Raises:
+        FeaturesMismatch: the file holds other features than the head takes.
+        LabelError: no labelled image of a class the head knows.
+    """
+    loaded, opened = LinearHead.load(head), open_features(features)
+    layer = opened.only_layer(loaded.layer)
+    loaded.refuse_other_features(layer, recipe_of(opened.provenance, layer), str(features))
+    index_of = {name: index for index, name in enumerate(loaded.classes)}
+    rows = opened.usable((config or EvaluateConfig()).split)
+    labels = np.array([index_of.get(opened.classes[label], -1) for label in opened.labels[rows]], np.int64)
+    rows, labels = rows[labels >= 0], labels[labels >= 0]
+    if not len(rows):
+        raise LabelError(
+            f"{features} has no image of the classes the head knows ({', '.join(map(repr, loaded.classes[:5]))})"
+        )
+    values = opened[layer].reshape(len(opened), -1)
+    return EvaluateReport(
+        head=Path(head),
+        features=Path(features),
+        kind=loaded.kind,
+        layer=layer,
+        images=len(rows),
+        left_out=len(opened) - len(rows),
+        metrics=measure(loaded.scores(values[rows]), labels, loaded.classes),
+    )

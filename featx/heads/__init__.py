@@ -1,0 +1,1 @@
+"""Linear heads on features: splitting, fitting, choosing C, measuring, saving."""

@@ -1,0 +1,167 @@
+"""The one type of head: weights, bias, classes, and the features they belong to."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
+
+from featx.errors import DiskError, FeaturesMismatch, FileFormatError
+from featx.heads.normalize import Array, l2_normalized
+
+FORMAT = "featx head 1"
+_ROWS_AT_ONCE = 4096
+
+
+@dataclass(frozen=True)
+class LinearHead:
+    """A linear classifier of one layer's features.
+
+    Attributes:
+        kind: "svm" or "softmax".
+        weights, bias: (K, D) and (K,) float64; a standardisation of the features is folded in.
+        classes: K names; the class of a row is the one with the highest score.
+        normalize: "l2" if rows are to be brought to length 1 first, else "none".
+        layer: its name in the features file.
+        recipe: what makes those features: backbone, weights, preprocessing, pooling, node.
+        report: how the head was fitted and how good it was.
+    """
+
+    kind: str
+    weights: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
+    classes: list[str]
+    normalize: str
+    layer: str
+    recipe: dict[str, Any]
+    report: dict[str, Any] = field(default_factory=dict)
+
+    def scores(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """(n, K) decision values of features (n, D) or (n, C, H, W); for "softmax" the logits.
+
+        Raises:
+            FeaturesMismatch: rows of another length than the head's.
+        """
+        rows = features.reshape(len(features), -1)
+        if rows.shape[1] != self.weights.shape[1]:
+            raise FeaturesMismatch(
+                f"the head was fitted on rows of {self.weights.shape[1]} values ({self.layer}), got {rows.shape[1]}"
+            )
+        found = np.empty((len(rows), len(self.classes)))
+        for start in range(0, len(rows), _ROWS_AT_ONCE):
+            block: Array = np.asarray(rows[start : start + _ROWS_AT_ONCE], np.float64)
+            block = l2_normalized(block) if self.normalize == "l2" else block
+            found[start : start + _ROWS_AT_ONCE] = block @ self.weights.T + self.bias
+        return found
+
+    def outputs(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """(n, K): probabilities for "softmax", decision values for "svm"."""
+        scores = self.scores(features)
+        if self.kind == "svm":
+            return scores
+        exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
+        return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write as safetensors with JSON metadata; the name appears when the file is whole and read back."""
+        path = Path(path)
+        # safetensors writes Fortran-ordered arrays, which scikit-learn's coef_ is, garbled and says nothing.
+        tensors = {"weights": np.ascontiguousarray(self.weights), "bias": np.ascontiguousarray(self.bias)}
+        described = {
+            "kind": self.kind,
+            "classes": self.classes,
+            "normalize": self.normalize,
+            "layer": self.layer,
+            "recipe": self.recipe,
+            "report": self.report,
+        }
+        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file(tensors, partial, {"format": FORMAT, "head": json.dumps(described, sort_keys=True)})
+            back = load_file(partial)
+            if not all(np.array_equal(back[name], tensor) for name, tensor in tensors.items()):
+                raise DiskError(f"{path}: the file does not hold what was written")
+            os.replace(partial, path)
+        except (OSError, SafetensorError) as error:
+            raise DiskError(f"{path}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> LinearHead:
+        """Read a head; nothing in the file can run.
+
+        Raises:
+            FileFormatError: not there, or not a head.
+        """
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise FileFormatError(f"{path} is a safetensors file but not a head of featx")
+                described = json.loads(metadata["head"])
+                weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
+        except FileNotFoundError as error:
+            raise FileFormatError(f"no file {path}") from error
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise FileFormatError(f"{path} cannot be read as a head: {error}") from error
+        count = len(described["classes"])
+        if weights.ndim != 2 or weights.shape[0] != count or bias.shape != (count,):
+            raise FileFormatError(f"{path} is damaged: {count} classes, weights {weights.shape}, bias {bias.shape}")
+        return cls(weights=weights, bias=bias, **described)
+
+    def refuse_other_features(self, layer: str, recipe: dict[str, Any], where: str) -> None:
+        """Raise FeaturesMismatch unless `recipe` makes the same features as the head was fitted on.
+
+        Args:
+            where: the features' file, for the message.
+        """
+        for key, words in _MUST_AGREE.items():
+            mine, theirs = _get(self.recipe, key), _get(recipe, key)
+            if mine != theirs:
+                raise FeaturesMismatch(
+                    f"the head was fitted on {self.recipe['backbone']} {self.layer} with {words} {_brief(mine)}; "
+                    f"{where} holds {recipe['backbone']} {layer} with {_brief(theirs)}. "
+                    f"Extract again with: {self.extract_command}"
+                )
+
+    @property
+    def extract_command(self) -> str:
+        """The command that makes the features this head takes."""
+        return str(self.recipe["command"])
+
+
+_MUST_AGREE = {
+    "backbone": "the network",
+    "node": "the node",
+    "pooling": "pooling",
+    "weights.sha256": "weights of sha256",
+    "preprocess": "preprocessing",
+    "exif": "EXIF orientation applied:",
+}
+
+
+def _get(recipe: dict[str, Any], key: str) -> Any:
+    value: Any = recipe
+    for part in key.split("."):
+        value = value[part]
+    return value
+
+
+def _brief(value: Any) -> str:
+    text = json.dumps(value) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 200 else text[:16] + "..."
+
+
+def recipe_of(provenance: dict[str, Any], layer: str) -> dict[str, Any]:
+    """What makes one layer of a features file, from the file's provenance."""
+    kept = ("backbone", "weights", "preprocess", "exif", "pooling", "precision", "batch_size", "command")
+    return {key: provenance[key] for key in kept} | {"node": provenance["layers"][layer]["node"]}

@@ -1,0 +1,52 @@
+"""How good scores are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+TOP = 5
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Quality of predictions on labelled images.
+
+    Attributes:
+        accuracy: share of images whose class has the highest score.
+        mean_per_class: mean over classes of the share of their images that is right; classes without images in
+            the test set do not count.
+        top5: share of images whose class is among the five highest scores; None with five classes or fewer.
+        per_class: class -> share of its images that is right; None where there are none.
+        confusion: (K, K) counts, row = true class, column = predicted.
+    """
+
+    images: int
+    accuracy: float
+    mean_per_class: float
+    top5: float | None
+    per_class: dict[str, float | None]
+    confusion: list[list[int]]
+
+
+def measure(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], classes: list[str]) -> Metrics:
+    """Compare scores (n, K) with labels (n,), n > 0."""
+    count, predicted = len(classes), scores.argmax(axis=1)
+    confusion = np.zeros((count, count), np.int64)
+    np.add.at(confusion, (labels, predicted), 1)
+    totals, right = confusion.sum(axis=1), np.diag(confusion)
+    shares = [float(r / t) if t else None for r, t in zip(right, totals, strict=True)]
+    top5 = None
+    if count > TOP:
+        own = scores[np.arange(len(labels)), labels][:, None]
+        top5 = float(((scores > own).sum(axis=1) < TOP).mean())
+    return Metrics(
+        images=len(labels),
+        accuracy=float(right.sum() / len(labels)),
+        mean_per_class=float(np.mean([share for share in shares if share is not None])),
+        top5=top5,
+        per_class=dict(zip(classes, shares, strict=True)),
+        confusion=confusion.tolist(),
+    )

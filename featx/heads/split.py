@@ -1,0 +1,67 @@
+"""Which rows train a head and which test it."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from featx.errors import LabelError
+
+Rows = npt.NDArray[np.intp]
+
+
+def split_by_share(labels: npt.NDArray[np.int32], share: float, seed: int) -> tuple[Rows, Rows]:
+    """Hold out a share of every class, chosen at random.
+
+    Args:
+        labels: (n,) class of every row.
+        share: of each class, rounded to the nearest row; every class keeps at least one row for training.
+
+    Returns:
+        train, test: positions in `labels`, sorted.
+    """
+    generator = np.random.default_rng(seed)
+    train, test = [], []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        held_out = min(math.floor(share * len(rows) + 0.5), len(rows) - 1)
+        test.append(rows[:held_out])
+        train.append(rows[held_out:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+
+
+def split_per_class(labels: npt.NDArray[np.int32], count: int, seed: int, classes: list[str]) -> tuple[Rows, Rows]:
+    """Train on `count` rows of every class, chosen at random; test on all others.
+
+    Raises:
+        LabelError: a class has fewer rows than that.
+    """
+    generator = np.random.default_rng(seed)
+    train, test = [], []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        if len(rows) < count:
+            raise LabelError(
+                f"class {classes[label]!r} has {len(rows)} usable images; --per-class {count} needs more"
+            )
+        train.append(rows[:count])
+        test.append(rows[count:])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
+
+
+def split_by_name(split_of: npt.NDArray[np.int32], splits: list[str]) -> tuple[Rows, Rows]:
+    """The rows of the split called train, and those of test (or val, if there is no test).
+
+    Raises:
+        LabelError: there is no split called train, or nothing to test on.
+    """
+    by_name = {name.lower(): index for index, name in enumerate(splits)}
+    train = next((by_name[n] for n in ("train", "training") if n in by_name), None)
+    held_out = ("test", "testing", "val", "valid", "validation")
+    test = next((by_name[n] for n in held_out if n in by_name), None)
+    if train is None or test is None:
+        have = ", ".join(splits) or "none"
+        raise LabelError(f"--split-column needs splits called train and test (or val); the file's splits: {have}")
+    return np.flatnonzero(split_of == train), np.flatnonzero(split_of == test)

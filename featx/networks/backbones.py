@@ -1,0 +1,310 @@
+"""A name becomes a network: its layers and their geometry, its weights, its preprocessing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models import WeightsEnum, get_model, get_model_weights
+
+from featx.errors import UnknownBackbone, UsageError, WeightsMismatch
+from featx.networks.geometry import (
+    NodeGeometry,
+    ancestors,
+    measure_nodes,
+    multiply_adds_up_to,
+)
+from featx.networks.names import (
+    PRE,
+    PROB,
+    Layer,
+    LayerNames,
+    literature_layers,
+    nearest_names,
+    node_layers,
+    prob_layer,
+)
+from featx.networks.tap import SOFTMAX, tap, trace_nodes
+from featx.networks.weights import (
+    Progress,
+    WeightsSource,
+    fetch_weights,
+    fit_state,
+    read_checkpoint,
+    sha256_of_file,
+    sha256_of_state,
+)
+
+# torchvision builds these two as they were when their published weights were trained: with auxiliary heads
+# (unused in eval mode) and their own input scaling.
+_AS_PUBLISHED: dict[str, dict[str, Any]] = {
+    "googlenet": {"aux_logits": True, "transform_input": True},
+    "inception_v3": {"aux_logits": True, "transform_input": True},
+}
+
+
+def backbone_names() -> list[str]:
+    """The names of all torchvision classifiers, AlexNet and VGG first."""
+    names = torchvision.models.list_models(module=torchvision.models)
+    return sorted(names, key=lambda name: (not name.startswith(("alexnet", "vgg")), name))
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise UnknownBackbone, with the nearest names, unless torchvision has a classifier of that name."""
+    if name not in backbone_names():
+        raise UnknownBackbone(
+            f"no network {name!r}. Nearest: {nearest_names(name, backbone_names())}. "
+            f"It can be alexnet, vgg11, vgg13, vgg16, vgg19 (each also with _bn) or any torchvision classifier"
+        )
+
+
+class _ParametersOnMeta(TorchFunctionMode):
+    """Makes the tensors modules allocate for their parameters on the meta device.
+
+    Not `torch.device("meta")`: RegNet computes its widths with tensors, which then have no values.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.empty, torch.zeros, torch.ones):
+            return func(*args, **{**(kwargs or {}), "device": "meta"})
+        return func(*args, **(kwargs or {}))
+
+
+def construct(name: str, seed: int | None = None, published: str | None = None) -> nn.Module:
+    """torchvision's network of that name in eval mode: on the meta device, or initialised from a seed.
+
+    Args:
+        published: the torchvision weights it is for (a vision transformer's size depends on them); by default
+            the backbone's DEFAULT.
+
+    Raises:
+        UnknownBackbone: no such classifier.
+    """
+    refuse_unknown(name)
+    options = dict(_AS_PUBLISHED.get(name, {}))
+    if name in _AS_PUBLISHED:
+        options["init_weights"] = seed is not None
+    if name.startswith("vit_"):
+        options["image_size"] = _published(name, published).meta["min_size"][0]
+    if seed is None:
+        with _ParametersOnMeta():
+            network: nn.Module = get_model(name, weights=None, **options).to("meta")
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = get_model(name, weights=None, **options)
+    return network.eval().requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One row of `featx layers`.
+
+    Attributes:
+        shape: values per image, (C, H, W) or (D,).
+        bytes_per_image: as float32.
+        receptive_field: (height, width) in input pixels; None if the whole image or unknown, see `sees`.
+        stride: (vertical, horizontal) input pixels between neighbouring values, None as above.
+        sees: "window", "whole" or "unknown".
+        parameters: of this layer: those between it and the rows before.
+        multiply_adds: per image, from the pixels up to and including this layer.
+    """
+
+    name: str
+    node: str
+    relu: str
+    shape: tuple[int, ...]
+    bytes_per_image: int
+    receptive_field: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    sees: str
+    parameters: int
+    multiply_adds: int
+    is_map: bool
+
+    @property
+    def values(self) -> int:
+        return self.bytes_per_image // 4
+
+
+class Backbone:
+    """A network described without weights: names, layers, geometry, default preprocessing.
+
+    >>> [layer.name for layer in Backbone("alexnet").names.resolve("conv4-conv5,fc*")]
+    ['conv4', 'conv5', 'fc6', 'fc7', 'fc8']
+    """
+
+    def __init__(self, name: str, side: int | None = None, published: str | None = None) -> None:
+        """Describe network `name` for square inputs of `side` pixels, by default the weights' own crop.
+
+        Args:
+            published: the torchvision weights whose network and preprocessing are meant; by default DEFAULT.
+        """
+        self.name = name
+        self._network = construct(name, published=published)
+        self.preprocessing = default_preprocessing(name, published)
+        self.side = side or self.preprocessing["crop"]
+        self._traced, self.nodes = trace_nodes(self._network)
+
+    @cached_property
+    def geometry(self) -> dict[fx.Node, NodeGeometry]:
+        try:
+            return measure_nodes(self._traced, self.side)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UsageError(
+                f"{self.name} cannot take images of {self.side} x {self.side} pixels: {reason}. "
+                f"Its weights were made for --crop {self.preprocessing['crop']}"
+            ) from error
+
+    @cached_property
+    def names(self) -> LayerNames:
+        usable = {name: node for name, node in self.nodes.items() if node in self.geometry}
+        relus = frozenset(n for n, node in usable.items() if self._is_relu(node))
+        before = frozenset(
+            n for n, node in usable.items() if node.users and all(self._is_relu(u) for u in node.users)
+        )
+        by_node = {layer.name: layer for layer in node_layers(usable, relus, before)}
+        literature = literature_layers(self._network)
+        main = [layer for layer in literature if not layer.name.endswith(PRE)]
+        if not literature:
+            main = [layer for layer in by_node.values() if self.nodes[layer.node].op != "placeholder"]
+        last = list(usable)[-1]
+        others = {layer.name: layer for layer in literature if layer.name.endswith(PRE)}
+        others |= {PROB: prob_layer(last)}
+        others |= _module_layers(by_node) | by_node
+        return LayerNames(self.name, tuple(main), others)
+
+    def _is_relu(self, node: fx.Node) -> bool:
+        if node.op == "call_module":
+            return isinstance(self._traced.get_submodule(str(node.target)), nn.ReLU | nn.ReLU6)
+        return getattr(node.target, "__name__", "") in ("relu", "relu6")
+
+    def describe(self, layers: Iterable[Layer]) -> list[LayerInfo]:
+        """The table rows of some layers, in the order given."""
+        rows: list[LayerInfo] = []
+        counted: set[fx.Node] = set()
+        for layer in layers:
+            node = self.nodes[layer.node.removesuffix(SOFTMAX)]
+            geometry = self.geometry[node]
+            upstream = ancestors(node)
+            new = [self.geometry[n].parameters for n in upstream - counted if n in self.geometry]
+            counted |= upstream
+            field = geometry.field
+            window = None if field is None or field.whole else (field.vertical, field.horizontal)
+            rows.append(
+                LayerInfo(
+                    name=layer.name,
+                    node=layer.node,
+                    relu=layer.relu,
+                    shape=geometry.shape,
+                    bytes_per_image=4 * _product(geometry.shape),
+                    receptive_field=(window[0].size, window[1].size) if window else None,
+                    stride=(window[0].stride, window[1].stride) if window else None,
+                    sees="window" if window else "unknown" if field is None else "whole",
+                    parameters=sum(new),
+                    multiply_adds=multiply_adds_up_to(node, self.geometry),
+                    is_map=geometry.is_map,
+                )
+            )
+        return rows
+
+    def largest_activation(self, layers: Iterable[Layer]) -> int:
+        """Bytes per image of the largest float32 tensor on the way to the layers."""
+        nodes = set().union(*(ancestors(self.nodes[layer.node.removesuffix(SOFTMAX)]) for layer in layers))
+        return max(4 * _product(self.geometry[n].shape) for n in nodes if n in self.geometry)
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    size = 1
+    for length in shape:
+        size *= length
+    return size
+
+
+def _module_layers(by_node: dict[str, Layer]) -> dict[str, Layer]:
+    """Module names as layers: `layer1` is the last node inside `layer1.`, as in torchvision."""
+    found: dict[str, Layer] = {}
+    for name, layer in by_node.items():
+        parts = name.split(".")
+        for length in range(1, len(parts)):
+            prefix = ".".join(parts[:length])
+            found[prefix] = Layer(prefix, layer.node, layer.relu)
+    return found
+
+
+def default_preprocessing(name: str, weights: str | None = None) -> dict[str, Any]:
+    """The preprocessing of a backbone's published weights, as plain values.
+
+    Args:
+        weights: a torchvision weights name; by default the backbone's DEFAULT.
+    """
+    transforms = _published(name, weights).transforms()
+    return {
+        "resize": int(transforms.resize_size[0]),
+        "crop": int(transforms.crop_size[0]),
+        "interpolation": transforms.interpolation.value,
+        "mean": [float(v) for v in transforms.mean],
+        "std": [float(v) for v in transforms.std],
+    }
+
+
+def _published(name: str, weights: str | None) -> WeightsEnum:
+    entries = get_model_weights(name)
+    return entries[weights.split(".")[-1]] if weights else entries.DEFAULT
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its weights in place.
+
+    Attributes:
+        network: torchvision's module, eval mode, float32, no gradients.
+        sha256: of the weights file, or of the tensors when they come from a seed.
+    """
+
+    network: nn.Module
+    source: WeightsSource
+    sha256: str
+
+    def tapped(self, layers: Iterable[Layer]) -> fx.GraphModule:
+        """(B, 3, H, W) -> {layer name: activations}; see `featx.networks.tap.tap`."""
+        traced, nodes = trace_nodes(self.network)
+        tapped = tap(traced, nodes, {layer.name: layer.node for layer in layers})
+        _refuse_missing_weights(tapped, self.source)
+        return tapped
+
+
+def load_network(name: str, source: WeightsSource, progress: Progress | None = None) -> LoadedNetwork:
+    """Build a backbone and put weights into it.
+
+    Raises:
+        WeightsMismatch, WeightsUnavailable: see `featx.networks.weights`.
+    """
+    if source.seed is not None:
+        network = construct(name, source.seed)
+        return LoadedNetwork(network, source, sha256_of_state(network.state_dict()))
+    if source.file is not None:
+        path, sha256 = source.file, sha256_of_file(source.file)
+    else:
+        path, sha256 = fetch_weights(str(source.url), progress)
+    network = construct(name, published=source.published)
+    fit_state(network, read_checkpoint(Path(path)), str(path))
+    return LoadedNetwork(network.eval().requires_grad_(False), source, sha256)
+
+
+def _refuse_missing_weights(tapped: fx.GraphModule, source: WeightsSource) -> None:
+    """VGG's IMAGENET1K_FEATURES, for one, has NaN where its classifier should be."""
+    for name, tensor in tapped.state_dict().items():
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise WeightsMismatch(
+                f"weights {source.name}: {name} holds NaN or infinite values, so layers behind it mean nothing. "
+                f"Ask for earlier layers or use other weights"
+            )

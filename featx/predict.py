@@ -1,0 +1,180 @@
+"""`featx predict`: a head tells the class of images, or of features extracted before."""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featx.config import PredictConfig
+from featx.errors import Interrupted, TooManyBadImages, WeightsMismatch
+from featx.heads.linear import LinearHead, recipe_of
+from featx.images.scan import printable, scan
+from featx.progress import SILENT, Reporter, format_duration, graceful_stop
+from featx.report import Report
+from featx.store.reader import open_features
+from featx.store.schema import DONE
+from featx.store.writer import disk_errors
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+
+@dataclass(frozen=True)
+class PredictReport(Report):
+    """What was predicted: class -> images."""
+
+    head: Path
+    output: Path
+    images: int
+    failed: int
+    predicted: dict[str, int]
+    seconds: float
+
+    def lines(self) -> list[str]:
+        shown = ", ".join(f"{printable(name)} {count:,}" for name, count in list(self.predicted.items())[:12])
+        lines = [f"{self.output}: {self.images:,} images in {format_duration(self.seconds)}: {shown}"]
+        if self.failed:
+            lines.append(
+                f"{self.failed:,} images failed: their rows have no class, and the reason in the last column"
+            )
+        return lines
+
+
+def predict_images(
+    head: str | os.PathLike[str],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: PredictConfig | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> PredictReport:
+    """Write the predicted class and the scores of every image to a CSV file.
+
+    Columns: path, class, score:CLASS for every class (probabilities of a softmax head, decision values of an
+    SVM), error. One line per image, in the source's order; failed images have an empty class.
+
+    Args:
+        source: images as for `extract_features`, or a features file.
+
+    Raises:
+        FeaturesMismatch: the features file holds other features than the head takes.
+        WeightsMismatch: the network's weights are not those the head was fitted with.
+        TooManyBadImages: more images failed than `config.max_bad` allows; nothing is written.
+    """
+    loaded, config, started = LinearHead.load(head), config or PredictConfig(), time.perf_counter()
+    if _is_hdf5(Path(source)):
+        paths, outputs, errors = _from_features(loaded, Path(source))
+    else:
+        paths, outputs, errors = _from_images(loaded, Path(source), config, reporter)
+    _refuse_too_many_bad(errors, paths, config.max_bad)
+    chosen = [None if row in errors else loaded.classes[best] for row, best in enumerate(outputs.argmax(axis=1))]
+    with disk_errors(Path(output)):
+        _write_csv(Path(output), loaded.classes, paths, chosen, outputs, errors)
+    return PredictReport(
+        head=Path(head),
+        output=Path(output),
+        images=len(paths),
+        failed=len(errors),
+        predicted=dict(Counter(name for name in chosen if name is not None).most_common()),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _is_hdf5(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
+
+
+Scored = tuple[list[str], npt.NDArray[np.float64], dict[int, str]]
+
+
+def _from_features(head: LinearHead, path: Path) -> Scored:
+    features = open_features(path)
+    layer = features.only_layer(head.layer)
+    head.refuse_other_features(layer, recipe_of(features.provenance, layer), str(path))
+    outputs = np.full((len(features), len(head.classes)), np.nan)
+    rows = np.flatnonzero(features.status == DONE)
+    outputs[rows] = head.outputs(features[layer][rows])
+    return features.paths, np.nan_to_num(outputs), {f.row: f.reason for f in features.failures()}
+
+
+def _from_images(head: LinearHead, source: Path, config: PredictConfig, reporter: Reporter) -> Scored:
+    from featx.activations import Extractor, recipe_from, stream_features
+
+    manifest = scan(source, follow_links=config.follow_links)
+    recipe = recipe_from(
+        head.recipe,
+        layer=head.layer,
+        weights=config.weights,
+        device=config.device,
+        batch_size=config.batch_size,
+    )
+    extractor = Extractor(recipe, reporter.download)
+    if extractor.weights_sha256 != head.recipe["weights"]["sha256"]:
+        raise WeightsMismatch(
+            f"the head was fitted on features of weights with sha256 {head.recipe['weights']['sha256'][:16]}...; "
+            f"{recipe.weights.name} has {extractor.weights_sha256[:16]}.... Say where the right ones are with --weights"
+        )
+    outputs = np.zeros((len(manifest), len(head.classes)))
+    errors: dict[int, str] = {}
+    reporter.begin("predict", len(manifest))
+
+    def keep(block: Any, features: dict[str, npt.NDArray[Any]]) -> None:
+        good = np.flatnonzero(block.status == DONE)
+        outputs[block.first + good] = head.outputs(features[head.layer][good])
+        errors.update({block.first + place: reason for place, reason in block.reasons.items()})
+        reporter.advance(len(block.status))
+
+    blocks = range(0, len(manifest), recipe.batch_size)
+    with graceful_stop() as stop:
+        stream_features(manifest, extractor, keep, blocks=blocks, workers=config.workers, stop=stop)
+    reporter.end()
+    if stop.signal is not None:
+        raise Interrupted(f"stopped by signal {stop.signal}; nothing was written", 128 + stop.signal)
+    return [os.fsdecode(path) for path in manifest.paths], outputs, errors
+
+
+def _refuse_too_many_bad(errors: dict[int, str], paths: list[str], max_bad: float) -> None:
+    allowed = math.floor(max_bad * len(paths))
+    if len(errors) > allowed:
+        row = min(errors)
+        raise TooManyBadImages(
+            f"{len(errors)} of {len(paths)} images are bad, --max-bad {max_bad:g} allows {allowed}: "
+            f"{printable(paths[row])}: {errors[row]}. Allow more with --max-bad 5%"
+        )
+
+
+def _write_csv(
+    output: Path,
+    classes: list[str],
+    paths: list[str],
+    chosen: Iterable[str | None],
+    outputs: npt.NDArray[np.float64],
+    errors: dict[int, str],
+) -> None:
+    output.parent.mkdir(parents=True, exist_ok=True)
+    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
+    try:
+        # surrogateescape: file names that are not UTF-8 come out as the bytes they are.
+        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(["path", "class", *(f"score:{name}" for name in classes), "error"])
+            for row, (path, name) in enumerate(zip(paths, chosen, strict=True)):
+                scores = [""] * len(classes) if name is None else [f"{v:.6g}" for v in outputs[row]]
+                writer.writerow([path, name or "", *scores, errors.get(row, "")])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, output)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,225 @@
+"""Read a features file: arrays mapped without copying, opened lazily, safe to hand to other processes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featx.errors import FileFormatError, LabelError, UnknownLayer
+from featx.store.schema import DONE, PENDING, Extent, LayerSpec, partial_path, read_extents
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.utils.data import Dataset
+
+
+def open_features(path: str | os.PathLike[str], *, partial: bool = False) -> Features:
+    """Open a features file for reading.
+
+    Args:
+        partial: also accept a file that is not finished; its pending rows mean nothing.
+
+    Raises:
+        FileFormatError: not there, not a features file, or not finished.
+
+    Example:
+        features = featx.open_features("photos.h5")
+        features["fc7"]              # (N, 4096) array, mapped from the file
+        X, y = features.xy("fc7")    # the labelled rows, for scikit-learn
+    """
+    features = Features(Path(path))
+    if not partial and not features.complete:
+        raise FileFormatError(
+            f"{path} is not finished: {features.count(PENDING)} of {len(features)} images are still to be done. "
+            f"Run the same extract command again"
+        )
+    return features
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not become features; its rows are NaN."""
+
+    row: int
+    path: str
+    status: int
+    reason: str
+
+
+class Features(Mapping[str, npt.NDArray[Any]]):
+    """A features file: layer name -> array (N, ...), and what is known about the N images.
+
+    The arrays are read-only maps of the file; nothing is read before it is used. Processes that receive one
+    (DataLoader workers) open the file for themselves.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with h5py.File(path, "r", locking=False) as file:
+                self._extents = read_extents(file, str(path))
+                self.complete = bool(file.attrs.get("complete", 0))
+                self.fingerprint: str = file.attrs["fingerprint"].decode()
+                self.provenance: dict[str, Any] = json.loads(file["provenance"][()])
+                self.layers = {
+                    name.removeprefix("features/"): _layer_spec(file[name], extent)
+                    for name, extent in self._extents.items()
+                    if name.startswith("features/")
+                }
+        except FileNotFoundError as error:
+            hint = ""
+            if partial_path(path).exists():
+                hint = f"; {partial_path(path).name} is there: run the same extract command again to finish it"
+            raise FileFormatError(f"no file {path}{hint}") from error
+        except (OSError, KeyError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"{path} cannot be read as a features file: {error}") from error
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Features, (self.path,))
+
+    def __repr__(self) -> str:
+        shapes = ", ".join(f"{name} {self._extents['features/' + name].shape}" for name in self.layers)
+        return f"<Features {self.path}: {len(self.paths)} images; {shapes}>"
+
+    def __len__(self) -> int:
+        """The number of images N."""
+        return self._extents["images/path"].shape[0]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layers)
+
+    def __getitem__(self, layer: str) -> npt.NDArray[Any]:
+        """(N, ...) of one layer, mapped; UnknownLayer if the file does not hold it."""
+        return self._map(f"features/{self._known(layer)}")
+
+    def _known(self, layer: str) -> str:
+        if layer not in self.layers:
+            raise UnknownLayer(f"{self.path} has no layer {layer!r}; it holds {', '.join(self.layers)}")
+        return layer
+
+    def only_layer(self, layer: str | None = None) -> str:
+        """`layer` if the file holds it; without one, the only layer there is."""
+        if layer is not None:
+            return self._known(layer)
+        if len(self.layers) != 1:
+            raise UnknownLayer(f"{self.path} holds {', '.join(self.layers)}; choose one with -l")
+        return next(iter(self.layers))
+
+    def _map(self, name: str) -> npt.NDArray[Any]:
+        extent = self._extents[name]
+        if 0 in extent.shape:
+            return np.empty(extent.shape, extent.dtype)
+        if extent.offset is None:  # repacked by another tool, compressed perhaps: not to be mapped, but to be read
+            with h5py.File(self.path, "r", locking=False) as file:
+                return np.asarray(file[name])
+        try:
+            return np.memmap(self.path, extent.dtype, "r", extent.offset, extent.shape)
+        except (ValueError, OSError) as error:
+            raise FileFormatError(f"{self.path} is shorter than it should be: /{name} is cut off") from error
+
+    @cached_property
+    def raw_paths(self) -> list[bytes]:
+        """The N paths as bytes, as the file system has them."""
+        return [bytes(path) for path in self._map("images/path")]
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The N paths, relative to the source, as Python writes file names (os.fsdecode)."""
+        return [os.fsdecode(path) for path in self.raw_paths]
+
+    @cached_property
+    def labels(self) -> npt.NDArray[np.int32]:
+        """(N,) index into `classes`, -1 for none."""
+        return np.array(self._map("images/label"))
+
+    @cached_property
+    def classes(self) -> list[str]:
+        """The K class names."""
+        return _texts(self._map("classes"))
+
+    @cached_property
+    def splits(self) -> list[str]:
+        """The names of the splits, such as train and test; empty if there are none."""
+        return _texts(self._map("splits"))
+
+    @cached_property
+    def split_of(self) -> npt.NDArray[np.int32]:
+        """(N,) index into `splits`, -1 for none."""
+        return np.array(self._map("images/split"))
+
+    @cached_property
+    def status(self) -> npt.NDArray[np.uint8]:
+        """(N,) 0 pending, 1 done, 2.. a kind of failure."""
+        return np.array(self._map("images/status"))
+
+    @cached_property
+    def sha256(self) -> npt.NDArray[np.uint8]:
+        """(N, 32) hash of each image file's bytes."""
+        return np.array(self._map("images/sha256"))
+
+    @cached_property
+    def orientation(self) -> npt.NDArray[np.uint8]:
+        """(N,) EXIF orientation of each image, 1 = upright."""
+        return np.array(self._map("images/orientation"))
+
+    def count(self, status: int) -> int:
+        """How many images have this status."""
+        return int((self.status == status).sum())
+
+    def failures(self) -> list[Failure]:
+        """The images that failed, in order."""
+        rows = np.flatnonzero(self.status > DONE)
+        reasons = self._map("images/reason")
+        return [
+            Failure(int(row), self.paths[row], int(self.status[row]), reasons[row].decode(errors="replace"))
+            for row in rows
+        ]
+
+    def usable(self, split: str | None = None) -> npt.NDArray[np.intp]:
+        """The rows that are done and labelled, in order.
+
+        Raises:
+            LabelError: the file has no such split.
+        """
+        usable = (self.status == DONE) & (self.labels >= 0)
+        if split is not None:
+            if split not in self.splits:
+                have = ", ".join(self.splits) or "none"
+                raise LabelError(f"{self.path} has no split {split!r}; its splits: {have}")
+            usable &= self.split_of == self.splits.index(split)
+        return np.flatnonzero(usable)
+
+    def xy(
+        self, layer: str | None = None, split: str | None = None
+    ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
+        """X (n, D) and y (n,) of the labelled, successful rows; maps are flattened. Not copied if all rows are."""
+        rows = self.usable(split)
+        values = self[self.only_layer(layer)]
+        values = values.reshape(len(values), -1)
+        if len(rows) < len(values):
+            values = values[rows]
+        return values, self.labels[rows]
+
+    def dataset(self, layer: str | None = None, split: str | None = None) -> Dataset[tuple[Tensor, int]]:
+        """A torch Dataset of (features, label) over the labelled, successful rows."""
+        from featx.store.dataset import FeatureDataset
+
+        return FeatureDataset(self, self.only_layer(layer), self.usable(split))
+
+
+def _layer_spec(dataset: h5py.Dataset, extent: Extent) -> LayerSpec:
+    text = {key: dataset.attrs[key].decode() for key in ("node", "relu", "pooling")}
+    return LayerSpec(dataset.name.removeprefix("/features/"), **text, shape=extent.shape[1:], dtype=extent.dtype.name)
+
+
+def _texts(array: npt.NDArray[Any]) -> list[str]:
+    return [value.decode("utf-8", errors="surrogateescape") for value in array]

@@ -1,0 +1,302 @@
+"""The features file, schema 1: what is in it and where its bytes lie.
+
+    /features/<layer>    (N, D) or (N, C, H, W)  float32 | float16; attributes node, relu, shape, pooling
+    /images/path         (N,) fixed-length bytes, as the file system has them, padded with zeros
+    /images/label        (N,) int32, index into /classes, -1 = none
+    /images/split        (N,) int32, index into /splits, -1 = none
+    /images/status       (N,) uint8, 0 pending, 1 done, 2.. a kind of failure: the row is NaN
+    /images/reason       (N,) fixed-length UTF-8: why an image failed, empty if it did not
+    /images/sha256       (N, 32) uint8, of the image file's bytes
+    /images/orientation  (N,) uint8, EXIF orientation, 1 = upright
+    /classes             (K,) UTF-8
+    /splits              (S,) UTF-8
+    /provenance          one JSON text: everything the features depend on
+    attributes           format = "featx", schema = 1, complete = 0 | 1, fingerprint
+
+All datasets are contiguous, little-endian, in C order and allocated when the file is made, so any program can
+map them. Nothing in the file depends on the clock, the host's name, the number of workers or on how often the
+run was interrupted: the same settings on the same machine give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featx.errors import FileFormatError
+
+FORMAT = "featx"
+SCHEMA = 1
+PENDING, DONE = 0, 1
+REASON_BYTES = 120
+_ALIGNMENT = 64  # bytes: every array starts where any processor likes to read
+_HEAD_BYTES = 1 << 16  # the root's attributes are created first and lie well within this
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One dataset under /features.
+
+    Attributes:
+        shape: of one row, after pooling.
+        dtype: "float32" or "float16".
+    """
+
+    name: str
+    node: str
+    relu: str
+    pooling: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def bytes_per_image(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+
+@dataclass(frozen=True)
+class FilePlan:
+    """Everything about a features file that is known before the first image is read.
+
+    Attributes:
+        paths, labels, split_of: N each.
+        provenance: plain values; must not depend on when, where or in how many pieces the job runs.
+    """
+
+    paths: Sequence[bytes]
+    labels: Sequence[int]
+    classes: Sequence[str]
+    split_of: Sequence[int]
+    splits: Sequence[str]
+    layers: Sequence[LayerSpec]
+    provenance: Mapping[str, Any]
+
+    @property
+    def provenance_json(self) -> str:
+        return json.dumps(self.provenance, indent=1, sort_keys=True, ensure_ascii=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what the rows depend on, hexadecimal: two files with the same one hold the same rows."""
+        return hashlib.sha256(json.dumps(essence(self.provenance), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def bytes_total(self) -> int:
+        """Size of the finished file, to within a few kilobytes."""
+        per_image = sum(layer.bytes_per_image for layer in self.layers)
+        return len(self.paths) * (per_image + self._path_bytes + REASON_BYTES + 4 + 4 + 1 + 1 + 32)
+
+    @property
+    def _path_bytes(self) -> int:
+        return max(map(len, self.paths))
+
+    def small_arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The datasets that are known beforehand, by name."""
+        return {
+            "images/path": np.array(self.paths, f"S{self._path_bytes}"),
+            "images/label": np.array(self.labels, "<i4"),
+            "images/split": np.array(self.split_of, "<i4"),
+            "classes": _utf8(self.classes),
+            "splits": _utf8(self.splits),
+            "provenance": np.array(self.provenance_json.encode()),
+        }
+
+    def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+        """Shape and type of every dataset, by name, in the order they lie in the file."""
+        count = len(self.paths)
+        known = {name: (a.shape, a.dtype) for name, a in self.small_arrays().items()}
+        return known | {
+            "images/status": ((count,), np.dtype("u1")),
+            "images/orientation": ((count,), np.dtype("u1")),
+            "images/reason": ((count,), np.dtype(f"S{REASON_BYTES}")),
+            "images/sha256": ((count, 32), np.dtype("u1")),
+            **{
+                f"features/{layer.name}": ((count, *layer.shape), np.dtype(layer.dtype).newbyteorder("<"))
+                for layer in self.layers
+            },
+        }
+
+
+def essence(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a provenance that rows depend on: not how it was asked for, nor where the images lie."""
+    return {
+        key: value for key, value in provenance.items() if key not in ("command", "request", "source", "hardware")
+    }
+
+
+def _utf8(texts: Sequence[str]) -> npt.NDArray[Any]:
+    encoded = [text.encode("utf-8", errors="surrogateescape") for text in texts]
+    return np.array(encoded, f"S{max(map(len, encoded), default=1) or 1}")
+
+
+_UTF8_NAMES = {"classes", "splits", "provenance", "images/reason"}
+
+
+def write_skeleton(path: Path, plan: FilePlan) -> None:
+    """Make a complete, closed HDF5 file in which every feature is still to be written.
+
+    Args:
+        path: a file that may be overwritten; not the final name.
+    """
+    with h5py.File(
+        path,
+        "w",
+        libver="earliest",
+        locking=False,
+        alignment_threshold=1,
+        alignment_interval=_ALIGNMENT,
+    ) as file:
+        file.attrs["format"] = np.bytes_(FORMAT)
+        file.attrs.create("schema", SCHEMA, dtype="<i4")
+        file.attrs.create("complete", 0, dtype="u1")
+        file.attrs["fingerprint"] = np.bytes_(plan.fingerprint)
+        for name, (shape, dtype) in plan.arrays().items():
+            _allocate(file, name, shape, dtype)
+        for layer in plan.layers:
+            attributes = file[f"features/{layer.name}"].attrs
+            attributes["node"] = np.bytes_(layer.node)
+            attributes["relu"] = np.bytes_(layer.relu)
+            attributes["pooling"] = np.bytes_(layer.pooling)
+            attributes["shape"] = np.array(layer.shape, "<i8")
+        for name, array in plan.small_arrays().items():
+            if array.size:
+                target = file[name].id
+                target.write(h5py.h5s.ALL, h5py.h5s.ALL, np.ascontiguousarray(array), target.get_type())
+
+
+def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """A contiguous dataset whose place in the file is fixed now and which nothing is written into."""
+    properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    properties.set_layout(h5py.h5d.CONTIGUOUS)
+    properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
+    links.set_create_intermediate_group(True)
+    if name in _UTF8_NAMES:
+        kind = h5py.h5t.py_create(h5py.string_dtype("utf-8", dtype.itemsize), logical=True)
+    else:
+        kind = h5py.h5t.py_create(dtype, logical=True)
+    space = h5py.h5s.create_simple(shape) if shape else h5py.h5s.create(h5py.h5s.SCALAR)
+    h5py.h5d.create(file.id, name.encode(), kind, space, properties, links)
+
+
+@dataclass(frozen=True)
+class Extent:
+    """Where a dataset lies: `offset` bytes into the file; None for one that is not contiguous."""
+
+    offset: int | None
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+
+def read_extents(file: h5py.File, name: str) -> dict[str, Extent]:
+    """The extents of all datasets of an open features file.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        FileFormatError: not a features file of a schema known here, or one whose parts do not fit together.
+    """
+    if _text(file.attrs.get("format", b"")) != FORMAT:
+        raise FileFormatError(f"{name} is an HDF5 file but not one of featx's: its attribute `format` is missing")
+    schema = int(file.attrs.get("schema", 0))
+    if schema != SCHEMA:
+        raise FileFormatError(f"{name} has schema {schema}; this featx reads schema {SCHEMA}")
+    extents: dict[str, Extent] = {}
+    _collect(file, file, "", extents, name)
+    for needed in (
+        "images/path",
+        "images/label",
+        "images/split",
+        "images/status",
+        "images/reason",
+        "provenance",
+    ):
+        if needed not in extents:
+            raise FileFormatError(f"{name} is damaged: /{needed} is missing")
+    count = extents["images/path"].shape[0]
+    for key, extent in extents.items():
+        if key.startswith(("images/", "features/")) and extent.shape[:1] != (count,):
+            raise FileFormatError(f"{name} is damaged: /{key} has shape {extent.shape}, not {count} rows")
+        if key.startswith("features/") and extent.dtype.kind != "f":
+            raise FileFormatError(f"{name} is damaged: /{key} holds {extent.dtype}, not floats")
+    return extents
+
+
+def _collect(file: h5py.File, group: h5py.Group, prefix: str, extents: dict[str, Extent], name: str) -> None:
+    for key in group:
+        if not isinstance(group.get(key, getlink=True), h5py.HardLink):
+            raise FileFormatError(f"{name}: /{prefix}{key} is a link; featx reads only what is in the file itself")
+        item = group[key]
+        if isinstance(item, h5py.Group):
+            if prefix.count("/") > 8:
+                raise FileFormatError(f"{name}: groups are nested too deeply at /{prefix}")
+            _collect(file, item, f"{prefix}{key}/", extents, name)
+        elif isinstance(item, h5py.Dataset):
+            if item.is_virtual or item.external:
+                raise FileFormatError(f"{name}: /{prefix}{key} keeps its values in another file")
+            extents[prefix + key] = Extent(item.id.get_offset(), item.shape, item.dtype)
+
+
+def _text(value: Any) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def complete_offset(path: Path) -> int:
+    """Where in the file the one byte of the attribute `complete` lies.
+
+    An HDF5 attribute message of version 1 is its name padded to 8 bytes, the type (16 bytes for an integer), the
+    space (8 bytes for a scalar) and the value. `test_schema.py` holds this against h5py.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    name = b"complete\0"
+    position = head.find(name)
+    if position < 0:
+        raise FileFormatError(f"{path} is damaged: it has no attribute `complete`")
+    return position + 16 + 16 + 8
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What two provenances disagree on, one text each: "precision: fp32 in the file, bf16 asked for"."""
+    found: list[str] = []
+    for key in sorted({*stored, *asked}):
+        have, want = stored.get(key), asked.get(key)
+        if isinstance(have, Mapping) and isinstance(want, Mapping):
+            found += differences(have, want, f"{prefix}{key}.")
+        elif have != want:
+            found.append(f"{prefix}{key}: {_brief(have)} in the file, {_brief(want)} asked for")
+    return found
+
+
+def _brief(value: Any) -> str:
+    text = "nothing" if value is None else json.dumps(value) if not isinstance(value, str) else value
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def partial_path(path: Path) -> Path:
+    """The name a features file has while it is being filled."""
+    return path.with_name(path.name + ".partial")
+
+
+def fsync_folder(folder: Path) -> None:
+    """Make a rename in a folder survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

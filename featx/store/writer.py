@@ -1,0 +1,271 @@
+"""Fill a features file so that neither a kill nor a full disk can lose, double or misplace a row.
+
+A growing HDF5 file does not survive a kill. So the file is made whole first (schema.write_skeleton), under the
+name NAME.partial, and closed; its space is reserved; from then on rows are plain bytes written at their places
+with no HDF5 library involved. A row's status byte is written after the row is safely on the disk. At the end the
+file is checked, marked complete, and renamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import glob
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featx.errors import DiskError, FileFormatError, Interrupted, PlanMismatch
+from featx.store.schema import (
+    DONE,
+    PENDING,
+    Extent,
+    FilePlan,
+    complete_offset,
+    differences,
+    essence,
+    fsync_folder,
+    partial_path,
+    read_extents,
+    write_skeleton,
+)
+
+STALE_S = 60
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into a DiskError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+        raise DiskError(f"{path}: {error.strerror or error}{hint}") from error
+
+
+class FeatureWriter:
+    """Writes blocks of rows into NAME.partial; several threads may write different blocks at once.
+
+    Use `FeatureWriter.open` and close it, or use it in a `with` statement. `finish` renames to NAME.
+    """
+
+    def __init__(self, path: Path, descriptor: int, extents: Mapping[str, Extent]) -> None:
+        self.path = path
+        self._fd = descriptor
+        self._extents = extents
+        self.status = self._read_status()
+
+    @classmethod
+    def open(cls, path: Path, plan: FilePlan, *, retry_failed: bool = False) -> FeatureWriter:
+        """Create NAME.partial, or take up an earlier run's.
+
+        Raises:
+            PlanMismatch: the partial file belongs to another plan; the differences are named.
+            Interrupted: another process is writing it.
+            DiskError: it cannot be created, or there is not enough space for it.
+        """
+        partial = partial_path(path)
+        with disk_errors(partial):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = _lock(partial, plan)
+            try:
+                extents = _extents_of(partial, plan)
+                _reserve(descriptor, partial, extents)
+                writer = cls(path, descriptor, extents)
+                if retry_failed:
+                    writer._forget_failures()
+                return writer
+            except BaseException:
+                os.close(descriptor)
+                raise
+
+    @classmethod
+    def reopen_failed(cls, path: Path, plan: FilePlan) -> FeatureWriter:
+        """Take a finished file back to NAME.partial with its failed rows pending."""
+        with disk_errors(path):
+            path.rename(partial_path(path))
+        return cls.open(path, plan, retry_failed=True)
+
+    def __enter__(self) -> FeatureWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def pending_blocks(self, batch_size: int) -> list[int]:
+        """First rows of the blocks in which some row is still to be done."""
+        pending = np.flatnonzero(self.status == PENDING) // batch_size
+        return [int(block) * batch_size for block in np.unique(pending)]
+
+    def write_block(
+        self,
+        first: int,
+        features: Mapping[str, npt.NDArray[np.floating[Any]]],
+        *,
+        status: npt.NDArray[np.uint8],
+        sha256: npt.NDArray[np.uint8],
+        orientation: npt.NDArray[np.uint8],
+        reasons: Mapping[int, str],
+    ) -> None:
+        """Write B rows from `first` on; when this returns they survive whatever happens to the process.
+
+        Args:
+            features: layer -> (B, ...) in the file's type; failed rows are NaN.
+            status: (B,) DONE or a kind of failure.
+            sha256, orientation: (B, 32) and (B,).
+            reasons: row in the block -> why it failed.
+        """
+        count = len(status)
+        texts = np.zeros(count, self._extents["images/reason"].dtype)
+        for place, text in reasons.items():
+            texts[place] = _cut_utf8(text, texts.dtype.itemsize)
+        with disk_errors(self.path):
+            for layer, rows in features.items():
+                self._put(f"features/{layer}", first, rows)
+            self._put("images/sha256", first, sha256)
+            self._put("images/orientation", first, orientation)
+            self._put("images/reason", first, texts)
+            # The rows must be on the disk before their status says so: a kill or a power failure between the
+            # two costs this block, never a lie.
+            os.fdatasync(self._fd)
+            self._put("images/status", first, status)
+        self.status[first : first + count] = status
+
+    def finish(self) -> None:
+        """Check that nothing is pending, mark the file complete, and give it its final name."""
+        pending = int((self._read_status() == PENDING).sum())
+        if pending:
+            raise FileFormatError(f"{partial_path(self.path)}: {pending} rows are still to be done")
+        with disk_errors(self.path):
+            os.fsync(self._fd)
+            self._mark_complete(1)
+            os.fsync(self._fd)
+            os.rename(partial_path(self.path), self.path)
+            fsync_folder(self.path.parent)
+        self.close()
+
+    def close(self) -> None:
+        """Give the file free for other processes; what was written stays."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _read_status(self) -> npt.NDArray[np.uint8]:
+        extent = self._extents["images/status"]
+        return np.frombuffer(os.pread(self._fd, extent.shape[0], extent.offset or 0), np.uint8).copy()
+
+    def _forget_failures(self) -> None:
+        self._mark_complete(0)
+        self.status[self.status > DONE] = PENDING
+        self._put("images/status", 0, self.status)
+
+    def _mark_complete(self, value: int) -> None:
+        _write_all(self._fd, bytes([value]), complete_offset(partial_path(self.path)))
+
+    def _put(self, name: str, first: int, rows: npt.NDArray[Any]) -> None:
+        extent = self._extents[name]
+        if rows.dtype != extent.dtype or rows.shape[1:] != extent.shape[1:]:
+            raise ValueError(f"/{name} takes {extent.dtype} {extent.shape[1:]}, got {rows.dtype} {rows.shape[1:]}")
+        if first < 0 or first + len(rows) > extent.shape[0]:
+            raise ValueError(f"/{name} has {extent.shape[0]} rows, got {len(rows)} for row {first}")
+        content = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
+        _write_all(self._fd, content.data, (extent.offset or 0) + first * extent.row_bytes)
+
+
+def _write_all(descriptor: int, content: memoryview | bytes, offset: int) -> None:
+    view = memoryview(content)
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _cut_utf8(text: str, size: int) -> bytes:
+    return text.encode(errors="backslashreplace")[:size].decode(errors="ignore").encode()
+
+
+def _lock(partial: Path, plan: FilePlan) -> int:
+    """An open descriptor of NAME.partial, created if need be, that no other process holds."""
+    while True:
+        if not partial.exists():
+            _create(partial, plan)
+        try:
+            descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue  # another process finished and renamed it just now
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_still(partial, descriptor):
+                return descriptor
+        except BlockingIOError:
+            os.close(descriptor)
+            raise Interrupted(
+                f"{partial} is being written by another featx; wait for it, or choose another output"
+            ) from None
+        os.close(descriptor)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+def _create(partial: Path, plan: FilePlan) -> None:
+    """Make the skeleton under a name of its own and give it the name NAME.partial if nobody else has."""
+    for stale in partial.parent.glob(f"{glob.escape(partial.name)}.*.new"):
+        if time.time() - stale.stat().st_mtime > STALE_S:  # left by a process that was killed just here
+            stale.unlink(missing_ok=True)
+    temporary = partial.with_name(f"{partial.name}.{os.getpid()}.new")
+    try:
+        write_skeleton(temporary, plan)
+        descriptor = os.open(temporary, os.O_RDWR)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with contextlib.suppress(FileExistsError):
+            os.link(temporary, partial)
+        fsync_folder(partial.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _extents_of(partial: Path, plan: FilePlan) -> dict[str, Extent]:
+    try:
+        with h5py.File(partial, "r", locking=False) as file:
+            extents = read_extents(file, str(partial))
+            fingerprint = file.attrs["fingerprint"]
+            stored = file["provenance"][()]
+    except (OSError, KeyError) as error:
+        raise FileFormatError(f"{partial} is damaged ({error}); delete it and run again") from error
+    if fingerprint.decode() != plan.fingerprint:
+        named = differences(essence(json.loads(stored)), essence(plan.provenance))
+        raise PlanMismatch(
+            f"{partial} was begun with another plan: {'; '.join(named[:3])}. Repeat that command to resume it, "
+            f"choose another output, or delete it"
+        )
+    return extents
+
+
+def _reserve(descriptor: int, partial: Path, extents: Mapping[str, Extent]) -> None:
+    """Have the disk set aside every byte now: a full disk is found before the work, not after hours of it."""
+    end = os.fstat(descriptor).st_size
+    try:
+        os.posix_fallocate(descriptor, 0, end)
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+            return  # a file system that cannot reserve; the free space was compared with the plan
+        status = extents["images/status"]
+        untouched = not any(os.pread(descriptor, status.shape[0], status.offset or 0))
+        if untouched:
+            partial.unlink()
+        raise
