@@ -197,8 +197,8 @@ class _Run:
         free = shutil.disk_usage(folder).free
         if needed > free:
             raise DiskError(
-                f"{self.output} needs {format_bytes(needed)}; {format_bytes(free)} are free in {folder}. Ask for fewer "
-                f"or later layers, --pool avg, or --dtype float16, or choose another disk with -o"
+                f"{self.output} needs {format_bytes(needed)}; {format_bytes(free)} are free in {folder}. Ask for "
+                f"fewer or later layers, --pool avg, or --dtype float16, or choose another disk with -o"
             )
 
     def _file_plan(self, weights_sha256: str) -> FilePlan:
@@ -299,8 +299,8 @@ class _Run:
             examples = "; ".join(self.failed[:SHOWN_FAILURES]) or f"see featx inspect {partial}"
             raise TooManyBadImages(
                 f"{bad} of {len(self.manifest)} images are bad, --max-bad {self.config.max_bad:g} allows "
-                f"{self._allowed()}: {examples}. What is done is kept in {partial}: mend the images and run again with "
-                f"--retry-failed, or allow more with --max-bad 5%"
+                f"{self._allowed()}: {examples}. What is done is kept in {partial}: mend the images and run again "
+                f"with --retry-failed, or allow more with --max-bad 5%"
             )
 
     def _compare_with_finished(self) -> None:

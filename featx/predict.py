@@ -124,7 +124,7 @@ def _from_images(head: LinearHead, source: Path, config: PredictConfig, reporter
     if extractor.weights_sha256 != head.recipe["weights"]["sha256"]:
         raise WeightsMismatch(
             f"the head was fitted on features of weights with sha256 {head.recipe['weights']['sha256'][:16]}...; "
-            f"{recipe.weights.name} has {extractor.weights_sha256[:16]}.... Say where the right ones are with --weights"
+            f"{recipe.weights.name} has {extractor.weights_sha256[:16]}.... Say where they are now with --weights"
         )
     outputs = np.zeros((len(manifest), len(head.classes)))
     errors: dict[int, str] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.floating]  # type: ignore[type-arg]  # float32 or float64, whichever comes
+Array = npt.NDArray[np.floating]  # float32 or float64, whichever comes
 
 
 @dataclass(frozen=True)
