@@ -21,7 +21,9 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF")
+Image.init()  # Pillow knows only five formats until something makes it look for the others
+ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF")
+FORMATS = tuple(name for name in ALLOWED_FORMATS if name in Image.OPEN)  # some builds have no AVIF
 MAX_FILE_BYTES = 1 << 30
 MAX_PIXELS = 89_478_485  # Pillow's own threshold: a quarter of a gibibyte as RGB
 ORIENTATION_TAG = 0x0112

@@ -166,7 +166,7 @@ class Backbone:
 
     @cached_property
     def names(self) -> LayerNames:
-        usable = {name: node for name, node in self.nodes.items() if node in self.geometry}
+        usable = {name: node for name, node in self.nodes.items() if self.geometry[node].is_layer}
         relus = frozenset(n for n, node in usable.items() if self._is_relu(node))
         before = frozenset(
             n for n, node in usable.items() if node.users and all(self._is_relu(u) for u in node.users)
@@ -195,7 +195,7 @@ class Backbone:
             node = self.nodes[layer.node.removesuffix(SOFTMAX)]
             geometry = self.geometry[node]
             upstream = ancestors(node)
-            new = [self.geometry[n].parameters for n in upstream - counted if n in self.geometry]
+            new = [self.geometry[n].parameters for n in upstream - counted]
             counted |= upstream
             field = geometry.field
             window = None if field is None or field.whole else (field.vertical, field.horizontal)
@@ -219,7 +219,7 @@ class Backbone:
     def largest_activation(self, layers: Iterable[Layer]) -> int:
         """Bytes per image of the largest float32 tensor on the way to the layers."""
         nodes = set().union(*(ancestors(self.nodes[layer.node.removesuffix(SOFTMAX)]) for layer in layers))
-        return max(4 * _product(self.geometry[n].shape) for n in nodes if n in self.geometry)
+        return max(4 * _product(self.geometry[n].shape) for n in nodes if self.geometry[n].is_layer)
 
 
 def _product(shape: tuple[int, ...]) -> int:

@@ -77,6 +77,7 @@ class NodeGeometry:
         shape: without the batch dimension: (C, H, W), (D,) or whatever the node gives.
         field: receptive field; None where the arithmetic does not apply (attention, shifted windows).
         parameters, multiply_adds: of this node alone.
+        is_layer: it holds float values for each image; false for sizes, masks and other by-products.
         is_map: the shape is (C, H, W) with H and W running over the image.
     """
 
@@ -84,6 +85,7 @@ class NodeGeometry:
     field: Field | None
     parameters: int
     multiply_adds: int
+    is_layer: bool
 
     @property
     def is_map(self) -> bool:
@@ -91,7 +93,7 @@ class NodeGeometry:
 
 
 def measure_nodes(traced: fx.GraphModule, side: int) -> dict[fx.Node, NodeGeometry]:
-    """The geometry of every node that holds float values for each image of the batch.
+    """The geometry of every node of a network.
 
     Args:
         traced: a graph on the meta device: nothing is computed, only shapes.
@@ -116,19 +118,22 @@ class _Measure(fx.Interpreter):
     def run_node(self, node: fx.Node) -> Any:
         with FlopCounterMode(display=False) as counter:
             value = super().run_node(node)
-        if isinstance(value, tuple | list) and value and isinstance(value[0], Tensor) and node.op != "output":
-            self.shapes[node] = tuple(value[0].shape)  # pieces of a chunk or split: alike in what they see
+        if node.op == "output":
+            return value
+        # The pieces of a chunk or split are alike in what they see; attention gives (values, weights).
+        first = value[0] if isinstance(value, tuple | list) and value else value
+        per_image = isinstance(first, Tensor) and first.is_floating_point() and first.ndim >= 2
+        if isinstance(first, Tensor):
+            self.shapes[node] = tuple(first.shape)
+        if per_image and first.shape[0] == PROBE_BATCH:
             self.fields[node] = self._field(node)
-        if isinstance(value, Tensor) and node.op != "output":
-            self.shapes[node] = tuple(value.shape)
-            if value.is_floating_point() and value.ndim >= 2 and value.shape[0] == PROBE_BATCH:
-                self.fields[node] = self._field(node)
-                self.geometry[node] = NodeGeometry(
-                    shape=tuple(value.shape[1:]),
-                    field=self.fields[node],
-                    parameters=self._parameters(node),
-                    multiply_adds=counter.get_total_flops() // 2 // PROBE_BATCH,
-                )
+        self.geometry[node] = NodeGeometry(
+            shape=self.shapes.get(node, ())[1:],
+            field=self.fields.get(node),
+            parameters=self._parameters(node),
+            multiply_adds=counter.get_total_flops() // 2 // PROBE_BATCH,
+            is_layer=node in self.fields and first is value,
+        )
         return value
 
     def _parameters(self, node: fx.Node) -> int:
@@ -299,4 +304,4 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 
 def multiply_adds_up_to(node: fx.Node, geometry: Mapping[fx.Node, NodeGeometry]) -> int:
     """Multiply-adds per image to compute a node from the pixels."""
-    return sum(geometry[n].multiply_adds for n in ancestors(node) if n in geometry)
+    return sum(geometry[n].multiply_adds for n in ancestors(node))

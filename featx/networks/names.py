@@ -137,7 +137,8 @@ class LayerNames:
         return [layer for layer in span if kind != _kind(last) or _kind(layer.name) == kind]
 
     def _unknown(self, name: str) -> str:
-        nearest = nearest_names(name, [layer.name for layer in self.main] + list(self.others))
+        known = dict.fromkeys([*(layer.name for layer in self.main), *self.others])
+        nearest = nearest_names(name, list(known))
         return f"{self.backbone} has no layer {name!r}. Nearest: {nearest}. All of them: featx layers {self.backbone}"
 
 

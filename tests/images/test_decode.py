@@ -1,0 +1,114 @@
+"""Every kind of file becomes the pixels or the failure it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from corpus import BAD, GOOD, Case, write_corpus, write_leftovers
+from PIL import Image
+
+from featx.images.decode import BadImage, Status, decode, open_image, quiet_pillow, read_file, to_rgb
+from featx.images.feed import BlockReader
+from featx.images.preprocess import Preprocess
+from featx.images.scan import scan
+
+PLAIN = Preprocess(64, 56, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Case]]:
+    folder = tmp_path_factory.mktemp("corpus")
+    cases = write_corpus(folder)
+    return folder, cases
+
+
+def test_the_corpus_has_at_least_45_kinds_and_no_two_colours_alike(corpus):
+    _, cases = corpus
+    assert len(cases) == len(GOOD) + len(BAD) >= 45
+    assert len({case.colour for case in cases}) == len(cases)
+
+
+def test_every_file_of_the_corpus_becomes_its_own_colour_or_its_own_failure(corpus):
+    folder, cases = corpus
+    manifest = scan(folder)
+    assert list(manifest.paths) == [case.name for case in cases]
+    with quiet_pillow():
+        block = BlockReader(manifest, PLAIN, len(cases)).block(0)
+    for place, case in enumerate(cases):
+        assert Status(block.status[place]) == case.status, (case, block.reasons.get(place))
+        if case.shown is None:
+            assert not block.pixels[place].any(), case
+            assert block.reasons[place], case
+        else:
+            centre = block.pixels[place].astype(float)[:, 26:30, 26:30].mean(axis=(1, 2))
+            if case.tolerance == 0 and case.name == b"one-bit.png":
+                centre = block.pixels[place].astype(float).mean(axis=(1, 2))
+                assert np.abs(centre - case.shown).max() < 12, (case, centre)
+            else:
+                assert np.abs(centre - case.shown).max() <= case.tolerance, (case, centre)
+
+
+def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    expected = write_leftovers(tmp_path)
+    assert scan(tmp_path).skipped == expected
+
+
+def test_exif_orientation_is_counted_and_applied_only_when_asked(tmp_path):
+    image = Image.new("RGB", (40, 20))
+    image.paste((255, 0, 0), (0, 0, 20, 20))
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    image.save(tmp_path / "a.jpg", exif=tags, quality=95)
+    content = (tmp_path / "a.jpg").read_bytes()
+    (plain, orientation), (turned, _) = decode(content), decode(content, exif=True)
+    assert (orientation, plain.size, turned.size) == (6, (40, 20), (20, 40))
+    # Orientation 6: the stored left edge is the top of the scene.
+    assert turned.getpixel((10, 5))[0] > 200 > 50 > turned.getpixel((10, 35))[0]
+
+
+def test_sixteen_bit_mid_grey_stays_mid_grey_where_pillow_alone_makes_it_white(tmp_path):
+    values = np.full((8, 8), 32896, np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    image, _ = decode((tmp_path / "a.png").read_bytes())
+    assert image.getpixel((0, 0)) == (128, 128, 128)
+
+
+def test_a_float_image_beyond_255_is_scaled_from_its_least_to_its_greatest():
+    image = Image.fromarray(np.array([[-500.0, 0.0, 1500.0]], np.float32))
+    assert np.asarray(to_rgb(image))[0, :, 0].tolist() == [0, 64, 255]
+
+
+def test_a_fifo_is_refused_at_once_and_not_waited_for(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "x.jpg")
+    with pytest.raises(BadImage) as caught:
+        read_file(tmp_path / "x.jpg")
+    assert caught.value.status == Status.SPECIAL_FILE
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP"])
+def test_no_cut_of_a_file_ever_decodes_to_half_a_picture(kind, tmp_path):
+    noise = np.random.default_rng(1).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "whole", kind)
+    whole = (tmp_path / "whole").read_bytes()
+    expected = np.asarray(decode(whole)[0])
+    lengths = list(range(1, len(whole), max(1, len(whole) // 60)))
+    assert len(lengths) >= 50
+    for length in lengths:
+        with quiet_pillow():
+            try:
+                image, _ = decode(whole[:length])
+            except BadImage:
+                continue
+        assert np.array_equal(np.asarray(image), expected), f"{kind} cut at {length} of {len(whole)}"
+
+
+def test_formats_off_the_list_are_not_opened(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.ico")
+    with pytest.raises(BadImage) as caught:
+        open_image((tmp_path / "a.ico").read_bytes())
+    assert caught.value.status == Status.NOT_AN_IMAGE
