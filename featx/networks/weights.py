@@ -235,10 +235,9 @@ def fit_state(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
         state = {_OLD_DENSENET.sub(r"\1\2", name): tensor for name, tensor in state.items()}
     expected = network.state_dict()
     for name, tensor in expected.items():
+        if name.endswith("num_batches_tracked"):
+            continue  # files from before torch 0.4.1 lack it, and it counts for nothing but training
         if name not in state:
-            if name.endswith("num_batches_tracked"):
-                state[name] = torch.zeros((), dtype=torch.long)
-                continue
             raise WeightsMismatch(f"{where} has no tensor {name} {tuple(tensor.shape)}, which the network needs")
         if state[name].shape != tensor.shape:
             raise WeightsMismatch(
@@ -248,6 +247,8 @@ def fit_state(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
         if name not in expected:
             raise WeightsMismatch(f"{where} has a tensor {name} {tuple(tensor.shape)} that the network lacks")
     ready = OrderedDict((n, t.to(expected[n].dtype)) for n, t in state.items())
+    for name in expected:
+        ready.setdefault(name, torch.zeros((), dtype=torch.long))
     # MNASNet reads its format's version from here and refuses a dictionary without one.
     ready._metadata = getattr(state, "_metadata", expected._metadata)  # type: ignore[attr-defined]
     network.load_state_dict(ready, assign=True)

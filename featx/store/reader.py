@@ -70,11 +70,14 @@ class Features(Mapping[str, npt.NDArray[Any]]):
                 self.complete = bool(file.attrs.get("complete", 0))
                 self.fingerprint: str = file.attrs["fingerprint"].decode()
                 self.provenance: dict[str, Any] = json.loads(file["provenance"][()])
-                self.layers = {
+                found = {
                     name.removeprefix("features/"): _layer_spec(file[name], extent)
                     for name, extent in self._extents.items()
                     if name.startswith("features/")
                 }
+                # HDF5 lists them by name; the provenance has them in the order they were asked for.
+                asked = [name for name in self.provenance["layers"] if name in found]
+                self.layers = {name: found[name] for name in [*asked, *sorted(found.keys() - set(asked))]}
         except FileNotFoundError as error:
             hint = ""
             if partial_path(path).exists():

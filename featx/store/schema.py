@@ -82,7 +82,7 @@ class FilePlan:
 
     @property
     def provenance_json(self) -> str:
-        return json.dumps(self.provenance, indent=1, sort_keys=True, ensure_ascii=True)
+        return json.dumps(self.provenance, indent=1, ensure_ascii=True)
 
     @property
     def fingerprint(self) -> str:
@@ -179,6 +179,7 @@ def _allocate(file: h5py.File, name: str, shape: tuple[int, ...], dtype: np.dtyp
     properties.set_layout(h5py.h5d.CONTIGUOUS)
     properties.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
     properties.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    properties.set_obj_track_times(False)  # else the second it was made in is part of its bytes
     links = h5py.h5p.create(h5py.h5p.LINK_CREATE)
     links.set_create_intermediate_group(True)
     if name in _UTF8_NAMES:

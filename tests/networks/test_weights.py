@@ -1,0 +1,233 @@
+"""Weights are what they say they are, or they are refused; nothing in them can run."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import os
+import pickle
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from featx.errors import UsageError, WeightsMismatch, WeightsUnavailable
+from featx.networks.backbones import backbone_names, construct, load_network
+from featx.networks.weights import (
+    _hash_in,
+    fetch_weights,
+    fit_state,
+    read_checkpoint,
+    sha256_of_state,
+    weights_of,
+)
+
+NET = "squeezenet1_1"  # 1.2 million parameters: quick to write and read
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """A web server on this machine: its address, its folder, and the paths it was asked for."""
+    folder, asked = tmp_path / "server", []
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            super().do_GET()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Handler, directory=str(folder))) as web:
+        thread = threading.Thread(target=web.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{web.server_port}", folder, asked
+        web.shutdown()
+        thread.join()
+
+
+def publish(folder: Path, name: str = "net") -> str:
+    """A checkpoint on the server, with its hash in its name as torchvision does it."""
+    torch.save(construct(NET, seed=5).state_dict(), folder / "raw")
+    digest = hashlib.sha256((folder / "raw").read_bytes()).hexdigest()
+    (folder / "raw").rename(folder / f"{name}-{digest[:8]}.pth")
+    return f"{name}-{digest[:8]}.pth"
+
+
+def test_a_download_is_checked_kept_and_not_repeated(server, tmp_path):
+    address, folder, asked = server
+    name = publish(folder)
+    seen = []
+    path, digest = fetch_weights(f"{address}/{name}", lambda *args: seen.append(args), tmp_path / "cache")
+    assert path.read_bytes() == (folder / name).read_bytes()
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert (tmp_path / "cache" / f"{name}.sha256").read_text().strip() == digest
+    assert seen[-1][1] == seen[-1][2] == path.stat().st_size
+    assert fetch_weights(f"{address}/{name}", None, tmp_path / "cache") == (path, digest)
+    assert asked == [f"/{name}"]
+    assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [name, f"{name}.sha256"]
+
+
+def test_a_download_whose_hash_is_not_the_one_in_its_name_is_not_kept(server, tmp_path):
+    address, folder, _ = server
+    (folder / "net-0123abcd.pth").write_bytes(b"something else")
+    with pytest.raises(WeightsMismatch, match="its name promises 0123abcd: not kept"):
+        fetch_weights(f"{address}/net-0123abcd.pth", None, tmp_path / "cache")
+    assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_a_cached_file_that_was_changed_is_refused_on_the_next_load(server, tmp_path):
+    address, folder, _ = server
+    name = publish(folder)
+    path, _ = fetch_weights(f"{address}/{name}", None, tmp_path / "cache")
+    changed = bytearray(path.read_bytes())
+    changed[-1] ^= 1
+    path.write_bytes(changed)
+    with pytest.raises(WeightsMismatch, match="it is damaged or was changed"):
+        fetch_weights(f"{address}/{name}", None, tmp_path / "cache")
+
+
+def test_a_file_that_torch_itself_cached_is_checked_against_its_name(tmp_path):
+    (tmp_path / "net-0123abcd.pth").write_bytes(b"planted")
+    with pytest.raises(WeightsMismatch, match="expected 0123abcd"):
+        fetch_weights("http://127.0.0.1:9/net-0123abcd.pth", None, tmp_path)
+
+
+def test_no_such_file_on_the_server_says_what_to_do_without_a_network(server, tmp_path):
+    address, _, asked = server
+    with pytest.raises(WeightsUnavailable, match=r"HTTP 404 .*--weights FILE.*--weights random:0"):
+        fetch_weights(f"{address}/gone-01234567.pth", None, tmp_path)
+    assert len(asked) == 1
+
+
+def test_no_server_is_tried_again_and_then_said(tmp_path, monkeypatch):
+    waits: list[float] = []
+    monkeypatch.setattr("time.sleep", waits.append)
+    with pytest.raises(WeightsUnavailable, match="cannot download http://127.0.0.1:9/"):
+        fetch_weights("http://127.0.0.1:9/net-01234567.pth", None, tmp_path)
+    assert waits == [1, 2]
+
+
+def test_the_published_weights_come_from_a_mirror_if_one_is_set(server, tmp_path, monkeypatch):
+    address, folder, asked = server
+    source = weights_of(NET, "default")
+    published = source.url.rsplit("/", 1)[-1]
+    (folder / published).write_bytes(b"not the real thing")
+    monkeypatch.setenv("FEATX_WEIGHTS_MIRROR", address + "/")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    with pytest.raises(WeightsMismatch, match="its name promises"):
+        load_network(NET, source)
+    assert asked == [f"/{published}"]
+
+
+def test_every_published_file_carries_its_hash_in_its_name():
+    urls = [w.url for name in backbone_names() for w in torchvision.models.get_model_weights(name)]
+    assert len(urls) > 100
+    assert [url for url in urls if len(_hash_in(url.rsplit("/", 1)[-1])) < 8] == []
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, ("touch /tmp/featx-test-code-was-run",))
+
+
+def test_code_in_a_checkpoint_is_not_run(tmp_path):
+    for name, save in {"zip.pth": torch.save, "old.pth": lambda o, p: p.write_bytes(pickle.dumps(o))}.items():
+        save({"w": Bomb()}, tmp_path / name)
+        with pytest.raises(WeightsMismatch, match="holds Python code, which featx never runs"):
+            read_checkpoint(tmp_path / name)
+    assert not Path("/tmp/featx-test-code-was-run").exists()
+
+
+@pytest.mark.parametrize("kind", ["pth", "old.pth", "safetensors", "nested.pth", "parallel.pth"])
+def test_a_file_gives_the_same_network_however_it_was_saved(tmp_path, kind):
+    network = construct(NET, seed=5)
+    state, path = network.state_dict(), tmp_path / f"net.{kind}"
+    if kind == "safetensors":
+        save_file(state, path)
+    elif kind == "nested.pth":
+        torch.save({"epoch": 3, "state_dict": state}, path)
+    elif kind == "parallel.pth":
+        torch.save({f"module.{name}": tensor for name, tensor in state.items()}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=kind == "pth")
+    loaded = load_network(NET, weights_of(NET, str(path)))
+    assert loaded.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert sha256_of_state(loaded.network.state_dict()) == sha256_of_state(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("features.0.bias"), r"has no tensor features\.0\.bias \(64,\)"),
+        (lambda s: s.update({"extra": torch.zeros(3)}), r"has a tensor extra \(3,\) that the network lacks"),
+        (
+            lambda s: s.update({"classifier.1.weight": torch.zeros(10, 512, 1, 1)}),
+            r"classifier\.1\.weight is \(10, 512, 1, 1\), the network needs \(1000, 512, 1, 1\)",
+        ),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_names_the_first_wrong_tensor(tmp_path, change, message):
+    state = construct(NET, seed=5).state_dict()
+    change(state)
+    torch.save(state, tmp_path / "net.pth")
+    with pytest.raises(WeightsMismatch, match=message):
+        load_network(NET, weights_of(NET, str(tmp_path / "net.pth")))
+
+
+def test_mnasnets_format_version_and_old_densenet_names_are_understood():
+    state = construct("mnasnet0_5", seed=1).state_dict()
+    fit_state(construct("mnasnet0_5"), state, "here")
+    fit_state(construct("mnasnet0_5"), dict(state), "here, saved without the version")
+    old = {
+        name.replace("norm1", "norm.1").replace("conv1", "conv.1") if "denselayer" in name else name: tensor
+        for name, tensor in construct("densenet121", seed=1).state_dict().items()
+        if not name.endswith("num_batches_tracked")  # nor did these exist then
+    }
+    fit_state(construct("densenet121"), old, "here")
+
+
+def test_weights_that_are_not_numbers_are_refused_where_a_layer_needs_them(tmp_path):
+    state = construct(NET, seed=5).state_dict()
+    state["classifier.1.weight"].fill_(float("nan"))
+    torch.save(state, tmp_path / "net.pth")
+    from featx.activations import Extractor, plan_recipe
+    from featx.networks.pooling import Pooling
+
+    def extractor(layer: str) -> Extractor:
+        weights = str(tmp_path / "net.pth")
+        return Extractor(plan_recipe(backbone=NET, layers=layer, weights=weights, pooling=Pooling("none")))
+
+    extractor("features.5")
+    with pytest.raises(WeightsMismatch, match=r"classifier\.1\.weight holds NaN"):
+        extractor("classifier.1")
+
+
+def test_a_seed_gives_the_same_weights_every_time_and_leaves_the_callers_generator_alone():
+    torch.manual_seed(1)
+    expected = torch.rand(3)
+    torch.manual_seed(1)
+    first, again, other = (load_network(NET, weights_of(NET, f"random:{s}")) for s in (0, 0, 1))
+    assert torch.equal(torch.rand(3), expected)
+    assert first.sha256 == again.sha256 != other.sha256
+
+
+@pytest.mark.parametrize("spec", ["IMAGENET1K_V9", "random", "random:-1", "nothing.pth", "best"])
+def test_what_are_no_weights_is_refused_with_what_can_be_chosen(spec):
+    with pytest.raises(UsageError, match=r"IMAGENET1K_V1|no file nothing\.pth"):
+        weights_of("alexnet", spec)
+
+
+@pytest.mark.parametrize("spec", ["IMAGENET1K_FEATURES", "VGG16_Weights.IMAGENET1K_FEATURES"])
+def test_named_weights_bring_their_own_preprocessing(spec):
+    from featx.networks.backbones import Backbone
+
+    source = weights_of("vgg16", spec)
+    assert source.name == "VGG16_Weights.IMAGENET1K_FEATURES"
+    assert Backbone("vgg16", None, source.published).preprocessing["std"] == pytest.approx([1 / 255] * 3)

@@ -1,0 +1,71 @@
+"""A features file in other programs' hands: torch's DataLoader, pickle, scikit-learn."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from test_schema import fill, plan
+from torch.utils.data import DataLoader
+
+from featx.errors import FileFormatError, LabelError, UnknownLayer
+from featx.store.reader import open_features
+from featx.store.schema import partial_path
+from featx.store.writer import FeatureWriter
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_data_loader_gets_every_usable_row_once(tmp_path, workers):
+    values = fill(tmp_path / "f.h5", plan(20))
+    features = open_features(tmp_path / "f.h5")
+    loader = DataLoader(features.dataset("fc7"), batch_size=3, num_workers=workers)
+    batches = list(loader)
+    rows = features.usable()
+    np.testing.assert_array_equal(np.concatenate([x.numpy() for x, _ in batches]), values["fc7"][rows])
+    np.testing.assert_array_equal(np.concatenate([y.numpy() for _, y in batches]), features.labels[rows])
+
+
+def test_a_pickled_file_is_its_path_and_not_its_content(tmp_path):
+    fill(tmp_path / "f.h5", plan(1000))
+    features = open_features(tmp_path / "f.h5")
+    features["fc7"].sum()
+    packed = pickle.dumps(features)
+    assert len(packed) < 500
+    np.testing.assert_array_equal(pickle.loads(packed)["fc7"], features["fc7"])  # noqa: S301  # our own
+
+
+def test_x_and_y_go_straight_into_scikit_learn(tmp_path):
+    fill(tmp_path / "f.h5", plan(30))
+    X, y = open_features(tmp_path / "f.h5").xy("fc7")
+    LogisticRegression(max_iter=10_000).fit(X / X.max(), y)
+
+
+def test_x_is_the_map_itself_when_every_row_is_usable(tmp_path):
+    whole = plan(3, classes=())
+    whole = type(whole)(whole.paths, [0, 0, 0], ("a",), whole.split_of, (), whole.layers, whole.provenance)
+    fill(tmp_path / "f.h5", whole)
+    features = open_features(tmp_path / "f.h5")
+    X, _ = features.xy("fc7")
+    assert np.shares_memory(X, features._map("features/fc7")) or isinstance(X.base, np.memmap)
+
+
+def test_what_the_file_does_not_hold_is_said_with_what_it_holds(tmp_path):
+    fill(tmp_path / "f.h5", plan())
+    features = open_features(tmp_path / "f.h5")
+    with pytest.raises(UnknownLayer, match=r"no layer 'fc6'; it holds conv5:pre, fc7|it holds fc7, conv5:pre"):
+        features["fc6"]
+    with pytest.raises(UnknownLayer, match="choose one with -l"):
+        features.xy()
+    with pytest.raises(LabelError, match="no split 'test'; its splits: none"):
+        features.usable("test")
+
+
+def test_an_unfinished_file_is_not_opened_by_accident(tmp_path):
+    FeatureWriter.open(tmp_path / "f.h5", plan()).close()
+    with pytest.raises(FileFormatError, match=r"f\.h5\.partial is there: run the same extract command"):
+        open_features(tmp_path / "f.h5")
+    with pytest.raises(FileFormatError, match="not finished: 5 of 5"):
+        open_features(partial_path(tmp_path / "f.h5"))
+    assert len(open_features(partial_path(tmp_path / "f.h5"), partial=True)) == 5
