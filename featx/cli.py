@@ -66,7 +66,7 @@ def options_of(config: type[Config]) -> Callable[[Command], Command]:
         decorated: Any = collect
         for spec in reversed(fields(config)):
             decorated = _option(spec, get_type_hints(config)[spec.name])(decorated)
-        return decorated  # type: ignore[no-any-return]
+        return decorated  # type: ignore[no-any-return]  # click.option is typed as returning anything
 
     return decorate
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featx.atomic import replacing
 from featx.config import PredictConfig
 from featx.errors import Interrupted, TooManyBadImages, WeightsMismatch
 from featx.heads.linear import LinearHead, recipe_of
@@ -23,7 +24,6 @@ from featx.progress import SILENT, Reporter, format_duration, graceful_stop
 from featx.report import Report
 from featx.store.reader import open_features
 from featx.store.schema import DONE
-from featx.store.writer import disk_errors
 
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -77,8 +77,7 @@ def predict_images(
         paths, outputs, errors = _from_images(loaded, Path(source), config, reporter)
     _refuse_too_many_bad(errors, paths, config.max_bad)
     chosen = [None if row in errors else loaded.classes[best] for row, best in enumerate(outputs.argmax(axis=1))]
-    with disk_errors(Path(output)):
-        _write_csv(Path(output), loaded.classes, paths, chosen, outputs, errors)
+    _write_csv(Path(output), loaded.classes, paths, chosen, outputs, errors)
     return PredictReport(
         head=Path(head),
         output=Path(output),
@@ -163,18 +162,13 @@ def _write_csv(
     outputs: npt.NDArray[np.float64],
     errors: dict[int, str],
 ) -> None:
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.{os.getpid()}.partial")
-    try:
-        # surrogateescape: file names that are not UTF-8 come out as the bytes they are.
-        with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            writer.writerow(["path", "class", *(f"score:{name}" for name in classes), "error"])
-            for row, (path, name) in enumerate(zip(paths, chosen, strict=True)):
-                scores = [""] * len(classes) if name is None else [f"{v:.6g}" for v in outputs[row]]
-                writer.writerow([path, name or "", *scores, errors.get(row, "")])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, output)
-    finally:
-        partial.unlink(missing_ok=True)
+    # surrogateescape: file names that are not UTF-8 come out as the bytes they are.
+    with (
+        replacing(output) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "class", *(f"score:{name}" for name in classes), "error"])
+        for row, (path, name) in enumerate(zip(paths, chosen, strict=True)):
+            scores = [""] * len(classes) if name is None else [f"{v:.6g}" for v in outputs[row]]
+            writer.writerow([path, name or "", *scores, errors.get(row, "")])

@@ -111,12 +111,12 @@ def format_duration(seconds: float) -> str:
     """Seconds for people.
 
     >>> format_duration(42), format_duration(3700), format_duration(200000)
-    ('42 s', '1 h 02 min', '2 d 07 h')
+    ('42 s', '1 h 01 min', '2 d 07 h')
     """
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
-    if whole < 7200 and whole < 3600:
+    if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     if whole < 86400 * 2:
         return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

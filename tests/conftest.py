@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from featx.cli import main
+from featx.store.schema import FilePlan, LayerSpec
+from featx.store.writer import FeatureWriter
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -44,3 +52,79 @@ def no_featx_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("FEATX_"):
             monkeypatch.delenv(name)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command answered."""
+
+    status: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self.out)
+        return found
+
+
+@pytest.fixture
+def featx(capsys: pytest.CaptureFixture[str]) -> Callable[..., Outcome]:
+    """Run a command in this process as the shell would: featx("layers", "alexnet").out"""
+
+    def run(*arguments: object) -> Outcome:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return Outcome(int(stopped.value.code or 0), printed.out, printed.err)
+
+    return run
+
+
+def write_features(
+    path: Path,
+    values: np.ndarray,
+    labels: list[int] | np.ndarray,
+    classes: tuple[str, ...],
+    *,
+    split_of: list[int] | None = None,
+    splits: tuple[str, ...] = (),
+    failed: tuple[int, ...] = (),
+    layer: str = "fc7",
+) -> Path:
+    """A finished features file with given rows, as if AlexNet had made them."""
+    count = len(values)
+    paths = [f"{i:06d}.jpg".encode() for i in range(count)]
+    spec = LayerSpec(layer, "classifier.5", "after", "none", values.shape[1:], "float32")
+    made = {
+        "backbone": "alexnet",
+        "weights": {"name": "random:0", "spec": "random:0", "url": None, "sha256": "0" * 64},
+        "preprocess": {"resize": 256, "crop": 224, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1],
+                       "squash": False},
+        "exif": False, "pooling": "none", "precision": "fp32", "dtype": "float32", "batch_size": 32,
+        "layers": {layer: {"node": "classifier.5", "relu": "after"}}, "command": "featx extract SOURCE",
+        "images": "x", "request": {}, "source": {"path": "/nowhere", "kind": "folder"}, "hardware": "CPU",
+        "versions": {"decoder": "Pillow", "torch": "2"},
+    }  # fmt: skip
+    plan = FilePlan(paths, list(labels), classes, split_of or [-1] * count, splits, [spec], made)
+    status = np.ones(count, np.uint8)
+    status[list(failed)] = 6
+    rows = values.astype(np.float32).copy()
+    rows[list(failed)] = np.nan
+    with FeatureWriter.open(path, plan) as writer:
+        writer.write_block(
+            0, {layer: rows}, status=status, sha256=np.zeros((count, 32), np.uint8),
+            orientation=np.ones(count, np.uint8), reasons=dict.fromkeys(failed, "broken"),
+        )  # fmt: skip
+        writer.finish()
+    return path
+
+
+def clusters(per_class: int = 40, classes: int = 3, width: int = 12, seed: int = 0, spread: float = 1.5):
+    """Non-negative rows (N, D) around one centre per class, and their labels."""
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(classes, width))
+    labels = np.repeat(np.arange(classes), per_class)
+    values = np.maximum(centres[labels] + spread * generator.normal(size=(len(labels), width)), 0)
+    return values.astype(np.float32), labels

@@ -13,10 +13,12 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
+from featx.atomic import replacing
 from featx.errors import DiskError, FeaturesMismatch, FileFormatError
 from featx.heads.normalize import Array, l2_normalized
 
-FORMAT = "featx head 1"
+METADATA = "featx head 1"  # the one key of the safetensors metadata, and the format's version
+_DESCRIBED = {"kind": str, "classes": list, "normalize": str, "layer": str, "recipe": dict, "report": dict}
 _ROWS_AT_ONCE = 4096
 
 
@@ -82,18 +84,15 @@ class LinearHead:
             "recipe": self.recipe,
             "report": self.report,
         }
-        partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(tensors, partial, {"format": FORMAT, "head": json.dumps(described, sort_keys=True)})
-            back = load_file(partial)
+        # One key only: safetensors writes several in whatever order its hash table has them in that day.
+        with replacing(path) as partial:
+            try:
+                save_file(tensors, partial, {METADATA: json.dumps(described, sort_keys=True)})
+                back = load_file(partial)
+            except SafetensorError as error:
+                raise DiskError(f"{path}: {error}") from error
             if not all(np.array_equal(back[name], tensor) for name, tensor in tensors.items()):
                 raise DiskError(f"{path}: the file does not hold what was written")
-            os.replace(partial, path)
-        except (OSError, SafetensorError) as error:
-            raise DiskError(f"{path}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> LinearHead:
@@ -105,18 +104,21 @@ class LinearHead:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != FORMAT:
+                if METADATA not in metadata:
                     raise FileFormatError(f"{path} is a safetensors file but not a head of featx")
-                described = json.loads(metadata["head"])
+                described = json.loads(metadata[METADATA])
                 weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
         except FileNotFoundError as error:
             raise FileFormatError(f"no file {path}") from error
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise FileFormatError(f"{path} cannot be read as a head: {error}") from error
+        for name, kind in _DESCRIBED.items():
+            if not isinstance(described, dict) or not isinstance(described.get(name), kind):
+                raise FileFormatError(f"{path} is damaged: its description has no {name}")
         count = len(described["classes"])
         if weights.ndim != 2 or weights.shape[0] != count or bias.shape != (count,):
             raise FileFormatError(f"{path} is damaged: {count} classes, weights {weights.shape}, bias {bias.shape}")
-        return cls(weights=weights, bias=bias, **described)
+        return cls(weights=weights, bias=bias, **{name: described[name] for name in _DESCRIBED})
 
     def refuse_other_features(self, layer: str, recipe: dict[str, Any], where: str) -> None:
         """Raise FeaturesMismatch unless `recipe` makes the same features as the head was fitted on.

@@ -16,6 +16,7 @@ from featx.heads.normalize import Array
 KINDS = ("svm", "softmax")
 MAX_ITERATIONS = {"svm": 10_000, "softmax": 2_000}
 TOLERANCE = {"svm": 1e-4, "softmax": 1e-5}
+WIDE = 4  # from this many values per row and row on, the rows' own span is the smaller space to work in
 
 
 @dataclass(frozen=True)
@@ -47,11 +48,15 @@ def fit_linear(kind: str, features: Array, labels: npt.NDArray[np.int32], c: flo
     """
     limits = {"max_iter": MAX_ITERATIONS[kind], "tol": TOLERANCE[kind]}
     model = LinearSVC(C=c, random_state=seed, **limits) if kind == "svm" else LogisticRegression(C=c, **limits)
+    basis = None
+    if features.shape[1] >= WIDE * len(features):
+        features, basis = in_own_span(features)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(features, labels)
     converged = not any(issubclass(w.category, ConvergenceWarning) for w in caught)
     weights, bias = model.coef_.astype(np.float64), model.intercept_.astype(np.float64)
+    weights = weights if basis is None else weights @ basis.T
     if len(weights) == 1:
         half = 1.0 if kind == "svm" else 0.5
         weights, bias = (
@@ -59,3 +64,13 @@ def fit_linear(kind: str, features: Array, labels: npt.NDArray[np.int32], c: flo
             np.concatenate([-half * bias, half * bias]),
         )
     return Solution(weights, bias, converged)
+
+
+def in_own_span(features: Array) -> tuple[Array, npt.NDArray[np.float64]]:
+    """Rows (n, D) with D > n as coordinates (n, n) in an orthonormal basis (D, n) of their span.
+
+    An optimum of these objectives lies in the span of the rows (the representer theorem; Schoelkopf, Herbrich &
+    Smola, COLT 2001), and neither scores nor norms change there: features = coordinates @ basis.T.
+    """
+    basis, triangle = np.linalg.qr(features.T.astype(np.float64))
+    return np.ascontiguousarray(triangle.T), basis

@@ -250,5 +250,5 @@ def fit_state(network: nn.Module, state: dict[str, Tensor], where: str) -> None:
     for name in expected:
         ready.setdefault(name, torch.zeros((), dtype=torch.long))
     # MNASNet reads its format's version from here and refuses a dictionary without one.
-    ready._metadata = getattr(state, "_metadata", expected._metadata)  # type: ignore[attr-defined]
+    ready._metadata = getattr(state, "_metadata", expected._metadata)  # type: ignore[attr-defined]  # torch's own
     network.load_state_dict(ready, assign=True)

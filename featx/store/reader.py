@@ -77,7 +77,9 @@ class Features(Mapping[str, npt.NDArray[Any]]):
                 }
                 # HDF5 lists them by name; the provenance has them in the order they were asked for.
                 asked = [name for name in self.provenance["layers"] if name in found]
-                self.layers = {name: found[name] for name in [*asked, *sorted(found.keys() - set(asked))]}
+                self.layers: dict[str, LayerSpec] = {
+                    name: found[name] for name in [*asked, *sorted(found.keys() - set(asked))]
+                }
         except FileNotFoundError as error:
             hint = ""
             if partial_path(path).exists():

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -292,12 +291,3 @@ def _brief(value: Any) -> str:
 def partial_path(path: Path) -> Path:
     """The name a features file has while it is being filled."""
     return path.with_name(path.name + ".partial")
-
-
-def fsync_folder(folder: Path) -> None:
-    """Make a rename in a folder survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,7 +15,7 @@ import glob
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featx.errors import DiskError, FileFormatError, Interrupted, PlanMismatch
+from featx.atomic import disk_errors, flush_to_disk
+from featx.errors import FileFormatError, Interrupted, PlanMismatch
 from featx.store.schema import (
     DONE,
     PENDING,
@@ -32,23 +33,12 @@ from featx.store.schema import (
     complete_offset,
     differences,
     essence,
-    fsync_folder,
     partial_path,
     read_extents,
     write_skeleton,
 )
 
 STALE_S = 60
-
-
-@contextlib.contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into a DiskError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
-        raise DiskError(f"{path}: {error.strerror or error}{hint}") from error
 
 
 class FeatureWriter:
@@ -149,7 +139,7 @@ class FeatureWriter:
             self._mark_complete(1)
             os.fsync(self._fd)
             os.rename(partial_path(self.path), self.path)
-            fsync_folder(self.path.parent)
+            flush_to_disk(self.path.parent)
         self.close()
 
     def close(self) -> None:
@@ -227,14 +217,10 @@ def _create(partial: Path, plan: FilePlan) -> None:
     temporary = partial.with_name(f"{partial.name}.{os.getpid()}.new")
     try:
         write_skeleton(temporary, plan)
-        descriptor = os.open(temporary, os.O_RDWR)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        flush_to_disk(temporary)
         with contextlib.suppress(FileExistsError):
             os.link(temporary, partial)
-        fsync_folder(partial.parent)
+        flush_to_disk(partial.parent)
     finally:
         temporary.unlink(missing_ok=True)
 

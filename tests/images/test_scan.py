@@ -117,7 +117,7 @@ def test_a_loop_of_links_ends(tmp_path):
 
 def test_nothing_to_do_is_said_with_what_was_left_out(tmp_path):
     touch(tmp_path, "notes.txt", "empty/readme.md")
-    with pytest.raises(SourceError, match="no images in .*left out: 2 not an image name"):
+    with pytest.raises(SourceError, match=r"no images in .*left out: 2 not an image name"):
         scan(tmp_path)
 
 
@@ -131,7 +131,11 @@ def test_a_source_that_is_none_is_refused(tmp_path, what):
 
 def test_the_digest_sees_every_change_of_paths_labels_and_order(tmp_path):
     digests = set()
-    for text in ("path,label\na.jpg,x\nb.jpg,y\n", "path,label\nb.jpg,y\na.jpg,x\n", "path,label\na.jpg,y\nb.jpg,x\n"):
+    for text in (
+        "path,label\na.jpg,x\nb.jpg,y\n",
+        "path,label\nb.jpg,y\na.jpg,x\n",
+        "path,label\na.jpg,y\nb.jpg,x\n",
+    ):
         (tmp_path / "s.csv").write_text(text)
         digests.add(scan(tmp_path / "s.csv").digest)
     assert len(digests) == 3

@@ -41,7 +41,9 @@ def all_ways_open(name: str) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
     for node in traced.graph.nodes:
         if node.op == "call_function" and node.target is F.max_pool2d:
             node.target = F.avg_pool2d
-            node.kwargs = {key: node.kwargs[key] for key in ("kernel_size", "stride", "padding") if key in node.kwargs}
+            node.kwargs = {
+                key: node.kwargs[key] for key in ("kernel_size", "stride", "padding") if key in node.kwargs
+            }
         if isinstance(node.target, str) and node.op == "call_module":
             module = traced.get_submodule(node.target)
             if isinstance(module, nn.LayerNorm) or "LayerNorm" in type(module).__name__:
@@ -111,7 +113,9 @@ def test_parameters_and_cost_agree_with_torchvisions_records(name):
     backbone = Backbone(name)
     rows = backbone.describe(backbone.names.main)
     auxiliary = {"googlenet": 6_379_984, "inception_v3": 3_326_696}.get(name, 0)  # heads unused in eval mode
-    assert sum(row.parameters for row in rows) == weights.meta["num_params"] - (0 if name == "googlenet" else auxiliary)
+    assert sum(row.parameters for row in rows) == weights.meta["num_params"] - (
+        0 if name == "googlenet" else auxiliary
+    )
     # torchvision rounds to three digits after the point and leaves a few small products out.
     assert rows[-1].multiply_adds / 1e9 == pytest.approx(weights.meta["_ops"], rel=0.03)
 

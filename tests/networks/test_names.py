@@ -23,7 +23,7 @@ def names(backbone: Backbone, spec: str) -> list[str]:
 
 
 def test_all_of_alexnet(alexnet):
-    expected = "conv1 pool1 conv2 pool2 conv3 conv4 conv5 pool5 fc6 fc7 fc8".split()
+    expected = ["conv1", "pool1", "conv2", "pool2", "conv3", "conv4", "conv5", "pool5", "fc6", "fc7", "fc8"]
     assert names(alexnet, "all") == expected
 
 

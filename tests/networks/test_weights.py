@@ -109,7 +109,7 @@ def test_no_such_file_on_the_server_says_what_to_do_without_a_network(server, tm
 def test_no_server_is_tried_again_and_then_said(tmp_path, monkeypatch):
     waits: list[float] = []
     monkeypatch.setattr("time.sleep", waits.append)
-    with pytest.raises(WeightsUnavailable, match="cannot download http://127.0.0.1:9/"):
+    with pytest.raises(WeightsUnavailable, match=r"cannot download http://127\.0\.0\.1:9/"):
         fetch_weights("http://127.0.0.1:9/net-01234567.pth", None, tmp_path)
     assert waits == [1, 2]
 

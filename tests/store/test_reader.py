@@ -33,7 +33,7 @@ def test_a_pickled_file_is_its_path_and_not_its_content(tmp_path):
     features["fc7"].sum()
     packed = pickle.dumps(features)
     assert len(packed) < 500
-    np.testing.assert_array_equal(pickle.loads(packed)["fc7"], features["fc7"])  # noqa: S301  # our own
+    np.testing.assert_array_equal(pickle.loads(packed)["fc7"], features["fc7"])  # our own
 
 
 def test_x_and_y_go_straight_into_scikit_learn(tmp_path):

@@ -1,0 +1,36 @@
+# make demo    set up and run the main job on real images
+# make test    set up, check the code and run the tests
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-slow check bench docs clean
+
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+demo: $(VENV)/ready
+	PATH="$(CURDIR)/$(BIN):$$PATH" pipelines/digits/run.sh demo/digits demo
+
+check: $(VENV)/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict featx
+	$(BIN)/python docs/commands.py --check
+
+test: check
+	$(BIN)/pytest
+
+test-slow: $(VENV)/ready
+	$(BIN)/pytest -m slow
+
+bench: $(VENV)/ready
+	$(BIN)/python benchmarks/extract.py
+
+docs: $(VENV)/ready
+	$(BIN)/python docs/commands.py
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

@@ -1,0 +1,42 @@
+"""Write docs/commands.md from the commands' own --help; with --check, say whether it is up to date."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from featx.cli import commands
+
+TARGET = Path(__file__).with_name("commands.md")
+HEAD = """# Commands
+
+Made from `featx COMMAND --help` by `make docs`. Every option can also be set by a variable (`--batch-size` is
+`FEATX_BATCH_SIZE`) or in a YAML file given with `--config`; flags go before variables, variables before the file.
+
+Exit status: 0 done; 1 unexpected, or a download failed; 2 the request cannot be carried out; 3 too many bad images;
+4 the output belongs to another plan, or a hash does not match; 5 verification failed; 74 the disk is full or failed;
+75 another process is writing the file; 130 and 143 interrupted, run again to resume.
+"""
+
+
+def rendered() -> str:
+    sections = [HEAD]
+    for name in sorted(commands.commands):
+        command = commands.commands[name]
+        context = click.Context(command, info_name=f"featx {name}", max_content_width=110, terminal_width=110)
+        sections.append(f"## featx {name}\n\n```text\n{command.get_help(context)}\n```\n")
+    return "\n".join(sections)
+
+
+def main() -> None:
+    text = rendered()
+    if "--check" not in sys.argv:
+        TARGET.write_text(text)
+    elif not TARGET.exists() or TARGET.read_text() != text:
+        sys.exit(f"{TARGET.name} does not say what --help says; run: make docs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""Options, messages and exit statuses, as a shell sees them."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import clusters, write_features
+
+from featx.cli import commands
+from featx.config import Config, ExtractConfig, FitConfig
+from featx.errors import FeatxError, UsageError
+
+DOCS = Path(__file__).parents[1]
+NET = ("-b", "squeezenet1_1", "-l", "classifier.1", "-w", "random:0", "--device", "cpu")
+
+
+def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
+    features, head = tmp_path / "f.h5", tmp_path / "h.safetensors"
+    steps = [
+        ("check", photos),
+        ("extract", photos, *NET, "-o", features),
+        ("inspect", features),
+        ("verify", features, "--rows", "2"),
+        ("fit-svm", features, "--c", "0.1", "-o", head),
+        ("fit-softmax", features, "--c", "1", "--test", "0", "-o", tmp_path / "s.safetensors"),
+        ("evaluate", head, features),
+        ("predict", head, photos, "-o", tmp_path / "p.csv"),
+        ("layers", "alexnet"),
+    ]
+    assert {step[0] for step in steps} == set(commands.commands)
+    for step in steps:
+        for form in ((), ("--json",)):
+            found = featx(*step, *form)
+            assert found.status == 0, (step, found.err)
+            assert found.out, step
+            if form:
+                assert isinstance(json.loads(found.out), dict)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (("layers", "alexnt"), 2, "no network 'alexnt'. Nearest: 'alexnet'"),
+        (("extract", "nowhere", "-o", "f.h5"), 2, "nowhere: No such file or directory"),
+        (("extract", ".", "-l", "fc9", "-o", "f.h5", "-w", "random:0"), 2, "no images in ."),
+        (("inspect", "missing.h5"), 2, "no file missing.h5"),
+        (("verify", "missing.h5"), 2, "no file missing.h5"),
+        (("fit-svm", "missing.h5"), 2, "no file missing.h5"),
+        (("evaluate", "no.safetensors", "missing.h5"), 2, "no file no.safetensors"),
+        (("predict", "no.safetensors", ".", "-o", "p.csv"), 2, "no file no.safetensors"),
+        (("extract", ".", "-o", "f.h5", "--batch-size", "0"), 2, "0 is not in the range x>=1"),
+        (("extract", ".", "-o", "f.h5", "--precision", "fp8"), 2, "'fp8' is not one of"),
+        (("extract", ".", "-o", "f.h5", "--max-bad", "7"), 2, "write 0.05 or 5%"),
+        (("fit-svm", "f.h5", "--c", "zero"), 2, "must be a number above 0, or auto"),
+        (("fit-svm", "f.h5", "--test", "0.5", "--per-class", "3"), 2, "--test and --per-class are different splits"),
+        (("fit-svm",), 2, "Missing argument 'FEATURES'"),
+        (("extract", "."), 2, "Missing option '-o'"),
+    ],
+)
+def test_bad_requests_get_one_clear_line_and_status_2(tmp_path, monkeypatch, featx, arguments, status, message):
+    monkeypatch.chdir(tmp_path)
+    found = featx(*arguments)
+    assert found.status == status
+    assert message in found.err
+    assert "Traceback" not in found.err
+    assert found.out == ""
+    last = found.err.strip().splitlines()[-1]
+    assert message in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_error_has_an_exit_status_of_the_list():
+    def all_below(kind: type[FeatxError]) -> set[type[FeatxError]]:
+        return {kind}.union(*(all_below(child) for child in kind.__subclasses__()))
+
+    found = all_below(FeatxError)
+    assert len(found) > 12
+    assert {kind.exit_status for kind in found} == {1, 2, 3, 4, 5, 74, 75}
+
+
+def test_flags_go_before_variables_before_the_file_before_defaults(tmp_path, monkeypatch, featx):
+    path = write_features(tmp_path / "f.h5", *clusters(), ("a", "b", "c"))
+    config = tmp_path / "run.yaml"
+    config.write_text("c: 0.1\nseed: 5\nper-class: 20\n")
+    from_file = featx("fit-svm", path, "--config", config, "--json").json
+    assert (from_file["c"], from_file["train"], from_file["normalize"]) == (0.1, 60, "l2")
+    monkeypatch.setenv("FEATX_C", "0.2")
+    monkeypatch.setenv("FEATX_NORMALIZE", "standard")
+    by_variable = featx("fit-svm", path, "--config", config, "--json").json
+    assert (by_variable["c"], by_variable["train"], by_variable["normalize"]) == (0.2, 60, "standard")
+    assert featx("fit-svm", path, "--config", config, "--c", "0.3", "--json").json["c"] == 0.3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour: red\n", "fit-svm has no option 'colour'; it has c, folds, layer"),
+        ("- c\n", "must hold one mapping"),
+        ("c: [\n", "cannot be read as YAML"),
+        ("!!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
+        ("folds: many\n", "'many' is not a valid integer"),
+    ],
+)
+def test_a_config_file_with_a_mistake_is_refused(tmp_path, featx, text, message):
+    path = write_features(tmp_path / "f.h5", *clusters(), ("a", "b", "c"))
+    (tmp_path / "run.yaml").write_text(text)
+    found = featx("fit-svm", path, "--config", tmp_path / "run.yaml")
+    assert found.status == 2
+    assert message in found.err
+
+
+def test_configs_check_their_ranges_without_the_command_line_too():
+    for change, message in (
+        ({"batch_size": 0}, "--batch-size is 0; it must be at least 1"),
+        ({"precision": "fp8"}, "--precision is 'fp8'; choose from fp32, tf32, bf16, fp16"),
+        ({"max_bad": 2}, "is not a share between 0 and 1"),
+        ({"backbone": None}, "--backbone needs a value"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            ExtractConfig(**change)
+    assert ExtractConfig(max_bad="5%").max_bad == 0.05
+    assert FitConfig(c="0.25").c == 0.25
+
+
+def test_every_command_and_every_option_is_in_the_documents():
+    reference = (DOCS / "docs" / "commands.md").read_text()
+    readme = (DOCS / "README.md").read_text()
+    options = 0
+    for name, command in commands.commands.items():
+        assert f"## featx {name}\n" in reference
+        assert f"featx {name}" in readme, f"{name} is not shown in the README"
+        section = reference.split(f"## featx {name}\n")[1].split("\n## ")[0]
+        for parameter in command.params:
+            for flag in parameter.opts if parameter.param_type_name == "option" else ():
+                assert re.search(rf"(?<![\w-]){flag}(?![\w-])", section), f"{name} {flag}"
+                options += 1
+    assert options > 60
+
+
+def test_no_option_is_without_help_and_no_config_field_without_an_option():
+    fields = 0
+    for config in Config.__subclasses__():
+        for spec in config.__dataclass_fields__.values():
+            assert spec.metadata["help"].endswith("."), spec.name
+            fields += 1
+    assert fields > 30
