@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from featx.errors import DiskError
+from featx.errors import DiskError, FileFormatError
 
 
 @contextlib.contextmanager
@@ -38,6 +39,18 @@ def replacing(path: Path) -> Iterator[Path]:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def refuse_special_file(path: Path) -> None:
+    """Raise FileFormatError for what is there and is no regular file: opening a FIFO would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return  # whoever opens it says so
+    except OSError as error:
+        raise FileFormatError(f"{path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise FileFormatError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
 
 
 def flush_to_disk(path: Path) -> None:

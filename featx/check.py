@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featx.config import CheckConfig
+from featx.errors import Interrupted
 from featx.images.decode import BadImage, decode, open_image, quiet_pillow
 from featx.images.feed import BlockReader, run_workers
 from featx.images.scan import NO_LABEL, Manifest, scan
@@ -192,7 +193,7 @@ def check_source(
         run_workers(range(0, len(manifest), BLOCK), workers, look, stop)
     reporter.end()
     if stop.signal is not None:
-        raise KeyboardInterrupt
+        raise Interrupted(f"stopped by signal {stop.signal}; a check keeps nothing", 128 + stop.signal)
     decode_s = time.perf_counter() - started
     network_s = _network_seconds(Extractor(recipe)) * len(manifest) / recipe.batch_size / workers
     groups = findings.duplicates()

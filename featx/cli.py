@@ -6,7 +6,9 @@ FEATX_* variables, then --config FILE.yaml, then the defaults in `featx.config`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -28,13 +30,14 @@ from featx.config import (
     VerifyConfig,
     flag_of,
 )
-from featx.errors import FeatxError, UsageError
+from featx.errors import DiskError, FeatxError, UsageError
 from featx.progress import StderrReporter
 
 if TYPE_CHECKING:
     from featx.report import Report
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+INTERRUPTED = 130
 PATH = click.Path(path_type=Path)
 _VALUE_TYPES: dict[type, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
@@ -104,16 +107,24 @@ def _read_config_file(ctx: click.Context, _param: click.Parameter, path: Path | 
 
     try:
         values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        raise click.BadParameter(f"{path} cannot be read as YAML: {error}") from error
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        raise click.BadParameter(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise click.BadParameter(f"{path} must hold one mapping of options to values")
-    values = {str(key).replace("-", "_"): value for key, value in values.items()}
-    known = sorted(p.name for p in ctx.command.params if isinstance(p, click.Option) and p.name not in _NOT_IN_FILES)
-    for key in values:
-        if key not in known:
-            raise click.BadParameter(f"{path}: {ctx.info_name} has no option {key!r}; it has {', '.join(known)}")
-    ctx.default_map = {**(ctx.default_map or {}), **values}
+    options = {p.name: p for p in ctx.command.params if isinstance(p, click.Option) and p.name not in _NOT_IN_FILES}
+    found: dict[str, Any] = {}
+    for written, value in values.items():
+        key = str(written).replace("-", "_")
+        if key not in options:
+            known = ", ".join(sorted(map(str, options)))
+            raise click.BadParameter(f"{path}: {ctx.info_name} has no option {key!r}; it has {known}")
+        if key in found:
+            raise click.BadParameter(f"{path}: {key} stands there twice")
+        if isinstance(value, bool) != options[key].is_flag or not isinstance(value, bool | int | float | str):
+            wanted = "true or false" if options[key].is_flag else "one number or text"
+            raise click.BadParameter(f"{path}: {key} is {value!r}; it must be {wanted}")
+        found[key] = value if isinstance(value, bool) else str(value)
+    ctx.default_map = {**(ctx.default_map or {}), **found}
 
 
 _NOT_IN_FILES = ("as_json", "config_file", "help", "output")
@@ -295,16 +306,41 @@ def evaluate_command(head: Path, features: Path, config: EvaluateConfig, as_json
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run a command; every error featx knows becomes one line on standard error and an exit status."""
+    """Run a command; every error becomes one line on standard error and an exit status.
+
+    With FEATX_TRACEBACK=1 an unexpected error shows where it happened.
+    """
     try:
-        status = commands.main(arguments, prog_name="featx", standalone_mode=False)
-    except click.ClickException as error:
+        found = commands.main(arguments, prog_name="featx", standalone_mode=False)
+        sys.stdout.flush()
+        status = found if isinstance(found, int) else 0
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        sys.exit(error.exit_code)
+        status = error.exit_code
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        hint = f" Try: {context.command_path} --help" if context else ""
+        status = complain(f"{error.format_message()}{hint}", error.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
-        click.echo("featx: interrupted", err=True)
-        sys.exit(130)
+        # Not sys.exit: threads may still be computing, and the interpreter must not be taken down under them.
+        complain("interrupted", INTERRUPTED)
+        sys.stderr.flush()
+        os._exit(INTERRUPTED)
     except FeatxError as error:
-        click.echo(f"featx: {error}".encode("utf-8", "backslashreplace").decode(), err=True)
-        sys.exit(error.exit_status)
-    sys.exit(status if isinstance(status, int) else 0)
+        status = complain(str(error), error.exit_status)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            sys.stdout.close()  # else the interpreter tries to flush it once more
+        status = complain(str(error), DiskError.exit_status)
+    except Exception as error:
+        if os.environ.get("FEATX_TRACEBACK"):
+            raise
+        reason = " ".join(str(error).split())
+        status = complain(f"unexpected {type(error).__name__}: {reason} (FEATX_TRACEBACK=1 shows where)", 1)
+    sys.exit(status)
+
+
+def complain(message: str, status: int) -> int:
+    """Say what is wrong on standard error; the exit status."""
+    click.echo(f"featx: {message}".encode("utf-8", "backslashreplace").decode(), err=True)
+    return status

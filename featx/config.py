@@ -122,7 +122,9 @@ def _device() -> Any:
 
 
 def _batch_size() -> Any:
-    return option(None, "Images per forward pass; by default chosen from the network and device.", low=1, metavar="N")
+    return option(
+        None, "Images per forward pass; by default chosen from the network and device.", low=1, high=4096, metavar="N"
+    )
 
 
 def _workers() -> Any:
@@ -130,6 +132,7 @@ def _workers() -> Any:
         None,
         "Threads that read, decode and compute; by default one per core.",
         low=1,
+        high=1024,
         metavar="N",
         recorded=False,
     )
@@ -172,10 +175,14 @@ class ExtractConfig(Config):
     device: str = _device()
     batch_size: int | None = _batch_size()
     resize: int | None = option(
-        None, "Shorter side in pixels before the crop, instead of the weights' own.", low=1, metavar="PIXELS"
+        None,
+        "Shorter side in pixels before the crop, instead of the weights' own.",
+        low=1,
+        high=8192,
+        metavar="PIXELS",
     )
     crop: int | None = option(
-        None, "Side of the centre crop in pixels, instead of the weights' own.", low=1, metavar="PIXELS"
+        None, "Side of the centre crop in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"
     )
     squash: bool = option(False, "Resize the whole image to the crop size, ignoring its aspect.")
     exif: bool = option(False, "Turn images as their EXIF orientation says.")
@@ -190,7 +197,7 @@ class LayersConfig(Config):
     """Options of `featx layers`."""
 
     crop: int | None = option(
-        None, "Side of the input in pixels; by default the weights' own.", low=1, metavar="PIXELS"
+        None, "Side of the input in pixels; by default the weights' own.", low=1, high=8192, metavar="PIXELS"
     )
 
 
@@ -211,7 +218,7 @@ class VerifyConfig(Config):
     """Options of `featx verify`."""
 
     rows: int = option(64, "How many rows to recompute, chosen at random.", low=1, metavar="N")
-    seed: int = option(0, "Seed of the choice of rows.", low=0, metavar="N")
+    seed: int = option(0, "Seed of the choice of rows.", low=0, high=2**32 - 1, metavar="N")
     source: str | None = option(
         None, "Where the images are now, if they have moved since the extraction.", metavar="PATH"
     )
@@ -249,7 +256,7 @@ class FitConfig(Config):
         None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
     )
     folds: int = option(5, "Folds of the cross-validation behind --c auto.", low=2, metavar="N")
-    seed: int = option(0, "Seed of the split, the folds and the solver.", low=0, metavar="N")
+    seed: int = option(0, "Seed of the split, the folds and the solver.", low=0, high=2**32 - 1, metavar="N")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featx.atomic import disk_errors
 from featx.config import Config, ExtractConfig, flag_of
 from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
 from featx.images.scan import Manifest, scan
@@ -104,7 +105,10 @@ def extract_features(
     """
     config, output = config or ExtractConfig(), Path(output)
     manifest = scan(source, follow_links=config.follow_links)
-    if output.exists():
+    with disk_errors(output):
+        output = Path(os.path.realpath(output))  # a link as the output means the file it points to
+        exists = output.exists()
+    if exists:
         finished = _take_finished(output, manifest, config)
         if finished is not None:
             return finished
@@ -230,7 +234,7 @@ class _Run:
             self._compare_with_finished()
             if not (self.config.retry_failed and Features(self.output).failures()):
                 return _report(Features(self.output), self.manifest, self.config, 0, 0.0, None)
-            writer = FeatureWriter.reopen_failed(self.output, self.plan)
+            writer = FeatureWriter.open_failed(self.output, self.plan)
         else:
             writer = FeatureWriter.open(self.output, self.plan, retry_failed=self.config.retry_failed)
         with writer:

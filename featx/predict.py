@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featx.atomic import replacing
+from featx.atomic import disk_errors, refuse_special_file, replacing
 from featx.config import PredictConfig
-from featx.errors import Interrupted, TooManyBadImages, WeightsMismatch
+from featx.errors import Interrupted, TooManyBadImages, UsageError, WeightsMismatch
 from featx.heads.linear import LinearHead, recipe_of
 from featx.images.scan import printable, scan
 from featx.progress import SILENT, Reporter, format_duration, graceful_stop
@@ -25,6 +25,7 @@ from featx.report import Report
 from featx.store.reader import open_features
 from featx.store.schema import DONE
 
+FIRST_COLUMNS = b"path,class,"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -71,6 +72,7 @@ def predict_images(
         TooManyBadImages: more images failed than `config.max_bad` allows; nothing is written.
     """
     loaded, config, started = LinearHead.load(head), config or PredictConfig(), time.perf_counter()
+    _refuse_to_destroy(Path(output))
     if _is_hdf5(Path(source)):
         paths, outputs, errors = _from_features(loaded, Path(source))
     else:
@@ -95,6 +97,17 @@ def _is_hdf5(path: Path) -> bool:
         return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
 
 
+def _refuse_to_destroy(output: Path) -> None:
+    """An earlier table of predictions may be replaced; anything else that is there may not."""
+    with disk_errors(output):
+        if not os.path.lexists(output):
+            return
+        refuse_special_file(output)
+        with output.open("rb") as file:
+            if file.read(len(FIRST_COLUMNS)) != FIRST_COLUMNS:
+                raise UsageError(f"{output} is there and is no table of predictions; choose another name with -o")
+
+
 Scored = tuple[list[str], npt.NDArray[np.float64], dict[int, str]]
 
 
@@ -104,7 +117,8 @@ def _from_features(head: LinearHead, path: Path) -> Scored:
     head.refuse_other_features(layer, recipe_of(features.provenance, layer), str(path))
     outputs = np.full((len(features), len(head.classes)), np.nan)
     rows = np.flatnonzero(features.status == DONE)
-    outputs[rows] = head.outputs(features[layer][rows])
+    if len(rows):
+        outputs[rows] = head.outputs(features[layer][rows])
     return features.paths, np.nan_to_num(outputs), {f.row: f.reason for f in features.failures()}
 
 

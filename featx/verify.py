@@ -7,7 +7,6 @@ by a hook the moment they are computed. No tracing, no batches, no pooling code 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import zipfile
 from collections.abc import Callable
@@ -25,7 +24,7 @@ from torchvision.transforms._presets import ImageClassification
 
 from featx.config import VerifyConfig
 from featx.errors import FileFormatError, PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
-from featx.images.decode import BadImage, quiet_pillow, read_file, read_member, to_rgb
+from featx.images.decode import BadImage, open_image, quiet_pillow, read_file, read_member, to_rgb
 from featx.images.preprocess import Preprocess
 from featx.images.scan import printable
 from featx.networks.backbones import load_network
@@ -146,7 +145,10 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
     if not place.exists():
         raise SourceError(f"{place} is not there; if the images have moved, say where with --source")
     is_zip = made["source"]["kind"] == "zip"
-    archive = zipfile.ZipFile(place) if is_zip else None
+    try:
+        archive = zipfile.ZipFile(place) if is_zip else None
+    except (OSError, zipfile.BadZipFile) as error:
+        raise SourceError(f"{place} cannot be read as a zip: {error}") from error
     root = place if made["source"]["kind"] == "folder" else place.parent
 
     def load(row: int) -> Image.Image:
@@ -157,7 +159,11 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
             raise SourceError(f"{printable(name)}: {bad}; if the images have moved, use --source") from bad
         if hashlib.sha256(content).digest() != features.sha256[row].tobytes():
             raise PlanMismatch(f"{printable(name)} has changed since its features were extracted; extract again")
-        image: Image.Image = Image.open(io.BytesIO(content))
+        try:
+            image = open_image(content)
+            image.load()
+        except (BadImage, OSError, SyntaxError, ValueError) as bad:
+            raise PlanMismatch(f"{printable(name)}: {bad}; the file says its features were extracted") from bad
         if made["exif"]:
             image = ImageOps.exif_transpose(image)
         plain = image.mode in _PLAIN_MODES and "transparency" not in image.info

@@ -37,7 +37,7 @@ def imported(path: Path) -> set[str]:
 
 def part(name: str) -> str:
     """The folder of a stage, `base`, or `verb`."""
-    top = name.split(".")[0]
+    top = name.split(".", maxsplit=1)[0]
     return top if top in STAGES else "base" if top in BASE or top == "__init__" else "cli" if top == "cli" else "verb"
 
 

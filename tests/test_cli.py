@@ -51,7 +51,7 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         (("fit-svm", "missing.h5"), 2, "no file missing.h5"),
         (("evaluate", "no.safetensors", "missing.h5"), 2, "no file no.safetensors"),
         (("predict", "no.safetensors", ".", "-o", "p.csv"), 2, "no file no.safetensors"),
-        (("extract", ".", "-o", "f.h5", "--batch-size", "0"), 2, "0 is not in the range x>=1"),
+        (("extract", ".", "-o", "f.h5", "--batch-size", "0"), 2, "0 is not in the range 1<=x<=4096"),
         (("extract", ".", "-o", "f.h5", "--precision", "fp8"), 2, "'fp8' is not one of"),
         (("extract", ".", "-o", "f.h5", "--max-bad", "7"), 2, "write 0.05 or 5%"),
         (("fit-svm", "f.h5", "--c", "zero"), 2, "must be a number above 0, or auto"),
@@ -67,8 +67,7 @@ def test_bad_requests_get_one_clear_line_and_status_2(tmp_path, monkeypatch, fea
     assert message in found.err
     assert "Traceback" not in found.err
     assert found.out == ""
-    last = found.err.strip().splitlines()[-1]
-    assert message in last
+    assert found.err.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
@@ -102,6 +101,11 @@ def test_flags_go_before_variables_before_the_file_before_defaults(tmp_path, mon
         ("c: [\n", "cannot be read as YAML"),
         ("!!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
         ("folds: many\n", "'many' is not a valid integer"),
+        ("folds: 2.5\n", "'2.5' is not a valid integer"),
+        ("folds: true\n", "folds is True; it must be one number or text"),
+        ("split-column: 3\n", "split_column is 3; it must be true or false"),
+        ("layer: [fc6, fc7]\n", "it must be one number or text"),
+        ("per-class: 3\nper_class: 4\n", "per_class stands there twice"),
     ],
 )
 def test_a_config_file_with_a_mistake_is_refused(tmp_path, featx, text, message):

@@ -296,3 +296,34 @@ def test_real_photos_fill_a_file_that_verifies(real_photos: Path, tmp_path, feat
     verified = featx("verify", out, "--rows", "12", "--json")
     assert verified.status == 0
     assert all(layer["difference"] < 1e-5 for layer in verified.json["layers"])
+
+
+def test_a_retry_that_fails_leaves_the_finished_file_and_its_done_rows_as_they_were(photos, tmp_path):
+    (photos / "a" / "broken.jpg").write_bytes(b"no")
+    out = tmp_path / "f.h5"
+    extract_features(photos, out, config(max_bad=0.5, batch_size=4))
+    before = out.read_bytes()
+    with pytest.raises(TooManyBadImages):
+        extract_features(photos, out, config(retry_failed=True, batch_size=4))
+    assert out.read_bytes() == before
+    # Mended, while a neighbour in the same block has gone: the neighbour's row was done and stays.
+    write_photo(photos / "a" / "broken.jpg", 77)
+    (photos / "a" / "09.jpg").write_bytes(b"overwritten")
+    report = extract_features(photos, out, config(retry_failed=True, max_bad=0.5, batch_size=4))
+    assert (report.done, report.failed) == (12, 0)
+    assert os.listdir(tmp_path) == ["photos", "f.h5"] or sorted(os.listdir(tmp_path)) == ["f.h5", "photos"]
+
+
+def test_a_link_as_output_means_the_file_it_points_to(photos, tmp_path):
+    (tmp_path / "link.h5").symlink_to("target.h5")
+    extract_features(photos, tmp_path / "link.h5", config())
+    assert (tmp_path / "link.h5").is_symlink()
+    assert open_features(tmp_path / "target.h5").complete
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "file/f.h5"])
+def test_an_output_that_cannot_be_is_a_disk_error(photos, tmp_path, name):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(featx_package.FeatxError) as caught:
+        extract_features(photos, tmp_path / name, config())
+    assert caught.value.exit_status == 74

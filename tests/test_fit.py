@@ -212,3 +212,25 @@ def test_a_head_refuses_features_and_weights_that_are_not_its_own(photo_head, tm
         predict_images(
             folder / "h.safetensors", folder / "photos", folder / "p.csv", PredictConfig(weights="random:1")
         )
+
+
+def test_predict_replaces_an_earlier_table_and_nothing_else(photo_head):
+    folder = photo_head
+    for name in ("h.safetensors", "f.h5", "notes.txt"):
+        (folder / "notes.txt").write_text("mine")
+        before = (folder / name).read_bytes()
+        with pytest.raises(UsageError, match="is no table of predictions"):
+            predict_images(folder / "h.safetensors", folder / "f.h5", folder / name)
+        assert (folder / name).read_bytes() == before
+    for _ in range(2):
+        predict_images(folder / "h.safetensors", folder / "f.h5", folder / "p.csv")
+
+
+def test_nan_among_the_features_is_refused_by_predict_and_evaluate(tmp_path):
+    values, labels = clusters()
+    fit_svm(write_features(tmp_path / "f.h5", values, labels, CLASSES), tmp_path / "h.safetensors", FitConfig(c=1.0))
+    values[4, 4] = np.nan
+    broken = write_features(tmp_path / "g.h5", values, labels, CLASSES)
+    for verb in (evaluate_head, lambda head, file: predict_images(head, file, tmp_path / "p.csv")):
+        with pytest.raises(FileFormatError, match="row 4 of the features given to the head holds NaN"):
+            verb(tmp_path / "h.safetensors", broken)

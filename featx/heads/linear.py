@@ -13,7 +13,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from featx.atomic import replacing
+from featx.atomic import refuse_special_file, replacing
 from featx.errors import DiskError, FeaturesMismatch, FileFormatError
 from featx.heads.normalize import Array, l2_normalized
 
@@ -50,6 +50,7 @@ class LinearHead:
 
         Raises:
             FeaturesMismatch: rows of another length than the head's.
+            FileFormatError: rows that hold NaN or infinite values.
         """
         rows = features.reshape(len(features), -1)
         if rows.shape[1] != self.weights.shape[1]:
@@ -59,6 +60,9 @@ class LinearHead:
         found = np.empty((len(rows), len(self.classes)))
         for start in range(0, len(rows), _ROWS_AT_ONCE):
             block: Array = np.asarray(rows[start : start + _ROWS_AT_ONCE], np.float64)
+            if not np.isfinite(block).all():
+                row = start + int((~np.isfinite(block).all(axis=1)).argmax())
+                raise FileFormatError(f"row {row} of the features given to the head holds NaN or infinite values")
             block = l2_normalized(block) if self.normalize == "l2" else block
             found[start : start + _ROWS_AT_ONCE] = block @ self.weights.T + self.bias
         return found
@@ -101,6 +105,7 @@ class LinearHead:
         Raises:
             FileFormatError: not there, or not a head.
         """
+        refuse_special_file(Path(path))
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
@@ -108,16 +113,11 @@ class LinearHead:
                     raise FileFormatError(f"{path} is a safetensors file but not a head of featx")
                 described = json.loads(metadata[METADATA])
                 weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
+            _refuse_damage(described, weights, bias)
         except FileNotFoundError as error:
             raise FileFormatError(f"no file {path}") from error
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise FileFormatError(f"{path} cannot be read as a head: {error}") from error
-        for name, kind in _DESCRIBED.items():
-            if not isinstance(described, dict) or not isinstance(described.get(name), kind):
-                raise FileFormatError(f"{path} is damaged: its description has no {name}")
-        count = len(described["classes"])
-        if weights.ndim != 2 or weights.shape[0] != count or bias.shape != (count,):
-            raise FileFormatError(f"{path} is damaged: {count} classes, weights {weights.shape}, bias {bias.shape}")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise FileFormatError(f"{path} cannot be read as a head: {' '.join(str(error).split())}") from error
         return cls(weights=weights, bias=bias, **{name: described[name] for name in _DESCRIBED})
 
     def refuse_other_features(self, layer: str, recipe: dict[str, Any], where: str) -> None:
@@ -139,6 +139,24 @@ class LinearHead:
     def extract_command(self) -> str:
         """The command that makes the features this head takes."""
         return str(self.recipe["command"])
+
+
+def _refuse_damage(described: Any, weights: npt.NDArray[Any], bias: npt.NDArray[Any]) -> None:
+    """Raise ValueError, KeyError or TypeError for what no head of featx's own could hold."""
+    for name, kind in _DESCRIBED.items():
+        if not isinstance(described[name], kind):
+            raise ValueError(f"its {name} is no {kind.__name__}")
+    classes = described["classes"]
+    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes) or len(classes) < 2:
+        raise ValueError("its classes are not two or more different names")
+    if described["kind"] not in ("svm", "softmax") or described["normalize"] not in ("none", "l2"):
+        raise ValueError(f"its kind is {described['kind']!r}, its normalize {described['normalize']!r}")
+    if weights.ndim != 2 or weights.shape[0] != len(classes) or bias.shape != (len(classes),):
+        raise ValueError(f"{len(classes)} classes, weights {weights.shape}, bias {bias.shape}")
+    if weights.dtype != np.float64 or not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+        raise ValueError("its weights are not finite float64 numbers")
+    for key in [*_MUST_AGREE, "weights.spec", "weights.name", "precision", "command"]:
+        _get(described["recipe"], key)
 
 
 _MUST_AGREE = {

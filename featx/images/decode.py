@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import errno
 import io
+import lzma
 import os
 import stat
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -103,11 +106,7 @@ def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
         raise BadImage(Status.MISSING, "no such member of the zip") from None
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed by an unknown method
         raise BadImage(Status.UNREADABLE, str(error)) from None
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-        raise BadImage(Status.DAMAGED, str(error)) from None
-    except Exception as error:
-        if type(error).__module__ not in ("zlib", "lzma"):
-            raise
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
         raise BadImage(Status.DAMAGED, str(error)) from None
 
 
@@ -140,7 +139,12 @@ def open_image(content: bytes) -> Image.Image:
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 if there is none or it is nonsense."""
+    """The EXIF orientation, 1 (upright) to 8; 1 if there is none or it is nonsense.
+
+    TIFF's own orientation is part of that format, and Pillow applies it in any case: it counts as upright.
+    """
+    if image.format == "TIFF":
+        return 1
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # a damaged EXIF block says nothing about the pixels
@@ -157,6 +161,8 @@ def decode(content: bytes, *, exif: bool = False) -> tuple[Image.Image, int]:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # a host program may have set it: half a picture is no picture
     image = open_image(content)
     orientation = orientation_of(image)
+    if image.format == "PNG":
+        refuse_broken_png(content)
     try:
         image.load()
         if exif and orientation != 1:
@@ -170,6 +176,27 @@ def decode(content: bytes, *, exif: bool = False) -> tuple[Image.Image, int]:
         raise BadImage(Status.DAMAGED, str(error) or type(error).__name__) from None
 
 
+def refuse_broken_png(content: bytes) -> None:
+    """Compare the checksums of a PNG's pixel data, which Pillow does not.
+
+    Raises:
+        BadImage: one does not match, or the file ends within a chunk.
+    """
+    offset = 8
+    while offset + 12 <= len(content):
+        length, kind = struct.unpack_from(">I4s", content, offset)
+        end = offset + 8 + length
+        if end + 4 > len(content):
+            raise BadImage(Status.DAMAGED, f"the file ends within a chunk {kind!r}")
+        if kind in (b"IDAT", b"PLTE", b"tRNS"):
+            expected = int.from_bytes(content[end : end + 4], "big")
+            if zlib.crc32(memoryview(content)[offset + 4 : end]) != expected:
+                raise BadImage(Status.DAMAGED, f"the checksum of a chunk {kind!r} does not match")
+        if kind == b"IEND":
+            return
+        offset = end + 4
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """8-bit RGB of any Pillow image.
 
@@ -178,10 +205,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
     animation it is the first frame.
 
     Raises:
-        BadImage: float pixels that are NaN or infinite.
+        BadImage: pixels whose range means nothing: NaN, infinite, or all the same and out of range.
     """
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_scaled(image)).convert("RGB")
+        grey = Image.fromarray(_scaled(image))
+        clear = image.info.get("transparency")
+        if isinstance(clear, int):  # one value of a 16-bit PNG that stands for transparent
+            grey.paste(255, mask=Image.fromarray(np.asarray(image) == clear))
+        return grey.convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -199,11 +230,12 @@ def _scaled(image: Image.Image) -> npt.NDArray[np.uint8]:
     if not np.isfinite(values).all():
         raise BadImage(Status.UNSUPPORTED, "float pixels that are NaN or infinite")
     least, greatest = float(values.min()), float(values.max())
-    if image.mode.startswith("I;16") or image.format in ("PNG", "PPM"):
-        tops: tuple[float, ...] = (65535.0,)
-    else:
-        tops = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+    tops = (1.0, 255.0) if image.mode == "F" else (255.0, 65535.0)
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
+        tops = (65535.0, 65535.0)
     for top in tops:
         if least >= 0 and greatest <= top:
             return np.rint(values * (255.0 / top)).astype(np.uint8)
+    if least == greatest:
+        raise BadImage(Status.UNSUPPORTED, f"all pixels are {least:g}, outside of 0..{tops[-1]:g}")
     return np.rint((values - least) * (255.0 / (greatest - least))).astype(np.uint8)

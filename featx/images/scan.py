@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 import stat
+import struct
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -134,54 +135,56 @@ def _scan_folder(root: Path, follow_links: bool) -> Manifest:
     skipped = _Skipped()
     files: list[bytes] = []
     folders: list[bytes] = []
-    for path, is_folder in _walk(os.fsencode(root), b"", follow_links, skipped, frozenset()):
+    for path, is_folder in _walk(os.fsencode(root), follow_links, skipped):
         (folders if is_folder else files).append(path)
     _count_empty_folders(folders, files, skipped)
     return _labelled_by_folder("folder", root, sorted(files), skipped)
 
 
-def _walk(
-    root: bytes, below: bytes, follow_links: bool, skipped: _Skipped, above: frozenset[tuple[int, int]]
-) -> Iterator[tuple[bytes, bool]]:
-    """(relative path, is a folder) of everything below; `above` are the folders we are in, to notice loops."""
-    here = os.path.join(root, below)
+def _walk(root: bytes, follow_links: bool, skipped: _Skipped) -> Iterator[tuple[bytes, bool]]:
+    """(relative path, is a folder) of everything below a folder."""
+    # Each folder waits with the identities of the folders above it, by which a loop of links is noticed.
+    waiting: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(b"", frozenset())]
+    while waiting:
+        below, above = waiting.pop()
+        here = os.path.join(root, below)
+        try:
+            entries = list(os.scandir(here))
+            identity = os.stat(here)
+        except OSError as error:
+            raise SourceError(f"cannot list {printable(here)}: {error.strerror}; nothing was read") from error
+        inside = above | {(identity.st_dev, identity.st_ino)}
+        for entry in entries:
+            path = os.path.join(below, entry.name)
+            kind = _kind_of(entry, follow_links, inside)
+            if kind == "folder":
+                yield path, True
+                waiting.append((path, inside))
+            elif kind == "image":
+                yield path, False
+            else:
+                skipped.add(kind, path)
+
+
+def _kind_of(entry: os.DirEntry[bytes], follow_links: bool, inside: frozenset[tuple[int, int]]) -> str:
+    """ "folder", "image", or the reason why it is neither."""
+    if entry.name.startswith(b"."):
+        return "hidden"
     try:
-        entries = list(os.scandir(here))
-        identity = os.stat(here)
-    except OSError as error:
-        raise SourceError(f"cannot list {printable(here)}: {error.strerror}; nothing was read") from error
-    inside = above | {(identity.st_dev, identity.st_ino)}
-    for entry in entries:
-        path = os.path.join(below, entry.name)
-        if entry.name.startswith(b"."):
-            skipped.add("hidden", path)
-        elif entry.is_dir(follow_symlinks=follow_links):
-            target = entry.stat()
-            if (target.st_dev, target.st_ino) in inside:
-                skipped.add("link that loops", path)
-                continue
-            yield path, True
-            yield from _walk(root, path, follow_links, skipped, inside)
-        elif entry.is_dir():
-            skipped.add("link to a folder (--follow-links follows it)", path)
-        elif not _has_image_suffix(path):
-            skipped.add("not an image name", path)
-        elif _is_special(entry):
-            skipped.add("not a regular file", path)
-        else:
-            yield path, False
+        target = entry.stat()
+    except OSError:  # a broken link, or one to itself: a missing image if its name says image, and gets its row
+        return "image" if _has_image_suffix(entry.name) else "not an image name"
+    if stat.S_ISDIR(target.st_mode):
+        if entry.is_symlink() and not follow_links:
+            return "link to a folder (--follow-links follows it)"
+        return "link that loops" if (target.st_dev, target.st_ino) in inside else "folder"
+    if not _has_image_suffix(entry.name):
+        return "not an image name"
+    return "image" if stat.S_ISREG(target.st_mode) else "not a regular file"
 
 
 def _has_image_suffix(path: bytes) -> bool:
     return os.path.splitext(os.fsdecode(path))[1].lower() in IMAGE_SUFFIXES
-
-
-def _is_special(entry: os.DirEntry[bytes]) -> bool:
-    """FIFOs, sockets and devices; a broken link is a missing image, and gets its row."""
-    try:
-        return not stat.S_ISREG(entry.stat().st_mode)
-    except OSError:
-        return False
 
 
 def _count_empty_folders(folders: Iterable[bytes], files: Iterable[bytes], skipped: _Skipped) -> None:
@@ -259,7 +262,7 @@ def _scan_zip(path: Path) -> Manifest:
                     skipped.add("not an image name", name)
                 else:
                     files.append(name)
-    except (zipfile.BadZipFile, OSError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as error:
         raise SourceError(f"{path} cannot be read as a zip: {error}") from error
     for name, count in Counter(files).items():
         if count > 1:
@@ -286,20 +289,27 @@ def _plausible_path(line: bytes) -> bool:
 
 def _scan_csv(path: Path) -> Manifest:
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    columns = reader.fieldnames or []
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        columns, records = list(reader.fieldnames or []), [(reader.line_num, record) for record in reader]
+    except csv.Error as error:
+        raise SourceError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
     if "path" not in columns or "label" not in columns:
         raise SourceError(
             f"{path}, line 1: the columns are {', '.join(columns) or 'none'}; needed are path,label and "
             f"optionally split"
         )
+    if len(set(columns)) < len(columns):
+        raise SourceError(f"{path}, line 1: a column stands there twice: {', '.join(columns)}")
     lines: list[tuple[int, bytes]] = []
     labels: list[str | None] = []
     splits: list[str | None] = []
-    for record in reader:
+    for number, record in records:
         if not record["path"] or None in record:
-            raise SourceError(f"{path}, line {reader.line_num}: needs a path and at most {len(columns)} columns")
-        lines.append((reader.line_num, os.fsencode(record["path"])))
+            raise SourceError(f"{path}, line {number}: needs a path and at most {len(columns)} columns")
+        if "\0" in (record["label"] or "") + (record.get("split") or ""):
+            raise SourceError(f"{path}, line {number}: a label or split holds a zero byte")
+        lines.append((number, os.fsencode(record["path"])))
         labels.append(record["label"] or None)
         splits.append(record.get("split") or None)
     return _manifest("csv", path, path.parent, _normalised(path, lines), labels, splits, _Skipped())
@@ -307,7 +317,10 @@ def _scan_csv(path: Path) -> Manifest:
 
 def _normalised(source: Path, lines: list[tuple[int, bytes]]) -> list[bytes]:
     seen: dict[bytes, int] = {}
+    paths = []
     for number, line in lines:
+        if b"\0" in line:
+            raise SourceError(f"{source}, line {number}: {printable(line)} holds a zero byte; no file is called so")
         normal = os.path.normpath(line)
         if normal in seen:
             raise SourceError(
@@ -315,4 +328,6 @@ def _normalised(source: Path, lines: list[tuple[int, bytes]]) -> list[bytes]:
                 f"each image may stand there once"
             )
         seen[normal] = number
-    return list(seen)
+        # After a link, a/link/../b is not a/b: such a path is kept as it was written.
+        paths.append(line if b".." in line.split(b"/") else normal)
+    return paths

@@ -68,6 +68,6 @@ def parse_pooling(spec: str) -> Pooling:
     """
     if spec in ("none", "avg", "max", "flatten"):
         return Pooling(spec)
-    if re.fullmatch(r"spp:[1-9]\d*(,[1-9]\d*)*", spec):
+    if re.fullmatch(r"spp:[1-9]\d?(,[1-9]\d?)*", spec):
         return Pooling("spp", tuple(int(n) for n in spec.removeprefix("spp:").split(",")))
     raise UsageError(f"--pool is {spec!r}; it can be none, avg, max, flatten, or a pyramid such as spp:1,2,4")

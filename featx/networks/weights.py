@@ -59,7 +59,7 @@ def weights_of(backbone: str, spec: str) -> WeightsSource:
     Raises:
         UsageError: none of these.
     """
-    if match := re.fullmatch(r"random:(\d+)", spec):
+    if match := re.fullmatch(r"random:(\d{1,18})", spec):
         return WeightsSource(spec, spec, seed=int(match[1]))
     if Path(spec).suffix in (".pth", ".pt", ".safetensors"):
         file = Path(spec)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,8 +13,19 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
+from featx.atomic import refuse_special_file
 from featx.errors import FileFormatError, LabelError, UnknownLayer
-from featx.store.schema import DONE, PENDING, Extent, LayerSpec, partial_path, read_extents
+from featx.store.schema import (
+    DONE,
+    MAX_STATUS,
+    PENDING,
+    READ_ERRORS,
+    Extent,
+    LayerSpec,
+    partial_path,
+    read_extents,
+    read_provenance,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,12 +74,13 @@ class Features(Mapping[str, npt.NDArray[Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        refuse_special_file(path)
         try:
             with h5py.File(path, "r", locking=False) as file:
                 self._extents = read_extents(file, str(path))
                 self.complete = bool(file.attrs.get("complete", 0))
                 self.fingerprint: str = file.attrs["fingerprint"].decode()
-                self.provenance: dict[str, Any] = json.loads(file["provenance"][()])
+                self.provenance = read_provenance(file)
                 found = {
                     name.removeprefix("features/"): _layer_spec(file[name], extent)
                     for name, extent in self._extents.items()
@@ -80,13 +91,25 @@ class Features(Mapping[str, npt.NDArray[Any]]):
                 self.layers: dict[str, LayerSpec] = {
                     name: found[name] for name in [*asked, *sorted(found.keys() - set(asked))]
                 }
+            self._refuse_wrong_indices()
         except FileNotFoundError as error:
             hint = ""
             if partial_path(path).exists():
                 hint = f"; {partial_path(path).name} is there: run the same extract command again to finish it"
             raise FileFormatError(f"no file {path}{hint}") from error
-        except (OSError, KeyError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"{path} cannot be read as a features file: {error}") from error
+        except READ_ERRORS as error:
+            reason = " ".join(str(error).split())
+            raise FileFormatError(f"{path} cannot be read as a features file: {reason}") from error
+
+    def _refuse_wrong_indices(self) -> None:
+        for name, index, names in (
+            ("label", self.labels, self.classes),
+            ("split", self.split_of, self.splits),
+        ):
+            if len(index) and not (index.min() >= -1 and index.max() < len(names)):
+                raise ValueError(f"/images/{name} points outside of its {len(names)} names")
+        if len(self.status) and self.status.max() > MAX_STATUS:
+            raise ValueError(f"/images/status holds {self.status.max()}, which means nothing")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Features, (self.path,))

@@ -35,7 +35,7 @@ from featx.errors import FileFormatError
 
 FORMAT = "featx"
 SCHEMA = 1
-PENDING, DONE = 0, 1
+PENDING, DONE, MAX_STATUS = 0, 1, 9  # from 2 on: the kinds of failure, see featx.images.decode.Status
 REASON_BYTES = 120
 _ALIGNMENT = 64  # bytes: every array starts where any processor likes to read
 _HEAD_BYTES = 1 << 16  # the root's attributes are created first and lie well within this
@@ -202,6 +202,25 @@ class Extent:
         return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
 
+# What h5py, NumPy and JSON raise on files that are damaged or made to do harm.
+READ_ERRORS = (
+    OSError, KeyError, ValueError, TypeError, IndexError, AttributeError, OverflowError, RuntimeError,
+)  # fmt: skip
+# Name -> kinds of NumPy type and number of dimensions.
+_REQUIRED = {
+    "images/path": ("S", 1),
+    "images/label": ("i", 1),
+    "images/split": ("i", 1),
+    "images/status": ("u", 1),
+    "images/reason": ("S", 1),
+    "images/sha256": ("u", 2),
+    "images/orientation": ("u", 1),
+    "classes": ("S", 1),
+    "splits": ("S", 1),
+    "provenance": ("S", 0),
+}
+
+
 def read_extents(file: h5py.File, name: str) -> dict[str, Extent]:
     """The extents of all datasets of an open features file.
 
@@ -213,28 +232,46 @@ def read_extents(file: h5py.File, name: str) -> dict[str, Extent]:
     """
     if _text(file.attrs.get("format", b"")) != FORMAT:
         raise FileFormatError(f"{name} is an HDF5 file but not one of featx's: its attribute `format` is missing")
-    schema = int(file.attrs.get("schema", 0))
+    schema = file.attrs.get("schema", 0)
     if schema != SCHEMA:
         raise FileFormatError(f"{name} has schema {schema}; this featx reads schema {SCHEMA}")
     extents: dict[str, Extent] = {}
     _collect(file, file, "", extents, name)
-    for needed in (
-        "images/path",
-        "images/label",
-        "images/split",
-        "images/status",
-        "images/reason",
-        "provenance",
-    ):
-        if needed not in extents:
-            raise FileFormatError(f"{name} is damaged: /{needed} is missing")
+    for key, (kind, dimensions) in _REQUIRED.items():
+        if key not in extents:
+            raise FileFormatError(f"{name} is damaged: /{key} is missing")
+        found = extents[key]
+        if found.dtype.kind != kind or len(found.shape) != dimensions:
+            raise FileFormatError(f"{name} is damaged: /{key} is {found.dtype} of shape {found.shape}")
     count = extents["images/path"].shape[0]
     for key, extent in extents.items():
         if key.startswith(("images/", "features/")) and extent.shape[:1] != (count,):
             raise FileFormatError(f"{name} is damaged: /{key} has shape {extent.shape}, not {count} rows")
-        if key.startswith("features/") and extent.dtype.kind != "f":
-            raise FileFormatError(f"{name} is damaged: /{key} holds {extent.dtype}, not floats")
+        if key.startswith("features/") and (extent.dtype.kind != "f" or 0 in extent.shape):
+            raise FileFormatError(f"{name} is damaged: /{key} is {extent.dtype} of shape {extent.shape}")
     return extents
+
+
+def read_provenance(file: h5py.File) -> dict[str, Any]:
+    """The provenance of an open features file; any of READ_ERRORS if it is not what it should be."""
+    made = json.loads(file["provenance"][()])
+    for key, kind in _PROVENANCE.items():
+        if not isinstance(made[key], kind):
+            raise TypeError(f"/provenance: {key} is no {kind.__name__}")
+    for key in ("name", "spec", "sha256"):
+        if not isinstance(made["weights"][key], str):
+            raise TypeError(f"/provenance: weights.{key} is no text")
+    if not all(isinstance(layer.get("node"), str) for layer in made["layers"].values()):
+        raise TypeError("/provenance: a layer has no node")
+    checked: dict[str, Any] = made
+    return checked
+
+
+_PROVENANCE = {
+    "backbone": str, "weights": dict, "preprocess": dict, "exif": bool, "pooling": str, "layers": dict,
+    "precision": str, "dtype": str, "batch_size": int, "request": dict, "command": str, "source": dict, "images": str,
+    "versions": dict, "hardware": str,
+}  # fmt: skip
 
 
 def _collect(file: h5py.File, group: h5py.Group, prefix: str, extents: dict[str, Extent], name: str) -> None:
@@ -257,7 +294,7 @@ def _text(value: Any) -> str:
 
 
 def complete_offset(path: Path) -> int:
-    """Where in the file the one byte of the attribute `complete` lies.
+    """Where in a file that featx has written the one byte of the attribute `complete` lies.
 
     An HDF5 attribute message of version 1 is its name padded to 8 bytes, the type (16 bytes for an integer), the
     space (8 bytes for a scalar) and the value. `test_schema.py` holds this against h5py.

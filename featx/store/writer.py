@@ -12,8 +12,8 @@ import contextlib
 import errno
 import fcntl
 import glob
-import json
 import os
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,11 +23,12 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featx.atomic import disk_errors, flush_to_disk
+from featx.atomic import disk_errors, flush_to_disk, refuse_special_file
 from featx.errors import FileFormatError, Interrupted, PlanMismatch
 from featx.store.schema import (
     DONE,
     PENDING,
+    READ_ERRORS,
     Extent,
     FilePlan,
     complete_offset,
@@ -35,10 +36,12 @@ from featx.store.schema import (
     essence,
     partial_path,
     read_extents,
+    read_provenance,
     write_skeleton,
 )
 
 STALE_S = 60
+LOCK_ATTEMPTS = 100
 
 
 class FeatureWriter:
@@ -47,8 +50,9 @@ class FeatureWriter:
     Use `FeatureWriter.open` and close it, or use it in a `with` statement. `finish` renames to NAME.
     """
 
-    def __init__(self, path: Path, descriptor: int, extents: Mapping[str, Extent]) -> None:
+    def __init__(self, path: Path, descriptor: int, extents: Mapping[str, Extent], fingerprint: str) -> None:
         self.path = path
+        self._fingerprint = fingerprint
         self._fd = descriptor
         self._extents = extents
         self.status = self._read_status()
@@ -69,7 +73,7 @@ class FeatureWriter:
             try:
                 extents = _extents_of(partial, plan)
                 _reserve(descriptor, partial, extents)
-                writer = cls(path, descriptor, extents)
+                writer = cls(path, descriptor, extents, plan.fingerprint)
                 if retry_failed:
                     writer._forget_failures()
                 return writer
@@ -78,10 +82,21 @@ class FeatureWriter:
                 raise
 
     @classmethod
-    def reopen_failed(cls, path: Path, plan: FilePlan) -> FeatureWriter:
-        """Take a finished file back to NAME.partial with its failed rows pending."""
-        with disk_errors(path):
-            path.rename(partial_path(path))
+    def open_failed(cls, path: Path, plan: FilePlan) -> FeatureWriter:
+        """Take up the failed rows of a finished file, in a copy called NAME.partial.
+
+        The finished file stays as it is until `finish` puts the better one in its place.
+        """
+        partial = partial_path(path)
+        if not os.path.lexists(partial):
+            _extents_of(path, plan)
+            with disk_errors(partial):
+                temporary = _temporary(partial)
+                try:
+                    shutil.copyfile(path, temporary)
+                    _link_unless_there(temporary, partial)
+                finally:
+                    temporary.unlink(missing_ok=True)
         return cls.open(path, plan, retry_failed=True)
 
     def __enter__(self) -> FeatureWriter:
@@ -114,20 +129,26 @@ class FeatureWriter:
             reasons: row in the block -> why it failed.
         """
         count = len(status)
+        if first < 0 or first + count > len(self.status):
+            raise ValueError(f"the file has {len(self.status)} rows, got {count} for row {first}")
         texts = np.zeros(count, self._extents["images/reason"].dtype)
         for place, text in reasons.items():
             texts[place] = _cut_utf8(text, texts.dtype.itemsize)
+        arrays: dict[str, npt.NDArray[Any]] = {f"features/{layer}": rows for layer, rows in features.items()}
+        arrays |= {"images/sha256": sha256, "images/orientation": orientation, "images/reason": texts}
+        runs = _runs(self.status[first : first + count] == PENDING)  # what is done is never written again
         with disk_errors(self.path):
-            for layer, rows in features.items():
-                self._put(f"features/{layer}", first, rows)
-            self._put("images/sha256", first, sha256)
-            self._put("images/orientation", first, orientation)
-            self._put("images/reason", first, texts)
+            if not _is_still(partial_path(self.path), self._fd):
+                raise FileNotFoundError(errno.ENOENT, "the unfinished file was deleted or renamed during the run")
+            for start, end in runs:
+                for name, rows in arrays.items():
+                    self._put(name, first + start, rows[start:end])
             # The rows must be on the disk before their status says so: a kill or a power failure between the
             # two costs this block, never a lie.
             os.fdatasync(self._fd)
-            self._put("images/status", first, status)
-        self.status[first : first + count] = status
+            for start, end in runs:
+                self._put("images/status", first + start, status[start:end])
+                self.status[first + start : first + end] = status[start:end]
 
     def finish(self) -> None:
         """Check that nothing is pending, mark the file complete, and give it its final name."""
@@ -138,9 +159,22 @@ class FeatureWriter:
             os.fsync(self._fd)
             self._mark_complete(1)
             os.fsync(self._fd)
+            if os.path.lexists(self.path) and not self._is_older_version():
+                raise PlanMismatch(
+                    f"{self.path} appeared during the run and is something else; the new file is whole and kept as "
+                    f"{partial_path(self.path)}"
+                )
             os.rename(partial_path(self.path), self.path)
             flush_to_disk(self.path.parent)
         self.close()
+
+    def _is_older_version(self) -> bool:
+        """Whether the file under the final name is of the same plan: the one whose failed rows were retried."""
+        try:
+            with h5py.File(self.path, "r", locking=False) as file:
+                return bool(file.attrs["fingerprint"].decode() == self._fingerprint)
+        except READ_ERRORS:
+            return False
 
     def close(self) -> None:
         """Give the file free for other processes; what was written stays."""
@@ -164,8 +198,6 @@ class FeatureWriter:
         extent = self._extents[name]
         if rows.dtype != extent.dtype or rows.shape[1:] != extent.shape[1:]:
             raise ValueError(f"/{name} takes {extent.dtype} {extent.shape[1:]}, got {rows.dtype} {rows.shape[1:]}")
-        if first < 0 or first + len(rows) > extent.shape[0]:
-            raise ValueError(f"/{name} has {extent.shape[0]} rows, got {len(rows)} for row {first}")
         content = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
         _write_all(self._fd, content.data, (extent.offset or 0) + first * extent.row_bytes)
 
@@ -181,11 +213,22 @@ def _cut_utf8(text: str, size: int) -> bytes:
     return text.encode(errors="backslashreplace")[:size].decode(errors="ignore").encode()
 
 
+def _runs(wanted: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """First and last + 1 of every run of true values.
+
+    >>> _runs(np.array([True, True, False, True]))
+    [(0, 2), (3, 4)]
+    """
+    edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
+    return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
+
+
 def _lock(partial: Path, plan: FilePlan) -> int:
     """An open descriptor of NAME.partial, created if need be, that no other process holds."""
-    while True:
-        if not partial.exists():
+    for _ in range(LOCK_ATTEMPTS):
+        if not os.path.lexists(partial):
             _create(partial, plan)
+        refuse_special_file(partial)
         try:
             descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -200,6 +243,7 @@ def _lock(partial: Path, plan: FilePlan) -> int:
                 f"{partial} is being written by another featx; wait for it, or choose another output"
             ) from None
         os.close(descriptor)
+    raise FileNotFoundError(errno.ENOENT, "it comes and goes, or is a broken link")
 
 
 def _is_still(path: Path, descriptor: int) -> bool:
@@ -212,33 +256,52 @@ def _is_still(path: Path, descriptor: int) -> bool:
 def _create(partial: Path, plan: FilePlan) -> None:
     """Make the skeleton under a name of its own and give it the name NAME.partial if nobody else has."""
     for stale in partial.parent.glob(f"{glob.escape(partial.name)}.*.new"):
-        if time.time() - stale.stat().st_mtime > STALE_S:  # left by a process that was killed just here
-            stale.unlink(missing_ok=True)
-    temporary = partial.with_name(f"{partial.name}.{os.getpid()}.new")
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - stale.stat().st_mtime > STALE_S:  # left by a process that was killed just here
+                stale.unlink()
+    temporary = _temporary(partial)
     try:
         write_skeleton(temporary, plan)
         flush_to_disk(temporary)
-        with contextlib.suppress(FileExistsError):
-            os.link(temporary, partial)
+        _link_unless_there(temporary, partial)
         flush_to_disk(partial.parent)
+    except RuntimeError as error:  # h5py's word for a failed flush
+        raise OSError(errno.EIO, " ".join(str(error).split())) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _temporary(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.{os.getpid()}.new")
+
+
+def _link_unless_there(temporary: Path, partial: Path) -> None:
+    with contextlib.suppress(FileExistsError):
+        os.link(temporary, partial)
 
 
 def _extents_of(partial: Path, plan: FilePlan) -> dict[str, Extent]:
     try:
         with h5py.File(partial, "r", locking=False) as file:
             extents = read_extents(file, str(partial))
-            fingerprint = file.attrs["fingerprint"]
-            stored = file["provenance"][()]
-    except (OSError, KeyError) as error:
-        raise FileFormatError(f"{partial} is damaged ({error}); delete it and run again") from error
-    if fingerprint.decode() != plan.fingerprint:
-        named = differences(essence(json.loads(stored)), essence(plan.provenance))
+            fingerprint = file.attrs["fingerprint"].decode()
+            stored = read_provenance(file)
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise FileFormatError(f"{partial} is damaged ({reason}); delete it and run again") from error
+    if fingerprint != plan.fingerprint:
+        named = differences(essence(stored), essence(plan.provenance))
         raise PlanMismatch(
             f"{partial} was begun with another plan: {'; '.join(named[:3])}. Repeat that command to resume it, "
             f"choose another output, or delete it"
         )
+    for name, (shape, dtype) in plan.arrays().items():
+        found = extents.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype or (found.offset is None and 0 not in shape):
+            raise FileFormatError(
+                f"{partial} was changed by another program: /{name} does not lie in it as featx left it; it can be "
+                f"read, but not written"
+            )
     return extents
 
 

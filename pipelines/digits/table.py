@@ -1,6 +1,6 @@
 """Print a table of layer x head accuracy from the reports of fit-svm and fit-softmax, and write it as CSV.
 
-    python table.py TABLE.csv REPORT.json...
+python table.py TABLE.csv REPORT.json...
 """
 
 from __future__ import annotations

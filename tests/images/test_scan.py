@@ -143,3 +143,52 @@ def test_the_digest_sees_every_change_of_paths_labels_and_order(tmp_path):
 
 def test_names_are_printed_on_one_line():
     assert printable("a\nb\u202e\udcff.jpg") == "a\\nb\\u202e\\xff.jpg"
+
+
+def test_a_link_to_itself_is_an_image_that_is_missing(tmp_path):
+    touch(tmp_path, "a.jpg")
+    (tmp_path / "loop.jpg").symlink_to("loop.jpg")
+    (tmp_path / "loop").symlink_to("loop")
+    manifest = scan(tmp_path)
+    assert manifest.paths == (b"a.jpg", b"loop.jpg")
+    assert manifest.skipped == {"not an image name": 1}
+
+
+def test_a_deep_tree_is_walked_to_its_end(tmp_path):
+    folder = tmp_path
+    here = os.getcwd()
+    try:
+        for _ in range(1100):
+            os.mkdir(folder := Path("d") if folder is not tmp_path else tmp_path / "d")
+            os.chdir(folder)
+        Path("x.jpg").write_bytes(b"x")
+    finally:
+        os.chdir(here)
+    assert scan(tmp_path).paths == (b"d/" * 1100 + b"x.jpg",)
+
+
+def test_dots_after_a_link_are_left_to_the_operating_system(tmp_path):
+    touch(tmp_path, "real/inner/y.jpg", "real/x.jpg", "x.jpg")
+    (tmp_path / "link").symlink_to("real/inner")
+    (tmp_path / "list.txt").write_text("link/../x.jpg\n.//real/inner/y.jpg\n")
+    manifest = scan(tmp_path / "list.txt")
+    assert manifest.paths == (b"link/../x.jpg", b"real/inner/y.jpg")
+    assert manifest.full_path(0).resolve() == tmp_path / "real/x.jpg"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'path,label\n"a.jpg,x\nb.jpg,y\n', "not CSV"),
+        (b"path,label\na\0.jpg,x\n", "zero byte"),
+        (b"path,label\na.jpg,x\0\n", "zero byte"),
+        (b"path,label,path\na.jpg,x,b.jpg\n", "a column stands there twice"),
+        (b"path,label\na.jpg,x,y\n", "line 2: needs a path and at most 2 columns"),
+        (b"path,label\n,x\n", "line 2: needs a path"),
+        (b"path,label\n" + b"a" * 200_000 + b",x\n", "not CSV"),
+    ],
+)
+def test_a_csv_with_a_mistake_is_refused_and_the_line_named(tmp_path, content, message):
+    (tmp_path / "s.csv").write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        scan(tmp_path / "s.csv")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import h5py
@@ -11,11 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.errors import FileFormatError
+from featx.errors import FileFormatError, LabelError, UnknownLayer
 from featx.store.reader import open_features
 from featx.store.schema import FilePlan, LayerSpec, complete_offset, differences, read_extents, write_skeleton
 from featx.store.writer import FeatureWriter
 
+PROVENANCE = {
+    "backbone": "alexnet", "weights": {"name": "random:0", "spec": "random:0", "url": None, "sha256": "0" * 64},
+    "preprocess": {}, "exif": False, "pooling": "none", "precision": "fp32", "dtype": "float32", "batch_size": 2,
+    "request": {}, "command": "featx extract SOURCE", "source": {"path": "/nowhere", "kind": "folder"}, "images": "x",
+    "versions": {}, "hardware": "CPU",
+}  # fmt: skip
 NAMES = [b"a/1.jpg", b"a/\xff\xfe\n.jpg", "b/日本.jpg".encode(), b"c d.jpg", b"e"]
 
 
@@ -23,7 +30,7 @@ def plan(count: int = 5, layers: int = 2, dtype: str = "float32", classes: tuple
     specs = [LayerSpec("fc7", "classifier.5", "after", "none", (6,), dtype),
              LayerSpec("conv5:pre", "features.10", "before", "none", (3, 2, 2), dtype)][:layers]  # fmt: skip
     paths = NAMES if count == 5 else [b"%06d.jpg" % i for i in range(count)]
-    known = {"backbone": "alexnet", "images": "x", "request": {}, "layers": {s.name: {"node": s.node} for s in specs}}
+    known = {**PROVENANCE, "layers": {s.name: {"node": s.node} for s in specs}}
     labels = [i % (len(classes) + 1) - 1 for i in range(count)]
     return FilePlan(paths, labels, classes, [-1] * count, (), specs, known)
 
@@ -194,3 +201,61 @@ def test_every_dataset_is_contiguous_aligned_and_little_endian(tmp_path):
         assert extent.offset is not None or 0 in extent.shape, name
         assert (extent.offset or 0) % 64 == 0, name
         assert extent.dtype.byteorder in "<=|", name
+
+
+def replace(path: Path, name: str, values: object, dtype: object = None) -> None:
+    """Put another dataset into the place of one, attributes kept."""
+    with h5py.File(path, "r+") as file:
+        attributes = dict(file[name].attrs)
+        del file[name]
+        file.create_dataset(name, data=values, dtype=dtype).attrs.update(attributes)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "dtype"),
+    [
+        ("classes", ["ä", "b"], h5py.string_dtype()),  # variable-length: pointers in the file
+        ("images/path", [b"a"] * 5, h5py.string_dtype()),
+        ("images/path", b"a", "S1"),
+        ("images/label", [7, 0, 0, 0, 0], "i4"),
+        ("images/label", [-2, 0, 0, 0, 0], "i4"),
+        ("images/split", [0, 0, 0, 0, 0], "i4"),
+        ("images/status", [1, 1, 77, 1, 1], "u1"),
+        ("images/sha256", [0] * 5, "u1"),
+        ("features/fc7", np.zeros((5, 0)), "f4"),
+        ("provenance", b"[1]", "S3"),
+        ("provenance", b"{}", "S2"),
+        ("provenance", b"[" * 5000, "S5000"),
+        ("provenance", 7, "i4"),
+    ],
+)
+def test_parts_that_are_not_what_they_should_be_are_refused_before_they_are_used(tmp_path, name, values, dtype):
+    fill(tmp_path / "f.h5", plan())
+    replace(tmp_path / "f.h5", name, values, dtype)
+    with pytest.raises(FileFormatError) as caught:
+        open_features(tmp_path / "f.h5")
+    assert "\n" not in str(caught.value)
+
+
+def test_no_flipped_byte_of_the_file_gives_anything_but_an_answer_or_a_refusal(tmp_path):
+    fill(tmp_path / "f.h5", plan())
+    whole = (tmp_path / "f.h5").read_bytes()
+    generator = np.random.default_rng(0)
+    refused = 0
+    for place in generator.integers(0, len(whole), 300):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << int(generator.integers(8))
+        (tmp_path / "g.h5").write_bytes(changed)
+        try:
+            features = open_features(tmp_path / "g.h5")
+            (features.paths, features.failures(), features.xy("fc7"), features.sha256)
+        except (FileFormatError, LabelError, UnknownLayer):
+            refused += 1
+    assert refused > 5
+
+
+@pytest.mark.parametrize("kind", ["fifo", "folder"])
+def test_what_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+    os.mkfifo(tmp_path / "f.h5") if kind == "fifo" else (tmp_path / "f.h5").mkdir()
+    with pytest.raises(FileFormatError, match=r"is not a regular file|is a folder"):
+        open_features(tmp_path / "f.h5")

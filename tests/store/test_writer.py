@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from test_schema import fill, plan, write
@@ -217,9 +218,9 @@ def test_a_finished_file_is_never_half_there_and_not_finished_while_rows_are_pen
 def test_failed_rows_are_pending_again_when_a_finished_file_is_reopened(tmp_path):
     values = fill(tmp_path / "f.h5", plan())
     before = (tmp_path / "f.h5").read_bytes()
-    with FeatureWriter.reopen_failed(tmp_path / "f.h5", plan()) as writer:
+    with FeatureWriter.open_failed(tmp_path / "f.h5", plan()) as writer:
         assert writer.status.tolist() == [1, 1, 1, 0, 1]
-        assert not (tmp_path / "f.h5").exists()
+        assert (tmp_path / "f.h5").read_bytes() == before, "the finished file stays until there is a better one"
         assert not open_features(partial_path(tmp_path / "f.h5"), partial=True).complete
         write(writer, 2, values, 2)
         writer.finish()
@@ -232,7 +233,7 @@ def test_failed_rows_are_pending_again_when_a_finished_file_is_reopened(tmp_path
 def test_rows_that_do_not_fit_are_refused_and_not_written_elsewhere(tmp_path, first, shape, dtype):
     with FeatureWriter.open(tmp_path / "f.h5", plan(layers=1)) as writer:
         before = partial_path(tmp_path / "f.h5").read_bytes()
-        with pytest.raises(ValueError, match="fc7"):
+        with pytest.raises(ValueError, match=r"fc7 takes|the file has 5 rows"):
             writer.write_block(
                 first, {"fc7": np.zeros(shape, dtype)}, status=np.ones(2, np.uint8),
                 sha256=np.zeros((2, 32), np.uint8), orientation=np.ones(2, np.uint8), reasons={},
@@ -246,3 +247,68 @@ def test_the_lock_is_the_kernels_and_goes_with_the_process(tmp_path):
         with pytest.raises(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.close(descriptor)
+
+
+def test_rows_that_are_done_are_never_written_again(tmp_path):
+    values = fill(tmp_path / "f.h5", plan())
+    with FeatureWriter.open_failed(tmp_path / "f.h5", plan()) as writer:
+        wrong = {name: array[2:4] * 0 - 7 for name, array in values.items()}
+        writer.write_block(
+            2, wrong, status=np.array([2, 1], np.uint8), sha256=np.full((2, 32), 9, np.uint8),
+            orientation=np.ones(2, np.uint8), reasons={0: "no such file"},
+        )  # fmt: skip
+        writer.finish()
+    features = open_features(tmp_path / "f.h5")
+    assert features.status.tolist() == [1] * 5
+    np.testing.assert_array_equal(features["fc7"][2], values["fc7"][2])
+    np.testing.assert_array_equal(features["fc7"][3], np.full(6, -7))
+    assert features.sha256[2].tolist() == [2] * 32
+
+
+def test_a_repacked_file_is_neither_retried_nor_harmed(tmp_path):
+    fill(tmp_path / "f.h5", plan())
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        attributes, content = dict(file["features/fc7"].attrs), file["features/fc7"][:]
+        del file["features/fc7"]
+        file.create_dataset("features/fc7", data=content, chunks=(2, 6)).attrs.update(attributes)
+    before = (tmp_path / "f.h5").read_bytes()
+    with pytest.raises(FileFormatError, match="does not lie in it as featx left it"):
+        FeatureWriter.open_failed(tmp_path / "f.h5", plan())
+    assert (tmp_path / "f.h5").read_bytes() == before
+    assert os.listdir(tmp_path) == ["f.h5"]
+
+
+def test_a_retry_does_not_touch_the_unfinished_file_of_another_plan(tmp_path):
+    fill(tmp_path / "f.h5", plan())
+    FeatureWriter.open(tmp_path / "g.h5", plan(layers=1)).close()
+    partial_path(tmp_path / "g.h5").rename(partial_path(tmp_path / "f.h5"))
+    before = partial_path(tmp_path / "f.h5").read_bytes()
+    with pytest.raises(PlanMismatch):
+        FeatureWriter.open_failed(tmp_path / "f.h5", plan())
+    assert partial_path(tmp_path / "f.h5").read_bytes() == before
+
+
+def test_a_file_that_appeared_meanwhile_is_not_overwritten(tmp_path):
+    with FeatureWriter.open(tmp_path / "f.h5", plan()) as writer:
+        values = {"fc7": np.ones((5, 6), np.float32), "conv5:pre": np.ones((5, 3, 2, 2), np.float32)}
+        for first in writer.pending_blocks(BATCH):
+            write(writer, first, values, BATCH)
+        (tmp_path / "f.h5").write_bytes(b"precious")
+        with pytest.raises(PlanMismatch, match="appeared during the run"):
+            writer.finish()
+    assert (tmp_path / "f.h5").read_bytes() == b"precious"
+    assert open_features(partial_path(tmp_path / "f.h5"), partial=True).complete
+
+
+def test_an_unfinished_file_that_is_deleted_during_the_run_is_noticed_at_the_next_block(tmp_path):
+    with FeatureWriter.open(tmp_path / "f.h5", plan()) as writer:
+        partial_path(tmp_path / "f.h5").unlink()
+        values = {"fc7": np.ones((5, 6), np.float32), "conv5:pre": np.ones((5, 3, 2, 2), np.float32)}
+        with pytest.raises(DiskError, match="was deleted or renamed during the run"):
+            write(writer, 0, values, BATCH)
+
+
+def test_a_broken_link_in_the_place_of_the_unfinished_file_is_an_error_and_no_endless_loop(tmp_path):
+    partial_path(tmp_path / "f.h5").symlink_to("nowhere")
+    with pytest.raises(DiskError, match="broken link"):
+        FeatureWriter.open(tmp_path / "f.h5", plan())
