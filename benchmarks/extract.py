@@ -1,0 +1,134 @@
+"""featx against the usual hand-written script, side by side in one run: images per second from files to HDF5.
+
+    python benchmarks/extract.py PHOTOS [--images 534] [--repeats 3]
+
+The usual script: ImageFolder, a DataLoader at the best of several worker counts, torchvision's
+create_feature_extractor (which stops at the layer), h5py. Same network, same random weights, same layer, same
+preprocessing; both from the construction of the network to the closed file, imports left out. The two take turns;
+the median and the spread of all repeats are shown. PHOTOS is a folder of JPEGs; without one, pictures of noise are
+made, which decode more slowly than photos do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+from environment import machine
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.feature_extraction import create_feature_extractor
+
+from featx.config import ExtractConfig
+from featx.extract import extract_features
+from featx.report import table
+from featx.store.reader import open_features
+
+CASES = [
+    ("alexnet", "fc7", "classifier.5", 1),
+    ("alexnet", "conv3", "features.7", 1),
+    ("vgg16", "fc7", "classifier.4", 8),
+]
+WORKER_COUNTS = (0, 1, 2, 4)
+BATCH = 32
+
+
+def collect_photos(photos: Path | None, folder: Path, count: int) -> None:
+    """A class folder of `count` JPEGs."""
+    (folder / "all").mkdir(parents=True)
+    if photos is None:
+        generator = np.random.default_rng(0)
+        for index in range(count):
+            values = generator.integers(0, 256, (375, 500, 3), np.uint8)
+            Image.fromarray(values).save(folder / "all" / f"{index:05d}.jpg", quality=90)
+        return
+    sources = sorted(p for p in photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))
+    for index in range(count):
+        shutil.copy(sources[index % len(sources)], folder / "all" / f"{index:05d}.jpg")
+
+
+def usual_script(source: Path, output: Path, name: str, node: str, workers: int) -> float:
+    """Seconds the hand-written way takes."""
+    started = time.perf_counter()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = get_model(name, weights=None).eval()
+    network = create_feature_extractor(network, [node])
+    dataset = ImageFolder(source, get_model_weights(name).DEFAULT.transforms())
+    loader = DataLoader(dataset, batch_size=BATCH, num_workers=workers)
+    with h5py.File(output, "w") as file, torch.inference_mode():
+        start = 0
+        for pixels, _ in loader:
+            rows = network(pixels)[node].numpy()
+            if start == 0:
+                target = file.create_dataset("features", (len(dataset), *rows.shape[1:]), "f4")
+            target[start : start + len(rows)] = rows
+            start += len(rows)
+    return time.perf_counter() - started
+
+
+def featx_itself(source: Path, output: Path, name: str, layer: str) -> float:
+    """Seconds featx takes."""
+    output.unlink(missing_ok=True)
+    started = time.perf_counter()
+    extract_features(source, output, ExtractConfig(backbone=name, layers=layer, weights="random:0", device="cpu"))
+    return time.perf_counter() - started
+
+
+def compare(source: Path, scratch: Path, case: tuple[str, str, str, int], repeats: int) -> list[str]:
+    """One line of the table."""
+    name, layer, node, share = case
+    count = len(list((source / "all").iterdir()))
+    used = scratch / f"{name}-{layer}"
+    (used / "all").mkdir(parents=True)
+    for path in sorted((source / "all").iterdir())[: count // share]:
+        os.link(path, used / "all" / path.name)
+    count //= share
+    tries = {n: usual_script(used, scratch / "usual.h5", name, node, n) for n in WORKER_COUNTS}
+    best = min(tries, key=lambda n: tries[n])
+    ours, theirs = [], []
+    for _ in range(repeats):
+        theirs.append(count / usual_script(used, scratch / "usual.h5", name, node, best))
+        ours.append(count / featx_itself(used, scratch / "ours.h5", name, layer))
+    with h5py.File(scratch / "usual.h5") as file:
+        expected, found = file["features"][:], open_features(scratch / "ours.h5")[layer]
+        difference = np.abs(expected - found).max() / np.abs(expected).max()
+    ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+    return [
+        f"{name} {layer}",
+        f"{count}",
+        f"{statistics.median(theirs):.1f} ({best} workers)",
+        f"{statistics.median(ours):.1f}",
+        f"{statistics.median(ratios):.2f}",
+        f"{min(ratios):.2f} .. {max(ratios):.2f}",
+        f"{difference:.0e}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, nargs="?")
+    parser.add_argument("--images", type=int, default=534)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        source = Path(scratch) / "photos"
+        collect_photos(options.photos, source, options.images)
+        rows = [compare(source, Path(scratch), case, options.repeats) for case in CASES]
+    print(machine())
+    header = ["case", "images", "usual script, images/s", "featx, images/s", "ratio", "spread", "largest difference"]
+    print("\n".join(table(header, rows)))
+
+
+if __name__ == "__main__":
+    main()
