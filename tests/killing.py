@@ -51,6 +51,8 @@ def main(source: str, output: Path, kills: int, seed: int) -> None:
         if attempt(source, output, generator.uniform(0.05, 0.45)):
             break
         killed += 1
+        if output.exists():  # the kill came between the rename and the end of the process
+            break
         half = partial_path(output)
         done_after.append(int((open_features(half, partial=True).status > 0).sum()) if half.exists() else 0)
     while not output.exists():
