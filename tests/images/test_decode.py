@@ -165,3 +165,10 @@ def test_a_damaged_member_of_a_zip_is_one_bad_image_whatever_it_was_packed_with(
     (tmp_path / "s.zip").write_bytes(content)
     block = BlockReader(scan(tmp_path / "s.zip"), PLAIN, 1).block(0)
     assert block.status.tolist() == [Status.DAMAGED]
+
+
+def test_a_file_that_cannot_be_read_is_unreadable_and_says_why(tmp_path):
+    (tmp_path / "file.jpg").write_bytes(b"x")
+    with pytest.raises(BadImage, match="Not a directory") as caught:
+        read_file(tmp_path / "file.jpg" / "x.jpg")
+    assert caught.value.status == Status.UNREADABLE
