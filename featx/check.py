@@ -165,8 +165,9 @@ def check_source(
     Raises:
         SourceError: the source cannot be used at all.
     """
-    from featx.activations import Extractor, plan_recipe, usable_cores
+    from featx.activations import Extractor, usable_cores
     from featx.networks.pooling import Pooling
+    from featx.recipe import plan_recipe
 
     config = config or CheckConfig()
     manifest = scan(source, follow_links=config.follow_links)

@@ -5,6 +5,7 @@ The command line is built from these fields, the Python functions take them, and
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any
@@ -292,3 +293,18 @@ class EvaluateConfig(Config):
     """Options of `featx evaluate`."""
 
     split: str | None = option(None, "Only the images of this split, as stored in the file.", metavar="NAME")
+
+
+def command_line(verb: str, source: str, config: Config) -> str:
+    """The command a config stands for, without the options that cannot change a result.
+
+    >>> command_line("extract", "SOURCE", ExtractConfig(backbone="vgg16", squash=True))
+    'featx extract SOURCE --backbone vgg16 --squash'
+    """
+    words = ["featx", verb, source]
+    given = config.recorded()
+    for spec in fields(config):
+        if spec.name in given and given[spec.name] != spec.default:
+            value = given[spec.name]
+            words += [flag_of(spec)] if value is True else [flag_of(spec), str(value)]
+    return shlex.join(words)

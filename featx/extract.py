@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import shlex
 import shutil
 import threading
 import time
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.atomic import disk_errors
-from featx.config import Config, ExtractConfig, flag_of
+from featx.config import ExtractConfig, command_line
 from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
 from featx.images.scan import Manifest, scan
 from featx.progress import SILENT, Reporter, Stop, format_bytes, format_duration, graceful_stop
@@ -23,7 +22,8 @@ from featx.store.schema import DONE, FilePlan, differences, essence, partial_pat
 from featx.store.writer import FeatureWriter
 
 if TYPE_CHECKING:
-    from featx.activations import Recipe, Stages
+    from featx.activations import Stages
+    from featx.recipe import Recipe
 
 SHOWN_FAILURES = 3
 
@@ -106,7 +106,8 @@ def extract_features(
     config, output = config or ExtractConfig(), Path(output)
     manifest = scan(source, follow_links=config.follow_links)
     with disk_errors(output):
-        output = Path(os.path.realpath(output))  # a link as the output means the file it points to
+        if output.is_symlink():  # it means the file it points to
+            output = Path(os.path.realpath(output))
         exists = output.exists()
     if exists:
         finished = _take_finished(output, manifest, config)
@@ -138,8 +139,9 @@ class _Run:
     """One extraction: the plan, the work, the account of it."""
 
     def __init__(self, manifest: Manifest, output: Path, config: ExtractConfig, reporter: Reporter) -> None:
-        from featx.activations import Extractor, plan_recipe
+        from featx.activations import Extractor
         from featx.networks.pooling import parse_pooling
+        from featx.recipe import plan_recipe
 
         self.manifest, self.output, self.config, self.reporter = manifest, output, config, reporter
         self.recipe: Recipe = plan_recipe(
@@ -375,20 +377,3 @@ def _report(
         failures=features.failures(),
         bytes=features.path.stat().st_size,
     )
-
-
-def command_line(verb: str, source: str, config: Config) -> str:
-    """The command a config stands for, without the options that cannot change a result.
-
-    >>> command_line("extract", "SOURCE", ExtractConfig(backbone="vgg16", squash=True))
-    'featx extract SOURCE --backbone vgg16 --squash'
-    """
-    from dataclasses import fields
-
-    words = ["featx", verb, source]
-    given = config.recorded()
-    for spec in fields(config):
-        if spec.name in given and given[spec.name] != spec.default:
-            value = given[spec.name]
-            words += [flag_of(spec)] if value is True else [flag_of(spec), str(value)]
-    return shlex.join(words)

@@ -123,7 +123,8 @@ def _from_features(head: LinearHead, path: Path) -> Scored:
 
 
 def _from_images(head: LinearHead, source: Path, config: PredictConfig, reporter: Reporter) -> Scored:
-    from featx.activations import Extractor, recipe_from, stream_features
+    from featx.activations import Extractor, stream_features
+    from featx.recipe import recipe_from
 
     manifest = scan(source, follow_links=config.follow_links)
     recipe = recipe_from(

@@ -15,13 +15,13 @@ from corpus import write_corpus
 from PIL import Image
 
 import featx as featx_package
-from featx.activations import choose_device
 from featx.config import ExtractConfig
 from featx.errors import DeviceUnavailable, PlanMismatch, TooManyBadImages, UsageError
 from featx.extract import extract_features
 from featx.images.decode import Status
 from featx.networks.backbones import construct
 from featx.progress import Reporter
+from featx.recipe import choose_device
 from featx.store.reader import open_features
 from featx.store.schema import partial_path
 

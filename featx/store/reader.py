@@ -15,17 +15,8 @@ import numpy.typing as npt
 
 from featx.atomic import refuse_special_file
 from featx.errors import FileFormatError, LabelError, UnknownLayer
-from featx.store.schema import (
-    DONE,
-    MAX_STATUS,
-    PENDING,
-    READ_ERRORS,
-    Extent,
-    LayerSpec,
-    partial_path,
-    read_extents,
-    read_provenance,
-)
+from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance
+from featx.store.schema import DONE, MAX_STATUS, PENDING, LayerSpec, partial_path
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -25,18 +25,15 @@ import numpy.typing as npt
 
 from featx.atomic import disk_errors, flush_to_disk, refuse_special_file
 from featx.errors import FileFormatError, Interrupted, PlanMismatch
+from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance
 from featx.store.schema import (
     DONE,
     PENDING,
-    READ_ERRORS,
-    Extent,
     FilePlan,
     complete_offset,
     differences,
     essence,
     partial_path,
-    read_extents,
-    read_provenance,
     write_skeleton,
 )
 

@@ -15,12 +15,13 @@ import torchvision
 from PIL import Image
 from torch import Tensor, fx, nn
 
-from featx.activations import Extractor, plan_recipe
+from featx.activations import Extractor
 from featx.networks.backbones import LoadedNetwork, backbone_names, construct
 from featx.networks.names import Layer
 from featx.networks.pooling import Pooling
 from featx.networks.tap import forbid_in_place, tap, trace_nodes
 from featx.networks.weights import WeightsSource
+from featx.recipe import plan_recipe
 
 # Written by hand from torchvision's source: literature name -> module whose output it is.
 ALEXNET = {

@@ -197,8 +197,9 @@ def test_weights_that_are_not_numbers_are_refused_where_a_layer_needs_them(tmp_p
     state = construct(NET, seed=5).state_dict()
     state["classifier.1.weight"].fill_(float("nan"))
     torch.save(state, tmp_path / "net.pth")
-    from featx.activations import Extractor, plan_recipe
+    from featx.activations import Extractor
     from featx.networks.pooling import Pooling
+    from featx.recipe import plan_recipe
 
     def extractor(layer: str) -> Extractor:
         weights = str(tmp_path / "net.pth")

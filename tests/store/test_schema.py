@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.errors import FileFormatError, LabelError, UnknownLayer
+from featx.store.extents import read_extents
 from featx.store.reader import open_features
-from featx.store.schema import FilePlan, LayerSpec, complete_offset, differences, read_extents, write_skeleton
+from featx.store.schema import FilePlan, LayerSpec, complete_offset, differences, write_skeleton
 from featx.store.writer import FeatureWriter
 
 PROVENANCE = {

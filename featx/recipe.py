@@ -1,0 +1,181 @@
+"""Everything a feature depends on but the image, resolved from names and checked before anything is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from featx.config import PRECISIONS
+from featx.errors import DeviceUnavailable, UsageError
+from featx.images.preprocess import Preprocess
+from featx.networks.backbones import Backbone, refuse_unknown
+from featx.networks.names import Layer
+from featx.networks.pooling import Pooling, parse_pooling
+from featx.networks.weights import WeightsSource, weights_of
+from featx.store.schema import LayerSpec
+
+# Activations of one block should stay in the processor's cache; measured best: AlexNet 16-32, VGG16 4 images.
+CPU_BLOCK_BYTES = 64 << 20
+GPU_BLOCK_BYTES = 1 << 30
+MAX_CPU_BATCH, MAX_GPU_BATCH = 32, 256
+
+
+def choose_device(spec: str) -> torch.device:
+    """The device `--device SPEC` means.
+
+    Raises:
+        DeviceUnavailable: a GPU was asked for and is not there. There is no falling back.
+    """
+    if spec == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(spec)
+    except RuntimeError:
+        raise UsageError(f"--device is {spec!r}; it can be cpu, cuda, cuda:N or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device is {spec!r}; it can be cpu, cuda, cuda:N or auto")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable(f"--device {spec}: this machine has no usable CUDA device. Use --device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceUnavailable(f"--device {spec}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return device
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a feature depends on but the image.
+
+    Attributes:
+        layers: what is captured, in the order asked for.
+        dtype: of the result, "float32" or "float16".
+    """
+
+    backbone: Backbone
+    layers: tuple[Layer, ...]
+    weights: WeightsSource
+    preprocess: Preprocess
+    pooling: Pooling
+    precision: str
+    dtype: str
+    device: torch.device
+    batch_size: int
+    exif: bool
+
+    def layer_specs(self) -> list[LayerSpec]:
+        """Name, shape after pooling and type of every captured layer.
+
+        Raises:
+            UsageError: maps are to be pooled in a layer that has none.
+        """
+        specs = []
+        for row in self.backbone.describe(self.layers):
+            pooled = self.pooling.kind in ("avg", "max", "spp") and len(row.shape) > 1
+            if pooled and not row.is_map:
+                raise UsageError(
+                    f"--pool {self.pooling.spec} needs (C, H, W) maps; {self.backbone.name} {row.name} gives "
+                    f"{row.shape}. Use --pool none or flatten"
+                )
+            kind = self.pooling.spec if len(row.shape) > 1 else "none"
+            specs.append(LayerSpec(row.name, row.node, row.relu, kind, self.pooling.shape(row.shape), self.dtype))
+        return specs
+
+    def describe(self, weights_sha256: str) -> dict[str, Any]:
+        """As plain values for a file's provenance; the inverse is `recipe_from`."""
+        return {
+            "backbone": self.backbone.name,
+            "weights": {
+                "name": self.weights.name,
+                "spec": self.weights.spec,
+                "url": self.weights.url,
+                "sha256": weights_sha256,
+            },
+            "preprocess": self.preprocess.values(),
+            "exif": self.exif,
+            "pooling": self.pooling.spec,
+            "layers": {layer.name: {"node": layer.node, "relu": layer.relu} for layer in self.layers},
+            "precision": self.precision,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "device": self.device.type,
+        }
+
+
+def plan_recipe(
+    *,
+    backbone: str,
+    layers: str,
+    weights: str,
+    pooling: Pooling,
+    precision: str = "fp32",
+    dtype: str = "float32",
+    device: str = "auto",
+    batch_size: int | None = None,
+    resize: int | None = None,
+    crop: int | None = None,
+    squash: bool = False,
+    exif: bool = False,
+) -> Recipe:
+    """Resolve names into a Recipe; nothing is downloaded or computed.
+
+    Raises:
+        UsageError and its children: an unknown network, layer, weights name or device, an impossible size.
+    """
+    chosen = choose_device(device)
+    if precision not in PRECISIONS or (precision in ("tf32", "fp16") and chosen.type == "cpu"):
+        raise UsageError(f"--precision {precision} needs a GPU; on the CPU choose fp32 or bf16")
+    refuse_unknown(backbone)  # before its weights, which cannot be known either
+    source = weights_of(backbone, weights)
+    network = Backbone(backbone, crop, source.published)
+    preprocess = Preprocess.from_values(network.preprocessing).overridden(resize=resize, crop=crop, squash=squash)
+    captured = tuple(network.names.resolve(layers))
+    return Recipe(
+        backbone=network,
+        layers=captured,
+        weights=source,
+        preprocess=preprocess,
+        pooling=pooling,
+        precision=precision,
+        dtype=dtype,
+        device=chosen,
+        batch_size=batch_size or default_batch_size(network.largest_activation(captured), chosen),
+        exif=exif,
+    )
+
+
+def recipe_from(
+    stored: dict[str, Any], *, layer: str, weights: str | None, device: str, batch_size: int | None
+) -> Recipe:
+    """The recipe of one layer as a head stores it (see `featx.heads.linear.recipe_of`).
+
+    Args:
+        weights: where the weights are now, if not where they were.
+        device, batch_size: these may differ from the stored ones; the features then differ by rounding.
+    """
+    preprocess = stored["preprocess"]
+    recipe = plan_recipe(
+        backbone=stored["backbone"],
+        layers=layer,
+        weights=weights or stored["weights"]["spec"],
+        pooling=parse_pooling(stored["pooling"]),
+        precision=stored["precision"],
+        device=device,
+        batch_size=batch_size,
+        crop=preprocess["crop"],
+        exif=stored["exif"],
+    )
+    return replace(recipe, preprocess=Preprocess.from_values(preprocess))
+
+
+def default_batch_size(largest_activation: int, device: torch.device) -> int:
+    """A power of two such that one block's largest tensor fits the processor's cache, or a GPU's memory, well.
+
+    >>> default_batch_size(64 * 55 * 55 * 4, torch.device("cpu"))   # AlexNet
+    32
+    >>> default_batch_size(64 * 224 * 224 * 4, torch.device("cpu"))  # VGG16
+    4
+    """
+    budget, most = (CPU_BLOCK_BYTES, MAX_CPU_BATCH) if device.type == "cpu" else (GPU_BLOCK_BYTES, MAX_GPU_BATCH)
+    fitting = max(1, budget // max(1, largest_activation))
+    return int(min(most, 1 << (fitting.bit_length() - 1)))
