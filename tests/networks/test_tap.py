@@ -129,6 +129,18 @@ def same(ours: np.ndarray, reference: Tensor, what: str) -> None:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_every_named_layer_is_what_torchvision_computes(name, monkeypatch):
+    compare_every_layer(name, monkeypatch, alone=(1,) if name in SMALL else (1, 32))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL)
+def test_every_named_layer_of_vgg_is_what_torchvision_computes_at_full_size(name, monkeypatch):
+    monkeypatch.delitem(SMALL, name)
+    compare_every_layer(name, monkeypatch, alone=(1, 32))
+
+
+def compare_every_layer(name: str, monkeypatch: pytest.MonkeyPatch, *, alone: tuple[int, ...]) -> None:
+    """All layers together in blocks of 1 and 32, and each alone in blocks of the sizes given."""
     modules = NETWORKS[name]
     network = construct(name, seed=3)
     loaded = LoadedNetwork(network, WeightsSource("random:3", "random:3", seed=3), "")
@@ -147,9 +159,9 @@ def test_every_named_layer_is_what_torchvision_computes(name, monkeypatch):
                 same(found[row][layer], expected[row][layer], f"{name} {layer}, with all, batch {batch_size}")
     together_rows = {b: features_of(together[b], pictures) for b in together}
     for layer in modules:
-        for batch_size in (1, 32) if name not in SMALL else (1,):
-            alone = extractor(name, layer, batch_size, loaded, monkeypatch)
-            for row, found in enumerate(features_of(alone, pictures)):
+        for batch_size in alone:
+            one = extractor(name, layer, batch_size, loaded, monkeypatch)
+            for row, found in enumerate(features_of(one, pictures)):
                 same(found[layer], expected[row][layer], f"{name} {layer}, alone, batch {batch_size}")
                 assert found[layer].tobytes() == together_rows[batch_size][row][layer].tobytes(), layer
 
