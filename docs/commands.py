@@ -12,8 +12,9 @@ from featx.cli import commands
 TARGET = Path(__file__).with_name("commands.md")
 HEAD = """# Commands
 
-Made from `featx COMMAND --help` by `make docs`. Every option can also be set by a variable (`--batch-size` is
-`FEATX_BATCH_SIZE`) or in a YAML file given with `--config`; flags go before variables, variables before the file.
+Made from `featx COMMAND --help` by `make docs`. Every option but `-o`, `--json` and `--config` can also be set
+by a variable (`--batch-size` is `FEATX_BATCH_SIZE`) or in a YAML file given with `--config`; flags go before
+variables, variables before the file.
 
 Exit status: 0 done; 1 unexpected, or a download failed; 2 the request cannot be carried out; 3 too many bad images;
 4 the output belongs to another plan, or a hash does not match; 5 verification failed; 74 the disk is full or failed;

@@ -33,7 +33,10 @@ def replacing(path: Path) -> Iterator[Path]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
+            partial.touch()
+            mode = partial.stat().st_mode  # as the umask wants it; safetensors makes its files private
             yield partial
+            partial.chmod(mode)
             flush_to_disk(partial)
             os.replace(partial, path)
         finally:

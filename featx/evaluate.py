@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from featx.config import EvaluateConfig
-from featx.errors import LabelError
+from featx.errors import FeaturesMismatch, LabelError
 from featx.fit import metric_lines
 from featx.heads.linear import LinearHead, recipe_of
 from featx.heads.metrics import Metrics, measure
 from featx.report import Report
-from featx.store.reader import open_features
+from featx.store.reader import Features, open_features
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,23 @@ class EvaluateReport(Report):
         ]
 
 
+def layer_for(head: LinearHead, features: Features) -> str:
+    """The layer of a features file that a head takes.
+
+    Raises:
+        FeaturesMismatch: the file does not hold it, or it was made in another way.
+    """
+    layer = head.layer
+    if layer not in features:
+        raise FeaturesMismatch(
+            f"the head was fitted on {head.recipe['backbone']} {layer}; {features.path} holds "
+            f"{', '.join(features)}. Extract again with: {head.extract_command}"
+        )
+    recipe = recipe_of(features.provenance, layer, features.layers[layer].pooling)
+    head.refuse_other_features(layer, recipe, str(features.path))
+    return layer
+
+
 def evaluate_head(
     head: str | os.PathLike[str], features: str | os.PathLike[str], config: EvaluateConfig | None = None
 ) -> EvaluateReport:
@@ -47,8 +64,7 @@ def evaluate_head(
         LabelError: no labelled image of a class the head knows.
     """
     loaded, opened = LinearHead.load(head), open_features(features)
-    layer = opened.only_layer(loaded.layer)
-    loaded.refuse_other_features(layer, recipe_of(opened.provenance, layer), str(features))
+    layer = layer_for(loaded, opened)
     index_of = {name: index for index, name in enumerate(loaded.classes)}
     rows = opened.usable((config or EvaluateConfig()).split)
     labels = np.array([index_of.get(opened.classes[label], -1) for label in opened.labels[rows]], np.int64)

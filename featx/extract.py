@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from featx.atomic import disk_errors
 from featx.config import ExtractConfig, command_line
-from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
-from featx.images.scan import Manifest, scan
+from featx.errors import DiskError, FileFormatError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
+from featx.images.scan import Manifest, printable, scan
 from featx.progress import SILENT, Reporter, Stop, format_bytes, format_duration, graceful_stop
 from featx.report import Report, table
 from featx.store.reader import Failure, Features
@@ -118,7 +118,10 @@ def extract_features(
 
 def _take_finished(output: Path, manifest: Manifest, config: ExtractConfig) -> ExtractReport | None:
     """The report of a file that needs no work, without loading torch; None if something is left to be looked at."""
-    features = Features(output)
+    try:
+        features = Features(output)
+    except FileFormatError as error:
+        raise FileFormatError(f"{error}. It is in the way: choose another output with -o") from error
     if not features.complete:
         raise UsageError(f"{output} is an unfinished file under a finished file's name; rename or delete it")
     if config.retry_failed and features.failures():
@@ -303,6 +306,8 @@ class _Run:
         if bad > self._allowed():
             partial = partial_path(self.output)
             examples = "; ".join(self.failed[:SHOWN_FAILURES]) or f"see featx inspect {partial}"
+            if self.manifest.kind in ("list", "csv"):
+                examples += f" (paths count from {printable(str(self.manifest.root))}, where the list is)"
             raise TooManyBadImages(
                 f"{bad} of {len(self.manifest)} images are bad, --max-bad {self.config.max_bad:g} allows "
                 f"{self._allowed()}: {examples}. What is done is kept in {partial}: mend the images and run again "
@@ -316,7 +321,7 @@ class _Run:
         if have["images"] != want["images"]:
             named = [
                 _changed_images(features, self.manifest),
-                *(n for n in named if not n.startswith("images:")),
+                *(n for n in named if not n.startswith(("images:", "count:"))),
             ]
         named = [n for n in named if not n.startswith("versions.")]
         if named:

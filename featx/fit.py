@@ -52,6 +52,7 @@ class FitReport(Report):
     left_out: int
     metrics: Metrics | None
     converged: bool
+    notes: list[str]
     seconds: float
 
     def lines(self) -> list[str]:
@@ -66,8 +67,8 @@ class FitReport(Report):
         text.append(f"C = {self.c:g}" + ("" if self.converged else "; the solver did NOT reach its tolerance"))
         if self.metrics:
             text += metric_lines(self.metrics)
-        if self.output:
-            text.append(f"saved as {self.output}")
+        text += [f"note: {note}" for note in self.notes]
+        text.append(f"saved as {self.output}" if self.output else "not saved: -o HEAD.safetensors keeps it")
         return text
 
     def _curve_lines(self) -> list[str]:
@@ -168,7 +169,7 @@ def _fit(
         classes=classes,
         normalize="l2" if config.normalize == "l2" else "none",
         layer=layer,
-        recipe=recipe_of(features.provenance, layer),
+        recipe=recipe_of(features.provenance, layer, features.layers[layer].pooling),
     )
     known = test[labels[test] >= 0]
     metrics = measure(head.scores(values[known]), labels[known], classes) if len(known) else None
@@ -185,6 +186,7 @@ def _fit(
         left_out=len(features) - len(train) - len(known),
         metrics=metrics,
         converged=solution.converged,
+        notes=_notes(features, config, classes, metrics),
         seconds=time.perf_counter() - started,
     )
     if output is not None:
@@ -214,6 +216,21 @@ def _split(features: Features, rows: Rows, config: FitConfig) -> tuple[Rows, Row
         named = ", ".join(repr(features.classes[label]) for label in present) or "none"
         raise LabelError(f"{features.path}: a head needs at least two classes to tell apart; to train on: {named}")
     return rows[train], rows[test]
+
+
+def _notes(features: Features, config: FitConfig, classes: list[str], metrics: Metrics | None) -> list[str]:
+    """What a reader of the accuracy should know."""
+    notes = []
+    if features.splits and not config.split_column:
+        notes.append(
+            f"the file has splits ({', '.join(map(printable, features.splits))}) that were not used: images of "
+            f"all of them were mixed. --split-column trains on one and tests on the other"
+        )
+    untested = [name for name in classes if metrics and metrics.per_class[name] is None]
+    if untested:
+        shown = ", ".join(printable(name) for name in untested[:SHOWN_CONFUSIONS])
+        notes.append(f"{len(untested)} classes have too few images to be tested: {shown}")
+    return notes
 
 
 def _compact_labels(features: Features, train: Rows) -> tuple[npt.NDArray[np.int32], list[str]]:

@@ -18,7 +18,8 @@ import numpy.typing as npt
 from featx.atomic import disk_errors, refuse_special_file, replacing
 from featx.config import PredictConfig
 from featx.errors import Interrupted, TooManyBadImages, UsageError, WeightsMismatch
-from featx.heads.linear import LinearHead, recipe_of
+from featx.evaluate import layer_for
+from featx.heads.linear import LinearHead
 from featx.images.scan import printable, scan
 from featx.progress import SILENT, Reporter, format_duration, graceful_stop
 from featx.report import Report
@@ -113,8 +114,7 @@ Scored = tuple[list[str], npt.NDArray[np.float64], dict[int, str]]
 
 def _from_features(head: LinearHead, path: Path) -> Scored:
     features = open_features(path)
-    layer = features.only_layer(head.layer)
-    head.refuse_other_features(layer, recipe_of(features.provenance, layer), str(path))
+    layer = layer_for(head, features)
     outputs = np.full((len(features), len(head.classes)), np.nan)
     rows = np.flatnonzero(features.status == DONE)
     if len(rows):

@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from conftest import clusters, write_features
+from conftest import clusters, write_features, write_photo
 
 from featx.cli import commands
 from featx.config import Config, ExtractConfig, FitConfig
@@ -151,3 +151,16 @@ def test_no_option_is_without_help_and_no_config_field_without_an_option():
             assert spec.metadata["help"].endswith("."), spec.name
             fields += 1
     assert fields > 30
+
+
+def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "README.md").read_text(), flags=re.DOTALL)
+    story = next(block for block in blocks if block.startswith("import featx"))
+    for digit in range(3):
+        for index in range(31):
+            write_photo(tmp_path / "demo" / "digits" / str(digit) / f"{index}.png", digit * 100 + index, (20, 20))
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, object] = {}
+    exec(compile(story, "README.md", "exec"), found)
+    assert found["features"]["fc7"].shape == (93, 4096)
+    assert found["report"].train == 90

@@ -327,3 +327,12 @@ def test_an_output_that_cannot_be_is_a_disk_error(photos, tmp_path, name):
     with pytest.raises(featx_package.FeatxError) as caught:
         extract_features(photos, tmp_path / name, config())
     assert caught.value.exit_status == 74
+
+
+def test_a_corrected_list_begins_anew_where_nothing_was_done_yet(photos, tmp_path):
+    listed = tmp_path / "list.txt"
+    listed.write_text("nowhere/1.jpg\nnowhere/2.jpg\n")
+    with pytest.raises(TooManyBadImages, match=r"no such file .*\(paths count from .*, where the list is\)"):
+        extract_features(listed, tmp_path / "f.h5", config())
+    listed.write_text("photos/a/00.jpg\nphotos/b/01.jpg\n")
+    assert extract_features(listed, tmp_path / "f.h5", config()).done == 2

@@ -234,3 +234,44 @@ def test_nan_among_the_features_is_refused_by_predict_and_evaluate(tmp_path):
     for verb in (evaluate_head, lambda head, file: predict_images(head, file, tmp_path / "p.csv")):
         with pytest.raises(FileFormatError, match="row 4 of the features given to the head holds NaN"):
             verb(tmp_path / "h.safetensors", broken)
+
+
+def test_a_stored_split_that_is_not_used_is_mentioned_and_so_are_classes_without_a_test_image(tmp_path):
+    values, labels = clusters()
+    labels = np.where(np.arange(120) < 41, 0, np.where(np.arange(120) < 119, 1, 2))
+    split_of = [i % 2 for i in range(120)]
+    path = write_features(tmp_path / "f.h5", values, labels, CLASSES, split_of=split_of, splits=("test", "train"))
+    notes = fit_svm(path, None, FitConfig(c=1.0)).notes
+    assert len(notes) == 2
+    assert "splits (test, train) that were not used" in notes[0]
+    assert notes[1] == "1 classes have too few images to be tested: cow"
+    assert fit_svm(path, None, FitConfig(c=1.0, split_column=True)).notes[:1] != notes[:1]
+
+
+def test_a_vector_is_the_same_feature_whatever_pooling_was_asked_for(photo_head):
+    folder = photo_head
+    for pool in ("none", "avg"):
+        chosen = ExtractConfig(
+            backbone="alexnet", layers="conv1,fc8", weights="random:0", device="cpu", pool=pool, batch_size=4
+        )
+        extract_features(folder / "photos", folder / f"{pool}.h5", chosen)
+    fit_svm(folder / "none.h5", folder / "v.safetensors", FitConfig(layer="fc8", c=1.0, test=0.0))
+    assert evaluate_head(folder / "v.safetensors", folder / "avg.h5").images == 12
+
+
+def test_a_file_without_the_heads_layer_is_answered_with_the_command_that_makes_it(photo_head, tmp_path):
+    other = write_features(photo_head / "g.h5", *clusters(), CLASSES, layer="fc6")
+    with pytest.raises(FeaturesMismatch, match=r"fitted on squeezenet1_1 features\.5; .*g\.h5 holds fc6") as caught:
+        evaluate_head(photo_head / "h.safetensors", other)
+    assert "featx extract SOURCE --backbone squeezenet1_1 --layers features.5 --weights random:0" in str(caught.value)
+    assert str(caught.value).endswith("-o NEW.h5")
+
+
+def test_a_saved_head_can_be_read_by_whoever_the_umask_lets(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(), CLASSES)
+    before = os.umask(0o022)
+    try:
+        fit_svm(path, tmp_path / "h.safetensors", FitConfig(c=1.0))
+    finally:
+        os.umask(before)
+    assert (tmp_path / "h.safetensors").stat().st_mode & 0o777 == 0o644

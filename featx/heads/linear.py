@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from featx.atomic import refuse_special_file, replacing
+from featx.config import ExtractConfig, command_line
 from featx.errors import DiskError, FeaturesMismatch, FileFormatError
 from featx.heads.normalize import Array, l2_normalized
 
@@ -178,10 +180,22 @@ def _get(recipe: dict[str, Any], key: str) -> Any:
 
 def _brief(value: Any) -> str:
     text = json.dumps(value) if isinstance(value, dict) else str(value)
-    return text if len(text) <= 200 else text[:16] + "..."
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:12] + "..."
+    return text if len(text) <= 200 else text[:197] + "..."
 
 
-def recipe_of(provenance: dict[str, Any], layer: str) -> dict[str, Any]:
-    """What makes one layer of a features file, from the file's provenance."""
-    kept = ("backbone", "weights", "preprocess", "exif", "pooling", "precision", "batch_size", "command")
-    return {key: provenance[key] for key in kept} | {"node": provenance["layers"][layer]["node"]}
+def recipe_of(provenance: dict[str, Any], layer: str, pooling: str) -> dict[str, Any]:
+    """What makes one layer of a features file.
+
+    Args:
+        provenance: the file's.
+        pooling: of this layer; vectors are not pooled whatever was asked for.
+    """
+    kept = ("backbone", "weights", "preprocess", "exif", "precision", "batch_size")
+    alone = ExtractConfig(**{**provenance["request"], "layers": layer})
+    return {key: provenance[key] for key in kept} | {
+        "node": provenance["layers"][layer]["node"],
+        "pooling": pooling,
+        "command": f"{command_line('extract', 'SOURCE', alone)} -o NEW.h5",
+    }

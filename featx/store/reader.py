@@ -116,6 +116,9 @@ class Features(Mapping[str, npt.NDArray[Any]]):
     def __iter__(self) -> Iterator[str]:
         return iter(self.layers)
 
+    def __contains__(self, layer: object) -> bool:
+        return layer in self.layers
+
     def __getitem__(self, layer: str) -> npt.NDArray[Any]:
         """(N, ...) of one layer, mapped; UnknownLayer if the file does not hold it."""
         return self._map(f"features/{self._known(layer)}")

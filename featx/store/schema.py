@@ -211,6 +211,8 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
         have, want = stored.get(key), asked.get(key)
         if isinstance(have, Mapping) and isinstance(want, Mapping):
             found += differences(have, want, f"{prefix}{key}.")
+        elif key == "images" and have != want:
+            found.append("images: the file was begun for another list of images, labels or splits")
         elif have != want:
             found.append(f"{prefix}{key}: {_brief(have)} in the file, {_brief(want)} asked for")
     return found

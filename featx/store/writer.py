@@ -68,7 +68,11 @@ class FeatureWriter:
             path.parent.mkdir(parents=True, exist_ok=True)
             descriptor = _lock(partial, plan)
             try:
-                extents = _extents_of(partial, plan)
+                extents = _extents_or_nothing(partial, plan)
+                if extents is None:
+                    partial.unlink()
+                    os.close(descriptor)
+                    return cls.open(path, plan, retry_failed=retry_failed)
                 _reserve(descriptor, partial, extents)
                 writer = cls(path, descriptor, extents, plan.fingerprint)
                 if retry_failed:
@@ -275,6 +279,17 @@ def _temporary(partial: Path) -> Path:
 def _link_unless_there(temporary: Path, partial: Path) -> None:
     with contextlib.suppress(FileExistsError):
         os.link(temporary, partial)
+
+
+def _extents_or_nothing(partial: Path, plan: FilePlan) -> dict[str, Extent] | None:
+    """As `_extents_of`; None for a file of another plan in which nothing was done yet, and so nothing can be lost."""
+    try:
+        return _extents_of(partial, plan)
+    except PlanMismatch:
+        with h5py.File(partial, "r", locking=False) as file:
+            if (file["images/status"][:] == DONE).any():
+                raise
+        return None
 
 
 def _extents_of(partial: Path, plan: FilePlan) -> dict[str, Extent]:

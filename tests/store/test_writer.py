@@ -184,7 +184,9 @@ def test_another_process_writing_the_file_is_told_apart_from_one_that_died(tmp_p
 
 
 def test_a_partial_file_of_another_plan_is_kept_and_refused_with_the_difference(tmp_path):
-    FeatureWriter.open(tmp_path / "f.h5", plan()).close()
+    values = {"fc7": np.ones((5, 6), np.float32), "conv5:pre": np.ones((5, 3, 2, 2), np.float32)}
+    with FeatureWriter.open(tmp_path / "f.h5", plan()) as writer:
+        write(writer, 0, values, BATCH)
     before = partial_path(tmp_path / "f.h5").read_bytes()
     with pytest.raises(PlanMismatch, match=r"layers\.conv5:pre: .* in the file, nothing asked for"):
         FeatureWriter.open(tmp_path / "f.h5", plan(layers=1))
@@ -280,7 +282,8 @@ def test_a_repacked_file_is_neither_retried_nor_harmed(tmp_path):
 
 def test_a_retry_does_not_touch_the_unfinished_file_of_another_plan(tmp_path):
     fill(tmp_path / "f.h5", plan())
-    FeatureWriter.open(tmp_path / "g.h5", plan(layers=1)).close()
+    with FeatureWriter.open(tmp_path / "g.h5", plan(layers=1)) as writer:
+        write(writer, 0, {"fc7": np.ones((5, 6), np.float32)}, BATCH)
     partial_path(tmp_path / "g.h5").rename(partial_path(tmp_path / "f.h5"))
     before = partial_path(tmp_path / "f.h5").read_bytes()
     with pytest.raises(PlanMismatch):
