@@ -5,6 +5,7 @@ The command line is built from these fields, the Python functions take them, and
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -60,6 +61,22 @@ def parse_fraction(text: Any) -> float:
     if not 0 <= value <= 1:
         raise UsageError(f"{text!r} is not a share between 0 and 1; write 0.05 or 5%")
     return value
+
+
+def parse_bytes(text: Any) -> int:
+    """A number of bytes, as `4G`, `512M` or `4000000000`.
+
+    >>> parse_bytes("1.5G"), parse_bytes("512M"), parse_bytes(1000)
+    (1500000000, 512000000, 1000)
+    """
+    found = re.fullmatch(r"([0-9.]+) ?([kMGT]?)B?", str(text).strip())
+    try:
+        value = float(found[1]) * 1000 ** " kMGT".index(found[2] or " ") if found else 0.0
+    except ValueError:
+        value = 0.0
+    if not 1e6 <= value < 1e16:
+        raise UsageError(f"{text!r} is no amount of memory; write 4G or 512M, at least 1M")
+    return int(value)
 
 
 def parse_c(text: Any) -> float | None:
@@ -257,7 +274,14 @@ class FitConfig(Config):
         None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
     )
     folds: int = option(5, "Folds of the cross-validation behind --c auto.", low=2, metavar="N")
-    seed: int = option(0, "Seed of the split, the folds and the solver.", low=0, high=2**32 - 1, metavar="N")
+    device: str = _device()
+    memory: int | None = option(
+        None,
+        "Memory the fit may use, as 4G or 512M; by default half of what is free. Larger features are streamed.",
+        parse=parse_bytes,
+        metavar="BYTES",
+    )
+    seed: int = option(0, "Seed of the split and the folds.", low=0, high=2**32 - 1, metavar="N")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -7,6 +7,7 @@ FeatxError                      exit  when
 │   ├── DeviceUnavailable             a GPU was asked for and there is none
 │   ├── SourceError                   the folder, list, CSV or zip cannot be used as it is
 │   ├── FileFormatError               a features or head file is not one, or is damaged
+│   │   └── NonFiniteRow              features to train on hold NaN or infinite values
 │   └── LabelError                    the labels do not allow what was asked
 ├── WeightsUnavailable             1  a download failed; trying again later may work
 ├── WeightsMismatch                4  a checkpoint does not fit the network, or its hash is wrong
@@ -54,6 +55,14 @@ class SourceError(UsageError):
 
 class FileFormatError(UsageError):
     """A features or head file is not one, or is damaged."""
+
+
+class NonFiniteRow(FileFormatError):
+    """Features to train on hold NaN or infinite values; `row` says where."""
+
+    def __init__(self, row: int) -> None:
+        super().__init__(f"row {row} of the features to train on holds NaN or infinite values")
+        self.row = row
 
 
 class LabelError(UsageError):

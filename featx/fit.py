@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.config import FitConfig
-from featx.errors import FileFormatError, LabelError
+from featx.device import choose_device, free_memory
+from featx.errors import FileFormatError, LabelError, NonFiniteRow
 from featx.heads.linear import LinearHead, recipe_of
 from featx.heads.metrics import Metrics, measure
 from featx.heads.normalize import Normalizer
-from featx.heads.search import GridPoint, choose_c
-from featx.heads.solver import fit_linear
+from featx.heads.search import Found, GridPoint, choose_c, normalised_blocks, stratified_folds
+from featx.heads.solver.path import TOLERANCE, Solver, Uncertified
+from featx.heads.solver.targets import Targets
 from featx.heads.split import Rows, split_by_name, split_by_share, split_per_class
 from featx.images.scan import printable
 from featx.progress import SILENT, Reporter, format_duration
@@ -37,7 +39,8 @@ class FitReport(Report):
         left_out: images without a label, failed, or of a split that was not asked for.
         curve: cross-validated accuracy for every C that was tried; empty if C was given.
         metrics: on the test rows; None if there are none.
-        converged: the solver reached its tolerance.
+        gap: proven bound on how far the objective is above its optimum, relative to it; the worst class.
+        uncertified: what could not be proven to the solver's tolerance: class, C and fold, with its gap.
     """
 
     output: Path | None
@@ -51,7 +54,8 @@ class FitReport(Report):
     test: int
     left_out: int
     metrics: Metrics | None
-    converged: bool
+    gap: float
+    uncertified: list[str]
     notes: list[str]
     seconds: float
 
@@ -64,7 +68,10 @@ class FitReport(Report):
         ]
         if self.curve:
             text += self._curve_lines()
-        text.append(f"C = {self.c:g}" + ("" if self.converged else "; the solver did NOT reach its tolerance"))
+        text.append(f"C = {self.c:g}; objective proven to be within {self.gap:.0e} of its optimum")
+        if self.uncertified:
+            shown = "; ".join(self.uncertified[:SHOWN_CONFUSIONS])
+            text.append(f"NOT proven to {TOLERANCE:g}: {len(self.uncertified)} fits, among them {shown}")
         if self.metrics:
             text += metric_lines(self.metrics)
         text += [f"note: {note}" for note in self.notes]
@@ -145,23 +152,17 @@ def _fit(
     train, test = _split(features, rows, config)
     labels, classes = _compact_labels(features, train)
     values = features[layer].reshape(len(features), -1)
-    training = np.asarray(values[train], np.float32)
-    _refuse_non_finite(training, train, features, layer)
-    c, curve = config.c, list[GridPoint]()
-    if c is None:
-        c, curve = choose_c(
-            kind,
-            training,
-            labels[train],
-            normalize=config.normalize,
-            folds=config.folds,
-            seed=config.seed,
-            classes=classes,
-            reporter=reporter,
-        )
-    normalizer = Normalizer.fit(config.normalize, training)
-    solution = fit_linear(kind, normalizer(training), labels[train], c, config.seed)
-    weights, bias = normalizer.fold(solution.weights, solution.bias)
+    targets = Targets(kind, labels[train], len(classes))
+    try:
+        found = _solve(targets, values, train, classes, config, reporter)
+    except NonFiniteRow as error:
+        row = int(train[error.row])
+        raise FileFormatError(
+            f"{path}: {layer} of {printable(features.paths[row])} (row {row}) holds NaN or infinite values although "
+            f"the image counts as done; run featx verify {path}"
+        ) from error
+    normalizer = Normalizer.fit(config.normalize, values, train)
+    weights, bias = normalizer.fold(found.solution.weights, found.solution.bias)
     head = LinearHead(
         kind=kind,
         weights=weights,
@@ -179,13 +180,14 @@ def _fit(
         layer=layer,
         values=values.shape[1],
         normalize=config.normalize,
-        c=c,
-        curve=curve,
+        c=found.c,
+        curve=found.curve,
         train=len(train),
         test=len(known),
         left_out=len(features) - len(train) - len(known),
         metrics=metrics,
-        converged=solution.converged,
+        gap=float((found.solution.gaps / np.maximum(found.solution.values, 1e-300)).max()),
+        uncertified=[_describe(one, classes, kind) for one in found.uncertified],
         notes=_notes(features, config, classes, metrics),
         seconds=time.perf_counter() - started,
     )
@@ -194,6 +196,35 @@ def _fit(
         object.__setattr__(head, "report", {**kept, "seed": config.seed})
         head.save(output)
     return report
+
+
+def _solve(
+    targets: Targets,
+    values: npt.NDArray[np.floating],
+    train: Rows,
+    classes: list[str],
+    config: FitConfig,
+    reporter: Reporter,
+) -> Found:
+    device = choose_device(config.device)
+    memory = config.memory or free_memory(device) // 2
+    blocks_of = normalised_blocks(values, train, config.normalize, device, memory // 2)
+    if config.c is None:
+        held_out = stratified_folds(targets.labels.astype(np.int32), config.folds, config.seed, classes)
+        shared = config.normalize != "standard"
+        return choose_c(targets, blocks_of, held_out, shared=shared, memory_bytes=memory // 2, reporter=reporter)
+    solver = Solver(blocks_of(None), targets, memory_bytes=memory // 2)
+    solver.at(config.c)
+    solution = solver.solution(solver.points(), config.c)
+    worst = np.flatnonzero(~solution.certified)
+    gaps = solution.gaps / np.maximum(solution.values, 1e-300)
+    return Found(config.c, [], solution, [Uncertified(config.c, int(k), None, float(gaps[k])) for k in worst])
+
+
+def _describe(one: Uncertified, classes: list[str], kind: str) -> str:
+    name = f"class {printable(classes[one.problem])} " if kind == "svm" and len(classes) > 2 else ""
+    where = "" if one.fold is None else f" in fold {one.fold + 1}"
+    return f"{name}at C = {one.c:g}{where} ({one.gap:.0e})"
 
 
 def _split(features: Features, rows: Rows, config: FitConfig) -> tuple[Rows, Rows]:
@@ -239,13 +270,3 @@ def _compact_labels(features: Features, train: Rows) -> tuple[npt.NDArray[np.int
     compact = np.full(len(features.classes) + 1, -1, np.int32)  # the last is for label -1
     compact[present] = np.arange(len(present), dtype=np.int32)
     return compact[features.labels], [features.classes[label] for label in present]
-
-
-def _refuse_non_finite(values: npt.NDArray[np.float32], rows: Rows, features: Features, layer: str) -> None:
-    bad = ~np.isfinite(values).all(axis=1)
-    if bad.any():
-        row = int(rows[int(bad.argmax())])
-        raise FileFormatError(
-            f"{features.path}: {layer} of {printable(features.paths[row])} (row {row}) holds NaN or infinite values "
-            f"although the image counts as done; run featx verify {features.path}"
-        )

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 
 from featx.config import PRECISIONS
-from featx.errors import DeviceUnavailable, UsageError
+from featx.device import choose_device
+from featx.errors import UsageError
 from featx.images.preprocess import Preprocess
 from featx.networks.backbones import Backbone, refuse_unknown
 from featx.networks.names import Layer
@@ -20,27 +21,6 @@ from featx.store.schema import LayerSpec
 CPU_BLOCK_BYTES = 64 << 20
 GPU_BLOCK_BYTES = 1 << 30
 MAX_CPU_BATCH, MAX_GPU_BATCH = 32, 256
-
-
-def choose_device(spec: str) -> torch.device:
-    """The device `--device SPEC` means.
-
-    Raises:
-        DeviceUnavailable: a GPU was asked for and is not there. There is no falling back.
-    """
-    if spec == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(spec)
-    except RuntimeError:
-        raise UsageError(f"--device is {spec!r}; it can be cpu, cuda, cuda:N or auto") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UsageError(f"--device is {spec!r}; it can be cpu, cuda, cuda:N or auto")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise DeviceUnavailable(f"--device {spec}: this machine has no usable CUDA device. Use --device cpu or auto")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise DeviceUnavailable(f"--device {spec}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
-    return device
 
 
 @dataclass(frozen=True)

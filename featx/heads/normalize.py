@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+BLOCK_BYTES = 64 << 20  # of float64 values read at a time
 
 Array = npt.NDArray[np.floating]  # float32 or float64, whichever comes
 
@@ -24,12 +27,19 @@ class Normalizer:
     scale: npt.NDArray[np.float64] | None = None
 
     @classmethod
-    def fit(cls, kind: str, features: Array) -> Normalizer:
-        """Learn what `kind` needs from the training rows (n, D)."""
+    def fit(cls, kind: str, features: npt.NDArray[Any], rows: npt.NDArray[np.intp] | None = None) -> Normalizer:
+        """Learn what `kind` needs from the training rows: `rows` of features (N, D), or all; read in blocks."""
         if kind != "standard":
             return cls(kind)
-        mean = features.mean(axis=0, dtype=np.float64)
-        deviation = features.std(axis=0, dtype=np.float64)
+        count = len(features) if rows is None else len(rows)
+        step = max(1, BLOCK_BYTES // (8 * features.shape[1]))
+        total, squares = np.zeros(features.shape[1]), np.zeros(features.shape[1])
+        for start in range(0, count, step):
+            total += _block(features, rows, start, step).sum(axis=0, dtype=np.float64)
+        mean = total / count
+        for start in range(0, count, step):
+            squares += np.square(_block(features, rows, start, step) - mean).sum(axis=0)
+        deviation = np.sqrt(squares / count)
         # Of a constant column, what is left after rounding must not be blown up to deviation 1.
         constant = deviation <= 1e-7 * np.abs(mean)
         return cls(kind, mean, np.where(constant | (deviation == 0), 1.0, deviation))
@@ -52,7 +62,16 @@ class Normalizer:
         return folded, bias - folded @ self.mean
 
 
+def _block(features: npt.NDArray[Any], rows: npt.NDArray[np.intp] | None, start: int, step: int) -> npt.NDArray[Any]:
+    return features[start : start + step] if rows is None else features[rows[start : start + step]]
+
+
+def row_lengths(features: Array) -> npt.NDArray[np.float64]:
+    """(n,) Euclidean lengths, 1 for a row of zeros."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
+    return np.where(lengths == 0, 1.0, lengths)
+
+
 def l2_normalized(features: Array) -> Array:
     """Every row divided by its length; a row of zeros stays."""
-    lengths = np.sqrt(np.einsum("nd,nd->n", features, features, dtype=np.float64))
-    return (features / np.where(lengths == 0, 1.0, lengths)[:, None]).astype(features.dtype)
+    return (features / row_lengths(features)[:, None]).astype(features.dtype)

@@ -1,17 +1,22 @@
-"""Choose C by cross-validation."""
+"""Choose C by cross-validation: all classes and folds at once, along a path of C."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
 
 from featx.errors import LabelError
-from featx.heads.normalize import Array, Normalizer
-from featx.heads.solver import fit_linear
+from featx.heads.normalize import Normalizer
+from featx.heads.solver.blocks import Blocks
+from featx.heads.solver.path import Solution, Solver, Uncertified
+from featx.heads.solver.targets import Targets
 from featx.progress import SILENT, Reporter
 
 GRID_DECADES = range(-3, 4)
@@ -26,36 +31,39 @@ class GridPoint:
     deviation: float
 
 
-def grid_for(features: Array) -> list[float]:
+@dataclass(frozen=True)
+class Found:
+    """The heads at the best C.
+
+    Attributes:
+        curve: every C that was tried.
+        solution: for normalised features.
+        uncertified: what could not be proven, of all classes, values of C and folds.
+    """
+
+    c: float
+    curve: list[GridPoint]
+    solution: Solution
+    uncertified: list[Uncertified]
+
+
+def grid_for(variance: float) -> list[float]:
     """Seven powers of ten around the C at which data and regularisation weigh alike.
 
     The centre is 1 / (mean squared distance of the rows from their mean): scaling all features by s moves the
     grid by 1 / s^2, and so leaves the classifiers it holds as they were.
 
-    >>> grid_for(np.array([[0.1, 0.0], [-0.1, 0.0]]))
+    >>> grid_for(0.01)
     [0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0, 100000.0]
     """
-    spread = float(features.var(axis=0, dtype=np.float64).sum())
-    centre = -round(math.log10(spread)) if spread > 0 else 0
+    centre = -round(math.log10(variance)) if variance > 0 else 0
     return [10.0 ** (centre + decade) for decade in GRID_DECADES]
 
 
-def choose_c(
-    kind: str,
-    features: Array,
-    labels: npt.NDArray[np.int32],
-    *,
-    normalize: str,
-    folds: int,
-    seed: int,
-    classes: list[str],
-    reporter: Reporter = SILENT,
-) -> tuple[float, list[GridPoint]]:
-    """The C with the best mean accuracy over stratified folds; of equals the smallest.
-
-    Args:
-        features: (n, D), not normalised: each fold is normalised by its own training rows.
-        labels: (n,) 0..K-1.
+def stratified_folds(
+    labels: npt.NDArray[np.integer], folds: int, seed: int, classes: list[str]
+) -> npt.NDArray[np.bool_]:
+    """(F, n): which rows each fold holds out.
 
     Raises:
         LabelError: a class has fewer rows than folds.
@@ -67,22 +75,80 @@ def choose_c(
             f"class {classes[rarest]!r} has {counts[rarest]} images to train on; --c auto with --folds {folds} needs "
             f"{folds}. Give a value with --c, or fewer --folds"
         )
+    held_out = np.zeros((folds, len(labels)), bool)
     splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
-    grid = grid_for(Normalizer.fit(normalize, features)(features))
-    accuracy = np.zeros((len(grid), folds))
-    reporter.begin("choosing C", len(grid) * folds)
-    for fold, (train, test) in enumerate(splitter.split(features, labels)):
-        normalizer = Normalizer.fit(normalize, features[train])
-        inside, outside = normalizer(features[train]), normalizer(features[test])
-        for index, c in enumerate(grid):
-            solution = fit_linear(kind, inside, labels[train], c, seed)
-            predicted = (outside @ solution.weights.T + solution.bias).argmax(axis=1)
-            accuracy[index, fold] = (predicted == labels[test]).mean()
-            reporter.advance(1)
+    for fold, (_, test) in enumerate(splitter.split(labels, labels)):
+        held_out[fold, test] = True
+    return held_out
+
+
+def choose_c(
+    targets: Targets,
+    blocks_of: Callable[[npt.NDArray[np.bool_] | None], Blocks],
+    held_out: npt.NDArray[np.bool_],
+    *,
+    shared: bool,
+    memory_bytes: int,
+    reporter: Reporter = SILENT,
+) -> Found:
+    """The C with the best mean accuracy over folds, of equals the smallest; and the heads there.
+
+    Args:
+        blocks_of: the features, normalised by what can be learnt from some of the rows (n,), None for all of them.
+        held_out: (F, n), what each fold leaves out; each fold is normalised by its own training rows.
+        shared: normalisation learns nothing from the rows, so that all folds can share one set of features.
+    """
+    blocks = blocks_of(None)
+    grid = grid_for(blocks.variance)
+    reporter.begin("choosing C", len(grid) * (1 if shared else 1 + len(held_out)))
+    accuracy = np.zeros((len(grid), len(held_out)))
+    uncertified: list[Uncertified] = []
+    if not shared:
+        for fold, left_out in enumerate(held_out):
+            alone = Solver(
+                blocks_of(~left_out), targets, held_out=left_out[None], whole=False, memory_bytes=memory_bytes
+            )
+            for index, c in enumerate(grid):
+                alone.at(c)
+                accuracy[index, fold] = _accuracy(alone.scores(0), targets, left_out)
+                reporter.advance(1)
+            uncertified += [Uncertified(u.c, u.problem, fold, u.gap) for u in alone.uncertified]
+    solver = Solver(blocks, targets, held_out=held_out if shared else None, memory_bytes=memory_bytes)
+    best: tuple[float, float, Tensor] | None = None
+    for index, c in enumerate(grid):
+        solver.at(c)
+        reporter.advance(1)
+        if shared:
+            accuracy[index] = [
+                _accuracy(solver.scores(1 + fold), targets, left_out) for fold, left_out in enumerate(held_out)
+            ]
+        if best is None or accuracy[index].mean() > best[0]:
+            best = float(accuracy[index].mean()), c, solver.points()
     reporter.end()
-    means = accuracy.mean(axis=1)
+    assert best is not None
     points = [
-        GridPoint(c, float(mean), float(folds_of.std()))
-        for c, mean, folds_of in zip(grid, means, accuracy, strict=True)
+        GridPoint(c, float(of_folds.mean()), float(of_folds.std()))
+        for c, of_folds in zip(grid, accuracy, strict=True)
     ]
-    return grid[int(means.argmax())], points
+    return Found(best[1], points, solver.solution(best[2], best[1]), uncertified + solver.uncertified)
+
+
+def _accuracy(scores: Tensor, targets: Targets, held_out: npt.NDArray[np.bool_]) -> float:
+    predicted = scores[:, torch.from_numpy(held_out).to(scores.device)].argmax(0).cpu().numpy()
+    return float((predicted == targets.labels[held_out]).mean())
+
+
+def normalised_blocks(
+    values: npt.NDArray[np.floating],
+    rows: npt.NDArray[np.intp],
+    kind: str,
+    device: torch.device,
+    resident_bytes: int,
+) -> Callable[[npt.NDArray[np.bool_] | None], Blocks]:
+    """`blocks_of` for rows of an array, normalised as `kind` says."""
+
+    def blocks_of(of: npt.NDArray[np.bool_] | None) -> Blocks:
+        normalizer = Normalizer.fit(kind, values, rows if of is None else rows[of])
+        return Blocks(values, rows, normalizer, device, resident_bytes)
+
+    return blocks_of

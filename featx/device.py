@@ -1,0 +1,47 @@
+"""The device that computes, and how much memory there is to compute in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from featx.errors import DeviceUnavailable, UsageError
+
+
+def choose_device(spec: str) -> torch.device:
+    """The device `--device SPEC` means.
+
+    Raises:
+        DeviceUnavailable: a GPU was asked for and is not there. There is no falling back.
+    """
+    if spec == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(spec)
+    except RuntimeError:
+        raise UsageError(f"--device is {spec!r}; it can be cpu, cuda, cuda:N or auto") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device is {spec!r}; it can be cpu, cuda, cuda:N or auto")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise DeviceUnavailable(f"--device {spec}: this machine has no usable CUDA device. Use --device cpu or auto")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise DeviceUnavailable(f"--device {spec}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be used there; on a CPU what the system or the container's limit leaves."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        # Memory that holds copies of files counts as free: the system gives it away when it is asked for.
+        kilobytes = next(line.split()[1] for line in meminfo.read_text().splitlines() if "MemAvailable" in line)
+        free = int(kilobytes) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
+        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    return max(free, 1 << 28)

@@ -1,0 +1,147 @@
+"""Features as the solver reads them: normalised and centred, at once or in blocks, on the device that computes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featx.errors import NonFiniteRow
+from featx.heads.normalize import Normalizer, row_lengths
+
+BLOCK_BYTES = 64 << 20  # of float32 values read, normalised and multiplied at a time
+_MIN_COLUMNS = 1024  # a strip of a row's file bytes narrower than a page is read as a whole page all the same
+
+
+class Blocks:
+    """Rows (n, D) of an array, which may be a map of a file larger than memory.
+
+    What the solver sees is x - mean of the normalised rows: see `spaces` for why, and for how the mean comes back.
+
+    Attributes:
+        n, d: rows and values.
+        mean: (D,) float64 on the device, of the normalised rows.
+        variance: the mean squared distance of the normalised rows from their mean.
+    """
+
+    def __init__(
+        self,
+        values: npt.NDArray[Any],
+        rows: npt.NDArray[np.intp] | None,
+        normalizer: Normalizer,
+        device: torch.device,
+        resident_bytes: int,
+    ) -> None:
+        """Read the features once for their mean.
+
+        Raises:
+            NonFiniteRow: a row holds NaN or infinite values.
+
+        Args:
+            values: (N, D) floating point.
+            rows: the n rows to use, in order; None for all.
+            normalizer: applied to every row.
+            resident_bytes: if n D float32 values need no more than this they are kept on the device.
+        """
+        self._values = values
+        self._rows = rows
+        self._normalizer = normalizer
+        self.device = device
+        self.n = len(values) if rows is None else len(rows)
+        self.d = values.shape[1]
+        self._lengths = np.ones(self.n)
+        self._kept: Tensor | None = None
+        kept = np.empty((self.n, self.d), np.float32) if 4 * self.n * self.d <= resident_bytes else None
+        total, squares = np.zeros(self.d), 0.0
+        for part in _slices(self.n, max(1, BLOCK_BYTES // (4 * self.d))):
+            block = self._read(part, slice(None))
+            finite = np.isfinite(block).all(axis=1)
+            if not finite.all():
+                raise NonFiniteRow(part.start + int((~finite).argmax()))
+            if normalizer.kind == "l2":
+                self._lengths[part] = row_lengths(block)
+            block = self._normalised(block, part, slice(None))
+            total += block.sum(axis=0, dtype=np.float64)
+            squares += float(np.einsum("nd,nd->", block, block, dtype=np.float64))
+            if kept is not None:
+                kept[part] = block
+        mean = total / self.n
+        self.variance = max(squares / self.n - float(mean @ mean), 0.0)
+        self._mean = mean
+        self.mean = torch.from_numpy(mean).to(device)
+        if kept is not None:
+            # In blocks: the difference is taken in float64, and must not need a float64 copy of everything.
+            for part in _slices(self.n, max(1, BLOCK_BYTES // (4 * self.d))):
+                kept[part] = kept[part] - mean
+            self._kept = torch.from_numpy(kept).to(device)
+
+    @property
+    def resident(self) -> bool:
+        """All features are kept on the device."""
+        return self._kept is not None
+
+    def rows(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of whole rows, (slice of 0..n, (b, D) tensor), in order."""
+        if self._kept is not None and dtype == self._kept.dtype:
+            yield slice(0, self.n), self._kept
+            return
+        parts = _slices(self.n, max(1, BLOCK_BYTES // (4 * self.d)))
+        yield from self._stream([(part, slice(0, self.d)) for part in parts], dtype, by_row=True)
+
+    def columns(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+        """Blocks of columns of all rows, (slice of 0..D, (n, w) tensor), in order: one pass over a file."""
+        if self._kept is not None and dtype == self._kept.dtype:
+            yield slice(0, self.d), self._kept
+            return
+        width = max(_MIN_COLUMNS, BLOCK_BYTES // (4 * self.n))
+        parts = _slices(self.d, width)
+        yield from self._stream([(slice(0, self.n), part) for part in parts], dtype, by_row=False)
+
+    def _stream(
+        self, parts: list[tuple[slice, slice]], dtype: torch.dtype, by_row: bool
+    ) -> Iterator[tuple[slice, Tensor]]:
+        """The next block is read by a thread while the last one is used."""
+        with ThreadPoolExecutor(1) as reader:
+            ahead = reader.submit(self._load, *parts[0], dtype)
+            for index, (rows, columns) in enumerate(parts):
+                block = ahead.result()
+                if index + 1 < len(parts):
+                    ahead = reader.submit(self._load, *parts[index + 1], dtype)
+                yield (rows if by_row else columns), block
+
+    def _load(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
+        if self._kept is not None:
+            return self._kept[rows, columns].to(dtype)
+        block = self._normalised(self._read(rows, columns), rows, columns)
+        centred = torch.from_numpy(block - self._mean[columns]).to(dtype)
+        if self.device.type == "cuda":
+            return centred.pin_memory().to(self.device, non_blocking=True)
+        return centred.to(self.device)
+
+    def _read(self, rows: slice, columns: slice) -> npt.NDArray[np.floating]:
+        found = self._values[rows, columns] if self._rows is None else self._values[self._rows[rows], columns]
+        return np.asarray(found, np.float64 if found.dtype == np.float64 else np.float32)
+
+    def _normalised(self, block: npt.NDArray[np.floating], rows: slice, columns: slice) -> npt.NDArray[np.floating]:
+        if self._normalizer.kind == "l2":
+            return (block / self._lengths[rows, None]).astype(block.dtype)
+        if self._normalizer.mean is not None and self._normalizer.scale is not None:
+            standard = (block - self._normalizer.mean[columns]) / self._normalizer.scale[columns]
+            return standard.astype(block.dtype)
+        return block
+
+    def combine(self, coefficients: Tensor) -> Tensor:
+        """(P, n) -> (P, D): sums of the centred rows with these coefficients, in their number type."""
+        found = torch.zeros(len(coefficients), self.d, dtype=coefficients.dtype, device=self.device)
+        for rows, values in self.rows(coefficients.dtype):
+            found.addmm_(coefficients[:, rows], values)
+        return found
+
+
+def _slices(total: int, step: int) -> list[slice]:
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]

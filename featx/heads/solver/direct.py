@@ -1,0 +1,228 @@
+"""Exact Newton steps of the squared hinge in Gram form, one Cholesky factor per problem.
+
+Only images short of their margin, the active set I, bend the squared hinge. With D = 1 / (2 costs) the step leads to
+the coefficients beta with (K_II + D_I) beta_I = signs_I and 0 elsewhere (Chapelle, Training a support vector machine
+in the primal, Neural Computation 19, 2007). Where I is small that is one small system. Where almost all images are
+active, the inverse G of K + D over the training images of a fold serves all its classes, and each class solves for
+its few inactive images instead: their coefficients are forced to 0 by multipliers. What lies between is left to
+conjugate gradients until these get tired.
+
+Systems are solved for the change of beta, not for beta: what rounding spoils in one step the next one mends.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from featx.heads.solver.objectives import SquaredHinge
+from featx.heads.solver.spaces import Gram
+from featx.heads.solver.state import State
+
+# Arithmetic, measured against a matrix product of the same precision: factoring runs at half its rate, and picking
+# m^2 values out of the matrix costs as much as 120 m^2 operations of a product.
+_FACTOR = 2.2 / 3
+_PICK = 120.0
+_CALL = 1e7
+_OVERHEAD = 1e6
+_INVERSE = 4.0 / 3  # 2 n^3 operations at half the rate, for an inverse that serves about three steps
+_VALUES_AT_ONCE = 1 << 24  # on a GPU small systems are solved in batches of about this many values
+
+
+class ExactSteps:
+    """Exact steps for problems that fall into families (folds) with the same images to train on.
+
+    Args:
+        family: (P,) which family each problem belongs to, 0..F-1.
+        costs: (F, n), the largest cost of each image in the family; 0 where it is held out.
+        cache_bytes: memory for inverses that are kept between steps.
+    """
+
+    def __init__(self, space: Gram, family: Tensor, costs: Tensor, cache_bytes: int) -> None:
+        self._space = space
+        self._family = family
+        self._costs = costs
+        self._kept: dict[int, tuple[Tensor, Tensor]] = {}
+        n = space.blocks.n
+        self._keep = max(1, cache_bytes // (8 * n * n))
+
+    def steps(
+        self, objective: SquaredHinge, state: State, open_: Tensor, names: Tensor, budget: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Steps for those problems that are cheaper to solve exactly than by their `budget` of products.
+
+        Args:
+            state: of the P problems at hand.
+            open_: which of them want a step.
+            names: (P,) their places among all problems.
+            budget: (P,) products.
+
+        Returns:
+            Which of the P problems are solved, and their steps.
+        """
+        n, points = self._space.blocks.n, state.points
+        residual = objective.residual(state.scores)
+        product = 2.0 * n * n + _OVERHEAD
+        family, residual = self._family[names[open_]], residual[open_]
+        # Float64 is for problems that conjugate gradients have failed on.
+        allowed = budget[open_] * (product if points.dtype == torch.float32 else torch.inf)
+        active = residual != 0
+        curvature = 2 * objective.select(open_).costs * active
+        small = _cost(active.sum(1))
+        large = torch.full_like(small, torch.inf)
+        for name in sorted(set(family.tolist())):
+            mine = torch.nonzero(family == name)[:, 0]
+            trained = self._costs[name] > 0
+            changed = (curvature[mine] < 2 * self._costs[name]) & trained
+            cost = 2 * (_cost(changed.sum(1)) + 2 * product)  # in float64
+            limit = torch.minimum(small[mine], allowed[mine])
+            better = cost < limit
+            making = 0.0 if name in self._kept else _INVERSE * float(trained.sum()) ** 3
+            if float((limit - cost)[better].sum()) > making:
+                large[mine[better]] = cost[better]
+        solved = torch.nonzero(torch.minimum(small, large) <= allowed)[:, 0]
+        if not len(solved):
+            return open_[:0], points[:0]
+        points, active, curvature = points[open_[solved]], active[solved], curvature[solved]
+        coefficients = points[:, :n]
+        leaving = coefficients * ~active
+        right = torch.where(active, -(residual[solved] + coefficients) / curvature, 0.0)
+        if bool((leaving != 0).any()):
+            right += (leaving @ self._space.products) * active
+        sides = [right] if self._space.loose is None else [right, active * self._space.loose]
+        found = torch.zeros(len(points), n, len(sides), dtype=points.dtype, device=points.device)
+        right_sides = torch.stack(sides, 2)
+        by_complement = large[solved] < small[solved]
+        direct = torch.nonzero(~by_complement)[:, 0]
+        if len(direct):
+            inverse_curvature = torch.where(active[direct], 1 / curvature[direct], 0.0)
+            found[direct] = solve_subsystems(
+                self._space.products, active[direct], inverse_curvature, right_sides[direct]
+            )
+        for name in sorted(set(family[solved][by_complement].tolist())):
+            mine = torch.nonzero(by_complement & (family[solved] == name))[:, 0]
+            found[mine] = self._on_complement(name, active[mine], curvature[mine], right_sides[mine])
+        steps = self._with_loose(found, points, leaving)
+        sound = torch.isfinite(steps).all(1)
+        return open_[solved[sound]], steps[sound]
+
+    def _with_loose(self, found: Tensor, points: Tensor, leaving: Tensor) -> Tensor:
+        """Join the two solutions so that the loose coordinate v.beta (or, unpenalised, 0 = v.beta) holds as well."""
+        loose = self._space.loose
+        if loose is None:
+            return found[:, :, 0] - leaving
+        precise = loose.double()
+        n = len(loose)
+        staying = (points[:, :n] - leaving + found[:, :, 0]).double() @ precise
+        penalty = self._space.loose_penalty
+        along = (staying - penalty * points[:, -1].double()) / (penalty + found[:, :, 1].double() @ precise)
+        step = found[:, :, 0] - along.to(found.dtype)[:, None] * found[:, :, 1] - leaving
+        return torch.cat([step, along.to(found.dtype)[:, None]], 1)
+
+    def _on_complement(self, name: int, active: Tensor, curvature: Tensor, right: Tensor) -> Tensor:
+        """Solve (K'_II + 1 / curvature_I) x_I = right_I, (P, n, R), for problems of one family.
+
+        By the inverse over all its training images, and multipliers for those that are not active.
+        """
+        inverse, trained = self._inverse(name)
+        right, active, curvature = right[:, trained].double(), active[:, trained], curvature[:, trained].double()
+        largest = 2 * self._costs[name][trained].double()
+        changed = curvature < largest
+        # A cost that differs from the family's is a finite multiplier, an inactive image an infinite one.
+        looser = torch.where(active, 1 / (1 / curvature - 1 / largest), 0.0)
+        first = torch.einsum("pnr,nm->pmr", right, inverse)
+        multipliers = solve_subsystems(inverse, changed, looser, -first)
+        solution = torch.einsum("pnr,nm->pmr", multipliers, inverse).add_(first).mul_(active[:, :, None])
+        found = self._costs.new_zeros(len(right), self._costs.shape[1], right.shape[2])
+        found[:, trained] = solution.to(found.dtype)
+        return found
+
+    def _inverse(self, name: int) -> tuple[Tensor, Tensor]:
+        if name not in self._kept:
+            if len(self._kept) >= self._keep:
+                self._kept.pop(next(iter(self._kept)))
+            space = self._space
+            trained = torch.nonzero(self._costs[name] > 0)[:, 0]
+            # In float64: the smallest values of its parts are as the square of the condition, 2 C times the largest
+            # eigenvalue, and float32 loses them from a condition of 3,000 on.
+            matrix = space.products[trained[:, None], trained].double()
+            matrix.diagonal().add_(1 / (2 * self._costs[name][trained].double()))
+            inverse = torch.cholesky_inverse(torch.linalg.cholesky_ex(matrix)[0])
+            # LAPACK's columns are made rows: picking rows out of columns would be several times as slow.
+            self._kept[name] = inverse.mT.contiguous(), trained
+        return self._kept[name]
+
+
+def _cost(size: Tensor) -> Tensor:
+    size = size.double()
+    return _FACTOR * size**3 + _PICK * size**2 + _CALL
+
+
+def solve_subsystems(
+    matrix: Tensor, chosen: Tensor, diagonal: Tensor, right: Tensor, *, one_by_one: bool | None = None
+) -> Tensor:
+    """For every p: (matrix + diag(diagonal[p])) restricted to the chosen rows and columns, solved.
+
+    Args:
+        matrix: (n, n), symmetric; the restricted systems are positive definite.
+        chosen: (P, n) bool.
+        diagonal: (P, n).
+        right: (P, n, R) right-hand sides.
+        one_by_one: instead of in batches; by default on a CPU.
+
+    Returns:
+        (P, n, R), 0 where not chosen; not finite where a system is not positive definite in this arithmetic.
+    """
+    found = torch.zeros_like(right)
+    sizes = chosen.sum(1)
+    order = sizes.argsort().tolist()
+    if matrix.device.type == "cpu" if one_by_one is None else one_by_one:
+        _solve_one_by_one(matrix, chosen, diagonal, right, order, found)
+        return found
+    while order:
+        largest = max(int(sizes[order[-1]]), 1)
+        count = max(1, _VALUES_AT_ONCE // largest**2)
+        batch, order = order[-count:], order[:-count]
+        _solve_batch(matrix, chosen, diagonal, right, batch, largest, found)
+    return found
+
+
+def _solve_one_by_one(
+    matrix: Tensor, chosen: Tensor, diagonal: Tensor, right: Tensor, order: list[int], found: Tensor
+) -> None:
+    largest = int(chosen[order[-1]].sum()) if order else 0
+    # Fresh memory of this size comes from the system page by page and costs more than filling it: it is kept.
+    strips, squares = matrix.new_empty(largest * len(matrix)), matrix.new_empty(largest**2)
+    for problem in order:
+        rows = torch.nonzero(chosen[problem])[:, 0]
+        size = len(rows)
+        strip = torch.index_select(matrix, 0, rows, out=strips[: size * len(matrix)].view(size, len(matrix)))
+        system = torch.index_select(strip, 1, rows, out=squares[: size**2].view(size, size))
+        system.diagonal().add_(diagonal[problem, rows])
+        factor, failed = torch.linalg.cholesky_ex(system)
+        solution = torch.cholesky_solve(right[problem, rows], factor)
+        found[problem, rows] = solution if int(failed) == 0 else torch.nan
+
+
+def _solve_batch(
+    matrix: Tensor, chosen: Tensor, diagonal: Tensor, right: Tensor, batch: list[int], size: int, found: Tensor
+) -> None:
+    """Systems of at most `size` unknowns, filled up with unknowns of their own that are 0."""
+    names = torch.tensor(batch, device=matrix.device)
+    index = torch.zeros(len(batch), size, dtype=torch.int64, device=matrix.device)
+    real = torch.zeros(len(batch), size, dtype=torch.bool, device=matrix.device)
+    for place, problem in enumerate(batch):
+        rows = torch.nonzero(chosen[problem])[:, 0]
+        index[place, : len(rows)] = rows
+        real[place, : len(rows)] = True
+    system = matrix[index[:, :, None], index[:, None, :]]
+    if not bool(real.all()):
+        system *= real[:, :, None] & real[:, None, :]
+    extra = torch.where(real, diagonal[names[:, None], index], 1.0)
+    system.diagonal(dim1=1, dim2=2).add_(extra)
+    sides = right[names[:, None], index] * real[:, :, None]
+    factor, failed = torch.linalg.cholesky_ex(system)
+    solution = torch.cholesky_solve(sides, factor)
+    solution[failed > 0] = torch.nan
+    for place, problem in enumerate(batch):
+        found[problem, index[place, real[place]]] = solution[place, real[place]]

@@ -1,0 +1,303 @@
+"""Fit heads along a path of C: every class and every fold at once, each proven or listed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featx.heads.normalize import Normalizer
+from featx.heads.solver.blocks import Blocks
+from featx.heads.solver.direct import ExactSteps
+from featx.heads.solver.newton import minimise
+from featx.heads.solver.objectives import Objective, SquaredHinge
+from featx.heads.solver.spaces import Gram, Primal
+from featx.heads.solver.state import State
+from featx.heads.solver.targets import Targets
+
+TOLERANCE = 1e-4
+_STEP_UP = 30.0  # a cold start climbs to its C by at most this factor at a time
+_CLIMB_TOLERANCE = 0.1
+_EASY = 60.0  # largest curvature times largest eigenvalue below which a cold start needs no climb
+_ARRAYS = 14  # (P, n) arrays the solver holds at once
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Weights of one row per class, whatever the number of classes.
+
+    Attributes:
+        weights, bias: (K, D) and (K,) float64, K >= 2, for the features the solver was given.
+        gaps: per problem (class of an SVM; one for a softmax), proven bound on f - f*, in float64 on these features.
+        values: per problem, f.
+        certified: per problem, gap <= tolerance * min(f, f(0) - f).
+    """
+
+    weights: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
+    gaps: npt.NDArray[np.float64]
+    values: npt.NDArray[np.float64]
+    certified: npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Uncertified:
+    """A problem whose optimum could not be proven.
+
+    Attributes:
+        problem: the class of an SVM (0-based), 0 for a softmax.
+        fold: None for the fit on all images to train on.
+        gap: bound on how far f is above its optimum, relative to f.
+    """
+
+    c: float
+    problem: int
+    fold: int | None
+    gap: float
+
+
+class Solver:
+    """The problems of some targets on some features; `at` brings all of them to the optimum for one C.
+
+    Attributes:
+        form: "gram" or "primal", see `spaces`.
+        trained: (1 + F, n) bool: all images, then what each fold trains on.
+    """
+
+    def __init__(
+        self,
+        blocks: Blocks,
+        targets: Targets,
+        *,
+        held_out: npt.NDArray[np.bool_] | None = None,
+        whole: bool = True,
+        intercept: str | None = None,
+        scaling: float = 1.0,
+        tolerance: float = TOLERANCE,
+        memory_bytes: int = 4 << 30,
+        form: str | None = None,
+    ) -> None:
+        """Choose a form and read the features.
+
+        Args:
+            held_out: (F, n), what each fold leaves out; None for no folds.
+            whole: also train on all images, before the folds.
+            intercept: "penalised" (an SVM's default, as in LinearSVC), "free" (a softmax's) or "none".
+            scaling: s, LinearSVC's intercept_scaling.
+            memory_bytes: beside the features; decides the form and how many problems are solved at a time.
+            form: "gram" or "primal" instead of what fits and is faster.
+        """
+        n, d = blocks.n, blocks.d
+        self.blocks, self.targets, self.tolerance = blocks, targets, tolerance
+        self._whole = whole
+        self.trained = np.ones((int(whole), n), bool)
+        if held_out is not None:
+            self.trained = np.concatenate([self.trained, ~held_out])
+        self._intercept = intercept or ("penalised" if targets.kind == "svm" else "free")
+        self._scaling, self._memory = scaling, memory_bytes
+        if form is None:
+            # A product costs n^2 in one form and 2 n d in the other.
+            form = "gram" if n <= 2 * d and 8 * n * n <= memory_bytes else "primal"
+        self.form = form
+        self._space = self._make_space(torch.float32)
+        self._exact_space: Gram | Primal | None = None
+        self._state: State | None = None
+        self.c = 0.0
+        self.uncertified: list[Uncertified] = []
+
+    def _make_space(self, dtype: torch.dtype) -> Gram | Primal:
+        kind = Gram if self.form == "gram" else Primal
+        return kind(self.blocks, self._intercept, self._scaling, dtype)
+
+    @property
+    def problems(self) -> int:
+        """All of them: per fold the classes of an SVM or the one of a softmax."""
+        return self.targets.groups * len(self.trained)
+
+    def at(self, c: float) -> None:
+        """Bring all problems to the optimum for this C, from where they are."""
+        everything = torch.arange(self.problems, device=self.blocks.device)
+        per_problem = 4 * _ARRAYS * self.targets.group * self.blocks.n
+        count = max(1, self._memory // per_problem)
+        chunks = [everything[start : start + count] for start in range(0, len(everything), count)]
+        if self._state is None:
+            self._state = self._zero()
+            for rung in self._climb(c):
+                for chunk in chunks:
+                    self._minimise(rung, chunk, self._space, _CLIMB_TOLERANCE)
+        for chunk in chunks:
+            self._minimise(c, chunk, self._space, self.tolerance)
+        self.c = c
+        stalled = torch.nonzero(~self._state.certified)[:, 0]
+        if len(stalled):
+            space = self._in_float64()
+            if space is not None:
+                self._minimise(c, stalled, space, self.tolerance)
+        gaps = (self._state.gap / self._state.value).tolist()
+        self.uncertified += [
+            Uncertified(
+                c,
+                g % self.targets.groups,
+                g // self.targets.groups - 1 if g >= self.targets.groups else None,
+                gaps[g],
+            )
+            for g in torch.nonzero(~self._state.certified)[:, 0].tolist()
+        ]
+
+    def _zero(self) -> State:
+        rows = self.problems * self.targets.group
+        return State.zero(self._space, rows, self.targets.group, self.blocks.n, self.blocks.device)
+
+    def _climb(self, c: float) -> list[float]:
+        """Smaller values of C, ascending, that lead a cold start to `c`."""
+        first = torch.zeros(1, dtype=torch.int64)
+        objective = self.targets.objective(c, self.trained, first, torch.float32, self.blocks.device)
+        hardness, rungs = self._space.largest * objective.largest_curvature(), list[float]()
+        while hardness > _EASY:
+            hardness, c = hardness / _STEP_UP, c / _STEP_UP
+            rungs.insert(0, c)
+        return rungs
+
+    def _minimise(self, c: float, groups: Tensor, space: Gram | Primal, tolerance: float) -> State:
+        """Bring some problems to their optimum, from where they are; what became of them is also stored."""
+        assert self._state is not None
+        device, dtype, targets = self.blocks.device, space.dtype, self.targets
+        objective = targets.objective(c, self.trained, groups, dtype, device)
+        part = self._state.select(groups, targets.group)
+        if dtype != self._space.dtype:
+            part = part.to(space)
+        exact = None
+        if isinstance(space, Gram) and isinstance(objective, SquaredHinge):
+            costs = targets.family_costs(c, self.trained, dtype, device)
+            exact = ExactSteps(space, groups // targets.groups, costs, self._memory // 4)
+        minimise(space, objective, part, tolerance=tolerance, exact=exact)
+        self._state.put(groups, targets.group, part)
+        return part
+
+    def _in_float64(self) -> Gram | Primal | None:
+        """The space of float64, None if its matrix does not fit."""
+        if self._exact_space is None and (self.form == "primal" or 8 * self.blocks.n**2 <= self._memory):
+            self._exact_space = self._make_space(torch.float64)
+        return self._exact_space
+
+    def scores(self, fold: int) -> Tensor:
+        """(K, n) scores of all images by the heads of a row of `trained`; K rows also for two classes."""
+        assert self._state is not None
+        per_fold = self.targets.groups * self.targets.group
+        found = self._state.scores[fold * per_fold : (fold + 1) * per_fold]
+        return torch.cat([-found, found]) if len(found) == 1 else found
+
+    def points(self) -> Tensor:
+        """What `solution` needs to make the heads trained on all images, as they are now."""
+        assert self._state is not None
+        return self._state.points[: self.targets.groups * self.targets.group].clone()
+
+    def solution(self, points: Tensor, c: float) -> Solution:
+        """The heads trained on all images, with their proof in float64 on the features themselves."""
+        found = self._proven(self._space, points, c)
+        space = None if found.certified.all() else self._in_float64()
+        if space is not None:
+            # Proven for products in float32, but not for the features themselves: all of it in float64.
+            before, self._state = self._state, self._zero()
+            self._state.points[: len(points)] = points
+            groups = torch.arange(self.targets.groups, device=self.blocks.device)
+            points = self._minimise(c, groups, space, 0.1 * self.tolerance).points
+            self._state = before
+            found = self._proven(space, points, c)
+        return found
+
+    def _proven(self, space: Gram | Primal, points: Tensor, c: float) -> Solution:
+        """Weights and their certificate; products in float32 first, in float64 if these cannot prove it."""
+        groups = torch.arange(self.targets.groups, device=self.blocks.device)
+        by_dual = self.targets.kind == "svm" and self._intercept != "free" and self.form == "gram"
+        for dtype in (torch.float32, torch.float64)[space.dtype == torch.float64 :]:
+            objective = self.targets.objective(c, self.trained, groups, dtype, self.blocks.device)
+            weights, bias = space.weights(points, dtype)
+            gaps, values = self._certificate(objective, weights, bias, points if by_dual else None, dtype)
+            at_zero = objective.value(weights.new_zeros(objective.rows, self.blocks.n, dtype=dtype))
+            certified = gaps <= self.tolerance * torch.minimum(values, (at_zero - values).clamp_min(0))
+            certified |= gaps <= 1e-12 * at_zero
+            if bool(certified.all()):
+                break
+        if len(weights) == 1:
+            weights, bias = torch.cat([-weights, weights]), torch.cat([-bias, bias])
+        arrays = [tensor.cpu().numpy() for tensor in (weights, bias, gaps, values, certified)]
+        return Solution(*arrays)
+
+    def _certificate(
+        self, objective: Objective, weights: Tensor, bias: Tensor, points: Tensor | None, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """Gaps and values, from the features and not from products of them.
+
+        Args:
+            points: of squared hinges in Gram form, whose coefficients are dual variables; else None.
+        """
+        scores = torch.empty(len(weights), self.blocks.n, dtype=dtype, device=weights.device)
+        for rows, values in self.blocks.rows(dtype):
+            torch.mm(weights.to(dtype), values.T, out=scores[:, rows])
+        scores += (weights @ self.blocks.mean + bias).to(dtype)[:, None]
+        own = bias / self._scaling if self._intercept == "penalised" else torch.zeros_like(bias)
+        penalty = 0.5 * (weights.square().sum(1) + own.square())
+        value = objective.value(scores) + penalty.view(-1, objective.group).sum(1)
+        if points is not None and isinstance(objective, SquaredHinge):
+            gap = self._gap_by_dual(objective, weights, own, scores, points.to(dtype))
+            if bool((gap <= self.tolerance * value).all()):
+                return gap, value
+            return torch.minimum(gap, self._gap_by_gradient(objective, weights, own, scores)), value
+        return self._gap_by_gradient(objective, weights, own, scores), value
+
+    def _gap_by_dual(
+        self, objective: SquaredHinge, weights: Tensor, own: Tensor, scores: Tensor, points: Tensor
+    ) -> Tensor:
+        """P - D at the dual variables max(signs beta, 0); see `newton._gap_by_dual`."""
+        duals = (objective.signs * points[:, : self.blocks.n]).clamp_min(0) * (objective.costs > 0)
+        coefficients = objective.signs * duals
+        total = coefficients.sum(1, dtype=torch.float64)
+        apart = weights - self.blocks.combine(coefficients).double().addr_(total, self.blocks.mean)
+        scaling = self._scaling if self._intercept == "penalised" else 0.0
+        return objective.dual_terms(scores, duals) + 0.5 * (apart.square().sum(1) + (own - scaling * total).square())
+
+    def _gap_by_gradient(self, objective: Objective, weights: Tensor, own: Tensor, scores: Tensor) -> Tensor:
+        """1/2 |gradient|^2, and what a free intercept still has to go; see `newton`."""
+        group = objective.group
+        residual = objective.residual(scores)
+        total = residual.sum(1, dtype=torch.float64)
+        gradient = (weights + self.blocks.combine(residual).double()).addr_(total, self.blocks.mean)
+        scaling = self._scaling if self._intercept == "penalised" else 0.0
+        squares = gradient.square().sum(1) + (own + scaling * total).square()
+        gap = 0.5 * squares.view(-1, group).sum(1)
+        if self._intercept != "free":
+            return gap
+        ones = torch.ones(self.blocks.n, dtype=scores.dtype, device=weights.device)
+        matrix = objective.loose_curvature(objective.curvature(scores), ones)
+        scale = matrix.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min(1e-300)
+        pull = total.view(-1, group, 1)
+        left: Tensor = (pull * torch.linalg.solve(matrix + scale / group**2, pull)).sum((1, 2))
+        return gap + left
+
+
+def solve(
+    kind: str,
+    features: npt.NDArray[np.floating],
+    labels: npt.NDArray[np.integer],
+    c: float,
+    *,
+    device: torch.device | None = None,
+    form: str | None = None,
+    tolerance: float = TOLERANCE,
+) -> Solution:
+    """The heads of features (n, D) in memory, as they are, with labels (n,) 0..K-1, for one C.
+
+    svm: for every class against the rest, 1/2 |w|^2 + 1/2 b^2 + C sum_n max(0, 1 - y_n (w.x_n + b))^2,
+    scikit-learn's LinearSVC (squared hinge, intercept penalised).
+    softmax: 1/2 |W|^2 + C sum_n -log softmax(W x_n + b)[y_n], scikit-learn's LogisticRegression (intercept free).
+    With two classes both fit one weight vector w, returned as the rows -w/2 and w/2 (softmax) or -w and w (svm), so
+    that the scores' order, and the softmax's probabilities, are those of scikit-learn.
+    """
+    blocks = Blocks(features, None, Normalizer("none"), device or torch.device("cpu"), 8 * features.size)
+    solver = Solver(blocks, Targets(kind, labels, int(labels.max()) + 1), form=form, tolerance=tolerance)
+    solver.at(c)
+    return solver.solution(solver.points(), c)

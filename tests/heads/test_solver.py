@@ -1,0 +1,249 @@
+"""The solver's objectives against finite differences, its optima and proofs against scikit-learn and float64 sums."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import clusters
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import LinearSVC
+
+from featx.errors import NonFiniteRow
+from featx.heads.normalize import Normalizer
+from featx.heads.solver.blocks import Blocks
+from featx.heads.solver.direct import solve_subsystems
+from featx.heads.solver.objectives import CrossEntropy, SquaredHinge
+from featx.heads.solver.path import Solver, solve
+from featx.heads.solver.targets import Targets
+
+CPU = torch.device("cpu")
+
+
+def losses():
+    """One objective of each kind on 7 images: P x n scores, float64."""
+    generator = np.random.default_rng(0)
+    labels = torch.from_numpy(generator.integers(0, 3, 7))
+    signs = torch.from_numpy(generator.choice([-1.0, 1.0], (3, 7)))
+    costs = torch.from_numpy(generator.uniform(0.5, 2, (3, 7)))
+    costs[:, 2] = 0  # held out
+    return [SquaredHinge(signs, costs), CrossEntropy(labels, costs[:2], 3)]
+
+
+@pytest.mark.parametrize("loss", losses(), ids=lambda loss: type(loss).__name__)
+def test_residuals_and_curvatures_are_the_derivatives_of_the_value(loss):
+    generator = torch.Generator().manual_seed(1)
+    scores = torch.randn(loss.rows, 7, generator=generator, dtype=torch.float64)
+    change = torch.randn(loss.rows, 7, generator=generator, dtype=torch.float64)
+    step = 1e-6
+    slope = (loss.value(scores + step * change) - loss.value(scores - step * change)) / (2 * step)
+    found = (loss.residual(scores) * change).sum(1).view(-1, loss.group).sum(1)
+    torch.testing.assert_close(found, slope, rtol=1e-6, atol=1e-8)
+    bent = (loss.residual(scores + step * change) - loss.residual(scores - step * change)) / (2 * step)
+    torch.testing.assert_close(loss.curve(loss.curvature(scores), change), bent, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("loss", losses(), ids=lambda loss: type(loss).__name__)
+def test_the_curvature_by_the_loose_coordinate_is_that_of_moving_all_scores_along_it(loss):
+    generator = torch.Generator().manual_seed(2)
+    scores = torch.randn(loss.rows, 7, generator=generator, dtype=torch.float64)
+    loose = torch.randn(7, generator=generator, dtype=torch.float64)
+    matrix = loss.loose_curvature(loss.curvature(scores), loose)
+    for row in range(loss.group):
+        moved = torch.zeros_like(scores).view(-1, loss.group, 7)
+        moved[:, row] = loose
+        curved = loss.curve(loss.curvature(scores), moved.view_as(scores)) @ loose
+        torch.testing.assert_close(matrix[:, :, row].flatten(), curved)
+
+
+def test_subsystems_one_by_one_and_filled_up_in_batches_are_solved_alike():
+    generator = torch.Generator().manual_seed(3)
+    root = torch.randn(20, 20, generator=generator, dtype=torch.float64)
+    matrix = root @ root.T
+    chosen = torch.rand(5, 20, generator=generator) < 0.5
+    chosen[0] = False
+    diagonal = torch.rand(5, 20, generator=generator, dtype=torch.float64) + 0.1
+    right = torch.randn(5, 20, 2, generator=generator, dtype=torch.float64)
+    found = solve_subsystems(matrix, chosen, diagonal, right)
+    batched = solve_subsystems(matrix, chosen, diagonal, right, one_by_one=False)
+    for problem in range(5):
+        rows = chosen[problem].nonzero()[:, 0]
+        system = matrix[rows][:, rows] + torch.diag(diagonal[problem, rows])
+        expected = torch.zeros(20, 2, dtype=torch.float64)
+        expected[rows] = torch.linalg.solve(system, right[problem, rows])
+        torch.testing.assert_close(found[problem], expected)
+        torch.testing.assert_close(batched[problem], expected)
+
+
+# --- optima
+
+
+def objective(kind, features, labels, weights, bias, c):
+    """Of heads in rows, in float64 by NumPy alone: per class for an SVM, one value for a softmax."""
+    features, count = features.astype(np.float64), labels.max() + 1
+    scores = features @ weights.T + bias
+    if kind == "softmax":
+        shifted = scores - scores.max(1, keepdims=True)
+        lost = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(len(labels)), labels]
+        square = ((weights[1] - weights[0]) ** 2).sum() if count == 2 else (weights**2).sum()
+        return np.array([0.5 * square + c * lost.sum()])
+    signs = np.where(labels[:, None] == np.arange(count), 1, -1)
+    whole = 0.5 * (weights**2).sum(1) + 0.5 * bias**2 + c * (np.maximum(0, 1 - signs * scores) ** 2).sum(0)
+    return whole[1:] if count == 2 else whole
+
+
+def scikit_learn(kind, features, labels, c):
+    features = features.astype(np.float64)
+    if kind == "svm":
+        model = LinearSVC(C=c, tol=1e-8, dual=False, max_iter=20_000, random_state=0).fit(features, labels)
+    else:
+        model = LogisticRegression(C=c, tol=1e-8, max_iter=5_000).fit(features, labels)
+    weights, bias = model.coef_, model.intercept_
+    if len(weights) == 1:
+        half = 1.0 if kind == "svm" else 0.5
+        weights, bias = np.vstack([-half * weights, half * weights]), np.concatenate([-half * bias, half * bias])
+    return objective(kind, features, labels, weights, bias, c)
+
+
+@given(
+    rows=st.integers(5, 40), width=st.integers(1, 50), classes=st.integers(2, 4), seed=st.integers(0, 10**6),
+    offset=st.sampled_from([0.0, 1.0, 10.0]), apart=st.sampled_from([0.0, 1.0, 5.0]),
+    c=st.sampled_from([1e-5, 1e-2, 1.0, 100.0]), form=st.sampled_from(["gram", "primal"]),
+    kind=st.sampled_from(["svm", "softmax"]), odd=st.sampled_from(["", "constant", "twice", "relu", "zero"]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_the_optimum_is_scikit_learns_or_better_and_what_is_proven_is_true(
+    rows, width, classes, seed, offset, apart, c, form, kind, odd
+):
+    generator = np.random.default_rng(seed)
+    # The last class has one row only.
+    labels = np.concatenate([np.arange(classes), generator.integers(0, max(classes - 1, 1), rows)])
+    features = generator.normal(size=(len(labels), width)) + apart * generator.normal(size=(classes, width))[labels]
+    features = (features + offset).astype(np.float32)
+    match odd:
+        case "constant":
+            features[:, 0] = 3
+        case "twice":
+            features[1::2] = features[: len(features[1::2])]
+        case "relu":
+            features = np.maximum(features, 0)
+        case "zero":
+            features[0] = 0
+    found = solve(kind, features, labels, c, form=form)
+    values = objective(kind, features, labels, found.weights, found.bias, c)
+    best = np.minimum(scikit_learn(kind, features, labels, c), values)
+    assert found.certified.all()
+    np.testing.assert_allclose(found.values, values, rtol=1e-4)  # with two softmax classes scikit-learn's is twice it
+    assert (
+        values - best <= np.maximum(1.01 * found.gaps * (2 if kind == "softmax" and classes == 2 else 1), 1e-5 * best)
+    ).all()
+    assert (values <= best * (1 + 1e-4)).all()
+
+
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+def test_at_a_huge_c_what_cannot_be_proven_is_not_called_proven(kind):
+    generator = np.random.default_rng(0)
+    labels = np.arange(60) % 3
+    features = (generator.normal(size=(60, 20)) + 10).astype(np.float32)
+    for c in (1e3, 1e5, 1e7):
+        found = solve(kind, features, labels, c)
+        best = np.minimum(solve(kind, features, labels, c, form="primal").values, found.values)
+        assert (found.values - best <= found.gaps * (1 + 1e-6) + 1e-9 * best).all(), c
+
+
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+@pytest.mark.parametrize("form", ["gram", "primal"])
+def test_streamed_from_a_file_the_heads_are_those_of_memory(tmp_path, kind, form, monkeypatch):
+    monkeypatch.setattr("featx.heads.solver.blocks.BLOCK_BYTES", 4000)
+    values, labels = clusters(per_class=25, width=1100 if form == "gram" else 30, seed=4)
+    values.tofile(tmp_path / "raw")
+    mapped = np.memmap(tmp_path / "raw", np.float32, "r", shape=values.shape)
+    rows = np.random.default_rng(0).permutation(len(values))[:60]
+    found = []
+    for source, resident in ((values, 1 << 30), (mapped, 0)):
+        blocks = Blocks(source, rows, Normalizer("l2"), CPU, resident)
+        assert blocks.resident == (resident > 0)
+        solver = Solver(blocks, Targets(kind, labels[rows], 3), form=form, tolerance=1e-8)
+        solver.at(1.0)
+        found.append(solver.solution(solver.points(), 1.0))
+    assert all(one.certified.all() for one in found)
+    np.testing.assert_allclose(found[1].weights, found[0].weights, atol=2e-4 * np.abs(found[0].weights).max())
+    np.testing.assert_allclose(found[1].values, found[0].values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+def test_permuted_rows_and_classes_give_the_permuted_heads(kind):
+    values, labels = clusters(classes=4, seed=9)
+    generator = np.random.default_rng(1)
+    rows, classes = generator.permutation(len(values)), generator.permutation(4)
+    plain = solve(kind, values, labels, 0.3, tolerance=1e-9)
+    other = solve(kind, values[rows], classes[labels][rows], 0.3, tolerance=1e-9)
+    np.testing.assert_allclose(other.weights[classes], plain.weights, atol=1e-4 * np.abs(plain.weights).max())
+
+
+@pytest.mark.parametrize("form", ["gram", "primal"])
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+def test_folds_are_fits_without_their_rows(kind, form):
+    values, labels = clusters(per_class=20, seed=11)
+    held_out = np.arange(len(values))[None] % 3 == np.arange(3)[:, None]
+    blocks = Blocks(values, None, Normalizer("none"), CPU, 1 << 30)
+    solver = Solver(blocks, Targets(kind, labels, 3), held_out=held_out, form=form, tolerance=1e-9)
+    for c in (0.01, 1.0):  # the second one starts warm
+        solver.at(c)
+        assert not solver.uncertified
+        for fold, left_out in enumerate(held_out):
+            alone = solve(kind, values[~left_out], labels[~left_out], c, tolerance=1e-9)
+            expected = values.astype(float) @ alone.weights.T + alone.bias
+            scores = solver.scores(1 + fold).T.numpy()
+            if kind == "softmax":
+                scores, expected = (s - s.mean(1, keepdims=True) for s in (scores, expected))
+            np.testing.assert_allclose(scores, expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+def test_class_and_sample_weights_mean_what_they_mean_in_scikit_learn(kind, classes):
+    values, labels = clusters(classes=classes, seed=12, width=5)
+    generator = np.random.default_rng(2)
+    each, of_class = generator.uniform(0.2, 3, len(values)), generator.uniform(0.2, 3, classes)
+    blocks = Blocks(values, None, Normalizer("none"), CPU, 1 << 30)
+    solver = Solver(blocks, Targets(kind, labels, classes, each, of_class), tolerance=1e-12)
+    solver.at(0.1)
+    found = solver.solution(solver.points(), 0.1)
+    limits = {"class_weight": dict(enumerate(of_class)), "C": 0.1, "tol": 1e-10}
+    if kind == "svm":
+        model = LinearSVC(random_state=0, dual=False, max_iter=10**6, **limits)
+    else:
+        model = LogisticRegression(max_iter=5000, **limits)
+    model.fit(values.astype(float), labels, sample_weight=each)
+    scores = values.astype(float) @ found.weights.T + found.bias
+    expected = model.decision_function(values.astype(float))
+    if classes == 2:
+        scores = scores[:, 1] * (1 if kind == "svm" else 2)
+    elif kind == "softmax":
+        scores, expected = (s - s.mean(1, keepdims=True) for s in (scores, expected))
+    np.testing.assert_allclose(scores, expected, atol=1e-4)
+
+
+def test_without_room_for_float64_what_stalls_is_listed_by_class_c_and_fold():
+    generator = np.random.default_rng(0)
+    labels = np.arange(120) % 3
+    features = (generator.normal(size=(120, 60)) + 10).astype(np.float32)
+    blocks = Blocks(features, None, Normalizer("none"), CPU, 1 << 30)
+    held_out = np.arange(120)[None] % 4 == np.arange(4)[:, None]
+    solver = Solver(blocks, Targets("svm", labels, 3), held_out=held_out, form="gram", memory_bytes=8 * 120**2 - 1)
+    solver.at(1e6)
+    assert solver.uncertified
+    assert {one.problem for one in solver.uncertified} <= {0, 1, 2}
+    assert {one.fold for one in solver.uncertified} <= {None, 0, 1, 2, 3}
+    assert all(one.c == 1e6 and one.gap > 1e-4 for one in solver.uncertified)
+
+
+def test_a_row_with_nan_is_named():
+    values, labels = clusters()
+    values[17, 3] = np.nan
+    with pytest.raises(NonFiniteRow, match="row 17 "):
+        solve("svm", values, labels, 1.0)
