@@ -97,7 +97,7 @@ def objective(kind, features, labels, weights, bias, c):
 def scikit_learn(kind, features, labels, c):
     features = features.astype(np.float64)
     if kind == "svm":
-        model = LinearSVC(C=c, tol=1e-8, dual=False, max_iter=20_000, random_state=0).fit(features, labels)
+        model = LinearSVC(C=c, tol=1e-8, dual=False, max_iter=2_000, random_state=0).fit(features, labels)
     else:
         model = LogisticRegression(C=c, tol=1e-8, max_iter=5_000).fit(features, labels)
     weights, bias = model.coef_, model.intercept_
@@ -113,7 +113,7 @@ def scikit_learn(kind, features, labels, c):
     c=st.sampled_from([1e-5, 1e-2, 1.0, 100.0]), form=st.sampled_from(["gram", "primal"]),
     kind=st.sampled_from(["svm", "softmax"]), odd=st.sampled_from(["", "constant", "twice", "relu", "zero"]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_the_optimum_is_scikit_learns_or_better_and_what_is_proven_is_true(
     rows, width, classes, seed, offset, apart, c, form, kind, odd
@@ -136,10 +136,8 @@ def test_the_optimum_is_scikit_learns_or_better_and_what_is_proven_is_true(
     values = objective(kind, features, labels, found.weights, found.bias, c)
     best = np.minimum(scikit_learn(kind, features, labels, c), values)
     assert found.certified.all()
-    np.testing.assert_allclose(found.values, values, rtol=1e-4)  # with two softmax classes scikit-learn's is twice it
-    assert (
-        values - best <= np.maximum(1.01 * found.gaps * (2 if kind == "softmax" and classes == 2 else 1), 1e-5 * best)
-    ).all()
+    np.testing.assert_allclose(found.values, values, rtol=1e-4)
+    assert (values - best <= np.maximum(1.01 * found.gaps, 1e-5 * best)).all()
     assert (values <= best * (1 + 1e-4)).all()
 
 

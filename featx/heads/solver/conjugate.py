@@ -11,7 +11,7 @@ from featx.heads.solver.objectives import Objective
 from featx.heads.solver.spaces import Space
 from featx.heads.solver.state import State, penalty, per_group, regular, rows_of, without_common_intercept
 
-FALL = 0.1  # by how much a step brings the gradient of the quadratic model down
+FALL = 0.1  # to which share a step brings the gradient of the quadratic model down, at first
 
 
 @dataclass
@@ -47,9 +47,9 @@ _OF_ROWS = ("curvature", "residual", "search", "image_of_search", "step", "image
 
 
 def conjugate_gradients(
-    space: Space, objective: Objective, state: State, gradient: Tensor, image: Tensor, budget: Tensor
+    space: Space, objective: Objective, state: State, gradient: Tensor, image: Tensor, budget: Tensor, fall: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Minimise the quadratic models until their gradients have fallen tenfold, or for `budget` products each."""
+    """Minimise the quadratic models until the share `fall` of their gradients is left, or for `budget` products."""
     group = objective.group
     curvature = objective.curvature(state.scores)
     space.prepare(objective.mean_curvature(curvature))
@@ -63,7 +63,7 @@ def conjugate_gradients(
     now = _Descent(
         torch.arange(len(energy), device=energy.device),
         objective, curvature, residual, search, image_of_search,
-        torch.zeros_like(residual), torch.zeros_like(state.scores), energy, FALL**2 * energy, budget,
+        torch.zeros_like(residual), torch.zeros_like(state.scores), energy, fall**2 * energy, budget,
     )  # fmt: skip
     product = 0
     while True:

@@ -28,6 +28,8 @@ from featx.heads.solver.state import State, penalty, per_group, regular, regular
 MAX_STEPS = 200
 PATIENCE = 6  # steps without progress; then the arithmetic, not the problem, is at its end
 PATIENCE_EXACT = 60  # the same in float64, where the problem may be at fault
+ROUGH = 0.3  # share of the gap left after a step from which on the next steps are made finer
+FINEST = 1e-6
 PROGRESS = 1e-5  # of f in a step, if its gap has not fallen by half
 FEWEST_PRODUCTS = 4
 MAX_PRODUCTS = 400
@@ -77,6 +79,7 @@ class _Newton:
         self.at_zero = objective.value(torch.zeros_like(state.scores))
         self.patience = PATIENCE if space.dtype == torch.float32 else PATIENCE_EXACT
         self.budget = torch.full_like(state.steps, _first_budget(space, objective))
+        self.fall = torch.full_like(state.gap, FALL)
         self.best, self.lowest = torch.full_like(state.gap, torch.inf), torch.full_like(state.gap, torch.inf)
         self.since = torch.zeros_like(state.steps)
         # Whether the scores are sums of steps, not products of points.
@@ -146,7 +149,7 @@ class _Newton:
             rows, names = rows_of(further, group), open_[further]
             found = conjugate_gradients(
                 space, asked.select(further), part.select(further, group), gradient[rows], image[rows],
-                self.budget[turn.live[names]],
+                self.budget[turn.live[names]], self.fall[turn.live[names]],
             )  # fmt: skip
             rows = rows_of(names, group)
             turn.step[rows], turn.image_of_step[rows], turn.tired[names] = found
@@ -163,6 +166,9 @@ class _Newton:
             now.certified &= ~doubtful
         progress = (turn.measure < 0.5 * self.best[live]) | (now.value < self.lowest[live] * (1 - PROGRESS))
         self.since[live] = torch.where(progress, 0, self.since[live] + 1)
+        # What is left of the gradient in a few bad directions can be most of the gap: then steps are too rough.
+        rough = turn.measure > ROUGH * self.best[live]
+        self.fall[live] = torch.where(rough, (0.1 * self.fall[live]).clamp_min(FINEST), self.fall[live])
         self.best[live] = torch.minimum(self.best[live], turn.measure)
         self.lowest[live] = torch.minimum(self.lowest[live], now.value)
         broken = ~torch.isfinite(turn.step.abs().amax(1).view(-1, group).amax(1))

@@ -224,6 +224,8 @@ class Solver:
                 break
         if len(weights) == 1:
             weights, bias = torch.cat([-weights, weights]), torch.cat([-bias, bias])
+        elif self.targets.binary:
+            gaps, values = 2 * gaps, 2 * values  # see `Targets.objective`: with C / 2 everything is half as large
         arrays = [tensor.cpu().numpy() for tensor in (weights, bias, gaps, values, certified)]
         return Solution(*arrays)
 
