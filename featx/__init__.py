@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from featx.evaluate import EvaluateReport, evaluate_head
     from featx.extract import ExtractReport, extract_features
     from featx.fit import FitReport, fit_softmax, fit_svm
+    from featx.heads.estimators import LinearSVM, Softmax
     from featx.heads.linear import LinearHead
     from featx.inspect import InspectReport, inspect_file
     from featx.layers import LayersReport, list_layers
@@ -54,8 +55,10 @@ _HOME = {
     "LayersConfig": "featx.config",
     "LayersReport": "featx.layers",
     "LinearHead": "featx.heads.linear",
+    "LinearSVM": "featx.heads.estimators",
     "PredictConfig": "featx.config",
     "PredictReport": "featx.predict",
+    "Softmax": "featx.heads.estimators",
     "VerifyConfig": "featx.config",
     "VerifyReport": "featx.verify",
     "check_source": "featx.check",
@@ -85,8 +88,10 @@ __all__ = [  # defined by __getattr__
     "LayersConfig",
     "LayersReport",
     "LinearHead",
+    "LinearSVM",
     "PredictConfig",
     "PredictReport",
+    "Softmax",
     "VerifyConfig",
     "VerifyReport",
     "__version__",

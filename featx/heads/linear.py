@@ -77,6 +77,29 @@ class LinearHead:
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
+    def to_sklearn(self) -> Any:
+        """The same classifier as a plain scikit-learn object, fitted: LinearSVC or LogisticRegression.
+
+        If the head brings rows to length 1 first, a Pipeline of Normalizer and that. Its classes are the names.
+        """
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import Pipeline
+        from sklearn.preprocessing import Normalizer
+        from sklearn.svm import LinearSVC
+
+        model = LinearSVC() if self.kind == "svm" else LogisticRegression()
+        weights, bias = self.weights, self.bias
+        if len(self.classes) == 2:
+            factor = 1.0 if self.kind == "svm" else 2.0
+            weights, bias = factor * weights[1:], factor * bias[1:]
+        model.coef_, model.intercept_ = weights.copy(), bias.copy()
+        model.classes_, model.n_features_in_ = np.array(self.classes), weights.shape[1]
+        if self.normalize != "l2":
+            return model
+        normalizer = Normalizer()
+        normalizer.n_features_in_ = weights.shape[1]
+        return Pipeline([("normalize", normalizer), ("head", model)])
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as safetensors with JSON metadata; the name appears when the file is whole and read back."""
         path = Path(path)

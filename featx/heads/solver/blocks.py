@@ -115,7 +115,8 @@ class Blocks:
                 yield (rows if by_row else columns), block
 
     def _load(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-        if self._kept is not None:
+        # What is kept is float32: digits beyond that are still in the array.
+        if self._kept is not None and self._values.dtype != np.float64:
             return self._kept[rows, columns].to(dtype)
         block = self._normalised(self._read(rows, columns), rows, columns)
         centred = torch.from_numpy(block - self._mean[columns]).to(dtype)
