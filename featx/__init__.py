@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         FitConfig,
         LayersConfig,
         PredictConfig,
+        ProbeConfig,
         VerifyConfig,
     )
     from featx.errors import FeatxError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from featx.inspect import InspectReport, inspect_file
     from featx.layers import LayersReport, list_layers
     from featx.predict import PredictReport, predict_images
+    from featx.probe import ProbeReport, probe_layers
     from featx.store.reader import Features, open_features
     from featx.verify import VerifyReport, verify_file
 
@@ -58,6 +60,8 @@ _HOME = {
     "LinearSVM": "featx.heads.estimators",
     "PredictConfig": "featx.config",
     "PredictReport": "featx.predict",
+    "ProbeConfig": "featx.config",
+    "ProbeReport": "featx.probe",
     "Softmax": "featx.heads.estimators",
     "VerifyConfig": "featx.config",
     "VerifyReport": "featx.verify",
@@ -70,6 +74,7 @@ _HOME = {
     "list_layers": "featx.layers",
     "open_features": "featx.store.reader",
     "predict_images": "featx.predict",
+    "probe_layers": "featx.probe",
     "verify_file": "featx.verify",
 }
 
@@ -91,6 +96,8 @@ __all__ = [  # defined by __getattr__
     "LinearSVM",
     "PredictConfig",
     "PredictReport",
+    "ProbeConfig",
+    "ProbeReport",
     "Softmax",
     "VerifyConfig",
     "VerifyReport",
@@ -104,6 +111,7 @@ __all__ = [  # defined by __getattr__
     "list_layers",
     "open_features",
     "predict_images",
+    "probe_layers",
     "verify_file",
 ]
 

@@ -27,6 +27,7 @@ from featx.config import (
     FitConfig,
     LayersConfig,
     PredictConfig,
+    ProbeConfig,
     VerifyConfig,
     flag_of,
 )
@@ -270,6 +271,22 @@ def fit_softmax_command(features: Path, output: Path | None, config: FitConfig, 
     from featx.fit import fit_softmax
 
     show(fit_softmax(features, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("probe")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Folder for table and picture.", metavar="FOLDER")
+@options_of(ProbeConfig)
+@common
+def probe_command(source: Path, output: Path | None, config: ProbeConfig, as_json: bool) -> None:
+    """Compare the layers of a features file, or of the images of SOURCE: which transfers best?
+
+    \b
+    featx probe photos.h5 --per-class 30 --repeats 10 -o probe/
+    """
+    from featx.probe import probe_layers
+
+    show(probe_layers(source, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("predict")

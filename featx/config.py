@@ -170,6 +170,15 @@ def _follow_links() -> Any:
     return option(False, "Follow links to folders (off: a link can lead in circles).")
 
 
+def _memory() -> Any:
+    return option(
+        None,
+        "Memory the fit may use, as 4G or 512M; by default half of what is free. Larger features are streamed.",
+        parse=parse_bytes,
+        metavar="BYTES",
+    )
+
+
 @dataclass(frozen=True)
 class ExtractConfig(Config):
     """Options of `featx extract`."""
@@ -275,12 +284,7 @@ class FitConfig(Config):
     )
     folds: int = option(5, "Folds of the cross-validation behind --c auto.", low=2, metavar="N")
     device: str = _device()
-    memory: int | None = option(
-        None,
-        "Memory the fit may use, as 4G or 512M; by default half of what is free. Larger features are streamed.",
-        parse=parse_bytes,
-        metavar="BYTES",
-    )
+    memory: int | None = _memory()
     seed: int = option(0, "Seed of the split and the folds.", low=0, high=2**32 - 1, metavar="N")
 
     def __post_init__(self) -> None:
@@ -296,6 +300,47 @@ class FitConfig(Config):
         ]
         if len(asked) > 1:
             raise UsageError(f"{' and '.join(asked)} are different splits; choose one")
+
+
+def parse_heads(text: Any) -> str:
+    """One or both heads.
+
+    >>> parse_heads("svm,softmax")
+    'svm,softmax'
+    """
+    heads = str(text).split(",")
+    if not set(heads) <= {"svm", "softmax"}:
+        raise UsageError(f"--heads is {text!r}; it can be svm, softmax or svm,softmax")
+    return str(text)
+
+
+@dataclass(frozen=True)
+class ProbeConfig(Config):
+    """Options of `featx probe`."""
+
+    layers: str = option("all", "Layers to compare; by default all of the file.", "-l", metavar="LAYERS")
+    heads: str = option("svm,softmax", "svm, softmax or both.", parse=parse_heads, metavar="HEADS")
+    per_class: int = option(30, "Images of every class to train on.", low=1, metavar="N")
+    test_per_class: int = option(50, "At most this many others of every class to test on.", low=1, metavar="N")
+    repeats: int = option(10, "Random splits.", low=1, high=1000, metavar="N")
+    c: float | None = option(
+        None,
+        "Inverse regularisation as scikit-learn means it, or auto: cross-validated in every repeat.",
+        parse=parse_c,
+        metavar="C|auto",
+    )
+    folds: int = option(5, "Folds of the cross-validation behind --c auto.", low=2, metavar="N")
+    normalize: str = option(
+        "l2",
+        "l2: every row to length 1; standard: every value to mean 0, deviation 1.",
+        choices=NORMALIZATIONS,
+    )
+    backbone: str = option("alexnet", "Network, if images are given.", "-b", metavar="NET")
+    weights: str = option("default", "Its weights, if images are given.", "-w", metavar="WEIGHTS")
+    pool: str = option("none", "Pooling of maps, if images are given.", metavar="POOL")
+    device: str = _device()
+    memory: int | None = _memory()
+    seed: int = option(0, "Seed of the splits and folds.", low=0, high=2**31, metavar="N")
 
 
 @dataclass(frozen=True)

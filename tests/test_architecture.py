@@ -11,7 +11,7 @@ import featx
 
 PACKAGE = Path(featx.__file__).parent
 BASE = {"errors", "config", "atomic", "progress", "report", "device"}
-STAGES = {"images", "networks", "store", "heads"}
+STAGES = {"images", "networks", "store", "heads", "figures"}
 FORBIDDEN = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve"}
 
 

@@ -29,6 +29,7 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         ("evaluate", head, features),
         ("predict", head, photos, "-o", tmp_path / "p.csv"),
         ("layers", "alexnet"),
+        ("probe", features, "--per-class", "2", "--repeats", "2", "--c", "1", "-o", tmp_path / "probe"),
     ]
     assert {step[0] for step in steps} == set(commands.commands)
     for step in steps:
@@ -49,6 +50,9 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         (("inspect", "missing.h5"), 2, "no file missing.h5"),
         (("verify", "missing.h5"), 2, "no file missing.h5"),
         (("fit-svm", "missing.h5"), 2, "no file missing.h5"),
+        (("fit-svm", "f.h5", "--memory", "4X"), 2, "'4X' is no amount of memory; write 4G or 512M"),
+        (("probe", "f.h5", "--heads", "tree"), 2, "it can be svm, softmax or svm,softmax"),
+        (("probe", "photos"), 2, "say where to: featx probe photos -o FOLDER"),
         (("evaluate", "no.safetensors", "missing.h5"), 2, "no file no.safetensors"),
         (("predict", "no.safetensors", ".", "-o", "p.csv"), 2, "no file no.safetensors"),
         (("extract", ".", "-o", "f.h5", "--batch-size", "0"), 2, "0 is not in the range 1<=x<=4096"),

@@ -20,6 +20,7 @@ from featx.heads.solver.targets import Targets
 from featx.progress import SILENT, Reporter
 
 GRID_DECADES = range(-3, 4)
+BlocksOf = Callable[[npt.NDArray[np.bool_] | None], Blocks]
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def stratified_folds(
 
 def choose_c(
     targets: Targets,
-    blocks_of: Callable[[npt.NDArray[np.bool_] | None], Blocks],
+    blocks_of: BlocksOf,
     held_out: npt.NDArray[np.bool_],
     *,
     shared: bool,
@@ -144,7 +145,7 @@ def normalised_blocks(
     kind: str,
     device: torch.device,
     resident_bytes: int,
-) -> Callable[[npt.NDArray[np.bool_] | None], Blocks]:
+) -> BlocksOf:
     """`blocks_of` for rows of an array, normalised as `kind` says."""
 
     def blocks_of(of: npt.NDArray[np.bool_] | None) -> Blocks:

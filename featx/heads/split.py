@@ -32,8 +32,10 @@ def split_by_share(labels: npt.NDArray[np.int32], share: float, seed: int) -> tu
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
-def split_per_class(labels: npt.NDArray[np.int32], count: int, seed: int, classes: list[str]) -> tuple[Rows, Rows]:
-    """Train on `count` rows of every class, chosen at random; test on all others.
+def split_per_class(
+    labels: npt.NDArray[np.int32], count: int, seed: int, classes: list[str], most: int | None = None
+) -> tuple[Rows, Rows]:
+    """Train on `count` rows of every class, chosen at random; test on all others, or on at most `most` of a class.
 
     Raises:
         LabelError: a class has fewer rows than that.
@@ -47,7 +49,7 @@ def split_per_class(labels: npt.NDArray[np.int32], count: int, seed: int, classe
                 f"class {classes[label]!r} has {len(rows)} usable images; --per-class {count} needs more"
             )
         train.append(rows[:count])
-        test.append(rows[count:])
+        test.append(rows[count:] if most is None else rows[count : count + most])
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 

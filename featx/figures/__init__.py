@@ -1,0 +1,1 @@
+"""Pictures, one file each, drawn from files that are already on disk."""

@@ -1,0 +1,279 @@
+"""`featx probe`: which layer transfers best? Every layer, both heads, repeated splits."""
+
+from __future__ import annotations
+
+import csv
+import fnmatch
+import io
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featx.atomic import replacing
+from featx.config import ExtractConfig, ProbeConfig
+from featx.device import choose_device, free_memory
+from featx.errors import FileFormatError, LabelError, NonFiniteRow, UnknownLayer
+from featx.extract import extract_features
+from featx.figures.layers import draw_layers
+from featx.heads.metrics import measure
+from featx.heads.normalize import Normalizer
+from featx.heads.search import BlocksOf, choose_c, normalised_blocks, stratified_folds
+from featx.heads.solver.path import Solution, Solver
+from featx.heads.solver.targets import Targets
+from featx.heads.split import Rows, split_per_class
+from featx.images.scan import printable
+from featx.progress import SILENT, Reporter, format_duration
+from featx.report import Report, table
+from featx.store.reader import Features, open_features
+
+HEADS = {"svm": "linear SVM", "softmax": "softmax"}
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """One layer and head: mean accuracy per class over the repeats, and its standard deviation.
+
+    Attributes:
+        accuracies: of every repeat.
+        c: the value used in every repeat.
+        unproven: fits whose optimum could not be proven to the solver's tolerance.
+    """
+
+    layer: str
+    head: str
+    values: int
+    accuracy: float
+    deviation: float
+    accuracies: list[float]
+    c: list[float]
+    unproven: int
+
+
+@dataclass(frozen=True)
+class ProbeReport(Report):
+    """What `featx probe` found; the table of Zeiler & Fergus, ECCV 2014, Table 6 (arXiv:1311.2901v3, Table 7).
+
+    Attributes:
+        chance: 1 / number of classes.
+    """
+
+    output: Path | None
+    title: str
+    heads: list[str]
+    classes: int
+    per_class: int
+    test: int
+    repeats: int
+    chance: float
+    rows: list[ProbeRow]
+    seconds: float
+
+    def lines(self) -> list[str]:
+        by_layer: dict[str, dict[str, ProbeRow]] = {}
+        for row in self.rows:
+            by_layer.setdefault(row.layer, {})[row.head] = row
+        cells = [
+            [
+                layer,
+                f"{next(iter(of.values())).values:,}",
+                *(f"{100 * of[h].accuracy:.1f} ± {100 * of[h].deviation:.1f}" for h in self.heads),
+            ]
+            for layer, of in by_layer.items()
+        ]
+        best = max(self.rows, key=lambda row: row.accuracy)
+        text = [
+            f"{self.title}: {self.classes} classes, {self.per_class} images each to train, {self.test:,} in all to "
+            f"test, {self.repeats} repeats; mean accuracy per class in %; {format_duration(self.seconds)}",
+            *table(["layer", "values", *(HEADS[head] for head in self.heads)], cells),
+            f"best: {best.layer} with a {HEADS[best.head]}, {best.accuracy:.1%}; chance is {self.chance:.1%}",
+        ]
+        unproven = sum(row.unproven for row in self.rows)
+        if unproven:
+            text.append(f"NOT proven to be at their optimum: {unproven} fits; see `unproven` in --json")
+        text.append(f"saved in {self.output}" if self.output else "not saved: -o FOLDER keeps table and picture")
+        return text
+
+
+def probe_layers(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    config: ProbeConfig | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> ProbeReport:
+    """Measure how well each layer of a features file separates the classes.
+
+    Args:
+        source: a features file; or images (folder, list, CSV, zip), whose layers are extracted into the output folder
+            first.
+        output: a folder for probe.json, probe.csv and probe.png; None to report only.
+
+    Raises:
+        LabelError: no labels, or classes with too few images.
+        FileFormatError: images as source but no output folder; damaged features.
+    """
+    started = time.perf_counter()
+    config = config or ProbeConfig()
+    folder = None if output is None else Path(output)
+    features, given = _features_of(Path(source), folder, config, reporter)
+    layers = _layers_of(features.path, list(features), config.layers if given else "all")
+    heads = list(dict.fromkeys(config.heads.split(",")))
+    rows = features.usable()
+    labels = features.labels[rows]
+    classes = [features.classes[label] for label in np.unique(labels)]
+    if len(classes) < 2:
+        raise LabelError(f"{features.path} has {len(classes)} classes with images; probing needs two or more")
+    compact = np.searchsorted(np.unique(labels), labels).astype(np.int32)
+    splits = [
+        split_per_class(compact, config.per_class, config.seed + repeat, classes, most=config.test_per_class)
+        for repeat in range(config.repeats)
+    ]
+    found, tested = [], len(splits[0][1])
+    if not tested:
+        raise LabelError(
+            f"{features.path}: no images are left to test on; --per-class {config.per_class} is too many"
+        )
+    reporter.begin("probing", len(layers) * len(heads) * len(splits))
+    for layer in layers:
+        values = features[layer].reshape(len(features), -1)
+        for head in heads:
+            outcomes = []
+            for train, test in splits:
+                outcomes.append(_one(head, values, rows, compact, train, test, classes, config, features.path))
+                reporter.advance(1)
+            accuracies = [outcome[0] for outcome in outcomes]
+            found.append(
+                ProbeRow(
+                    layer,
+                    head,
+                    values.shape[1],
+                    float(np.mean(accuracies)),
+                    float(np.std(accuracies)),
+                    accuracies,
+                    [outcome[1] for outcome in outcomes],
+                    sum(outcome[2] for outcome in outcomes),
+                )
+            )
+    reporter.end()
+    provenance = features.provenance
+    report = ProbeReport(
+        output=folder,
+        title=f"{provenance['backbone']} ({provenance['weights']['name']})",
+        heads=heads,
+        classes=len(classes),
+        per_class=config.per_class,
+        test=tested,
+        repeats=config.repeats,
+        chance=1 / len(classes),
+        rows=found,
+        seconds=time.perf_counter() - started,
+    )
+    if folder is not None:
+        _save(report, folder)
+    return report
+
+
+def _features_of(source: Path, folder: Path | None, config: ProbeConfig, reporter: Reporter) -> tuple[Features, bool]:
+    """The features, and whether they were given; else they have just been extracted."""
+    if source.is_file() and h5py.is_hdf5(source):
+        return open_features(source), True
+    if folder is None:
+        raise FileFormatError(
+            f"{source} is no features file. To extract its images first, say where to: featx probe {source} -o FOLDER"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = ExtractConfig(
+        backbone=config.backbone, weights=config.weights, layers=config.layers, pool=config.pool, device=config.device
+    )
+    extract_features(source, folder / "features.h5", wanted, reporter=reporter)
+    return open_features(folder / "features.h5"), False
+
+
+def _layers_of(path: Path, held: list[str], spec: str) -> list[str]:
+    """The layers of a file that names, ranges (in the file's order) and globs stand for, in the file's order.
+
+    Raises:
+        UnknownLayer: one that the file does not hold.
+    """
+    if spec == "all":
+        return held
+    chosen: set[str] = set()
+    for word in (word.strip() for word in spec.split(",")):
+        first, _, last = word.partition("-")
+        if word in held:
+            chosen.add(word)
+        elif first in held and last in held:
+            chosen |= set(held[held.index(first) : held.index(last) + 1])
+        elif matching := fnmatch.filter(held, word):
+            chosen |= set(matching)
+        else:
+            raise UnknownLayer(f"{path} holds no layer {word!r}; it holds {', '.join(held)}")
+    return [name for name in held if name in chosen]
+
+
+def _one(
+    head: str,
+    values: npt.NDArray[np.floating],
+    rows: Rows,
+    labels: npt.NDArray[np.int32],
+    train: Rows,
+    test: Rows,
+    classes: list[str],
+    config: ProbeConfig,
+    path: Path,
+) -> tuple[float, float, int]:
+    """Mean accuracy per class, C, and fits not proven, of one layer, head and split."""
+    device = choose_device(config.device)
+    memory = config.memory or free_memory(device) // 2
+    targets = Targets(head, labels[train], len(classes))
+    blocks_of = normalised_blocks(values, rows[train], config.normalize, device, memory // 2)
+    try:
+        c, solution, unproven = _fit(targets, blocks_of, classes, config, memory // 2)
+    except NonFiniteRow as error:
+        raise FileFormatError(
+            f"{path}: row {rows[train][error.row]} holds NaN or infinite values although its image counts as done; "
+            f"run featx verify {path}"
+        ) from error
+    normalizer = Normalizer.fit(config.normalize, values, rows[train])
+    scores = np.concatenate(
+        [normalizer(values[part]) @ solution.weights.T + solution.bias for part in np.array_split(rows[test], 8)]
+    )
+    return measure(scores, labels[test], classes).mean_per_class, c, unproven
+
+
+def _fit(
+    targets: Targets, blocks_of: BlocksOf, classes: list[str], config: ProbeConfig, memory: int
+) -> tuple[float, Solution, int]:
+    if config.c is None:
+        held_out = stratified_folds(targets.labels.astype(np.int32), config.folds, config.seed, classes)
+        shared = config.normalize != "standard"
+        found = choose_c(targets, blocks_of, held_out, shared=shared, memory_bytes=memory)
+        return found.c, found.solution, len(found.uncertified)
+    solver = Solver(blocks_of(None), targets, memory_bytes=memory)
+    solver.at(config.c)
+    solution = solver.solution(solver.points(), config.c)
+    return config.c, solution, int((~solution.certified).sum())
+
+
+def _save(report: ProbeReport, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    kept = {key: value for key, value in report.to_json().items() if key not in ("output", "seconds")}
+    with replacing(folder / "probe.json") as partial:
+        partial.write_text(json.dumps(kept, indent=1) + "\n")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["layer", "head", "values", "accuracy", "deviation", *(f"repeat{i}" for i in range(report.repeats))]
+    )
+    for row in report.rows:
+        numbers = [f"{value:.6f}" for value in (row.accuracy, row.deviation, *row.accuracies)]
+        writer.writerow([printable(row.layer), row.head, row.values, *numbers])
+    with replacing(folder / "probe.csv") as partial:
+        partial.write_text(text.getvalue())
+    draw_layers(folder / "probe.json", folder / "probe.png")

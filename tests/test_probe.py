@@ -1,0 +1,90 @@
+"""`featx probe` against scikit-learn on the same splits, and the picture it draws."""
+
+from __future__ import annotations
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import clusters, write_features
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.preprocessing import normalize
+from sklearn.svm import LinearSVC
+
+from featx.config import ProbeConfig
+from featx.errors import LabelError, UnknownLayer
+from featx.figures.layers import draw_layers
+from featx.heads.split import split_per_class
+from featx.probe import _layers_of, probe_layers
+
+
+def test_accuracies_are_those_of_scikit_learn_on_the_same_splits(tmp_path):
+    values, labels = clusters(per_class=30, spread=3.0, seed=1)
+    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"), failed=(4,))
+    config = ProbeConfig(per_class=10, test_per_class=15, repeats=3, c=0.5, seed=7)
+    report = probe_layers(path, tmp_path / "probe", config)
+    rows = np.delete(np.arange(len(labels)), 4)
+    models = {"svm": LinearSVC(C=0.5, tol=1e-6), "softmax": LogisticRegression(C=0.5, tol=1e-6)}
+    assert [row.head for row in report.rows] == ["svm", "softmax"]
+    for row in report.rows:
+        expected = []
+        for repeat in range(3):
+            train, test = split_per_class(labels[rows].astype(np.int32), 10, 7 + repeat, list("abc"), most=15)
+            assert np.bincount(labels[rows][test]).tolist() == [15, 15, 15]
+            model = models[row.head].fit(normalize(values[rows[train]]), labels[rows[train]])
+            predicted = model.predict(normalize(values[rows[test]]))
+            expected.append(balanced_accuracy_score(labels[rows[test]], predicted))
+        assert row.accuracies == pytest.approx(expected, abs=1e-9)
+        assert row.accuracy == pytest.approx(np.mean(expected))
+        assert row.deviation == pytest.approx(np.std(expected))
+        assert row.unproven == 0
+    assert len({value for row in report.rows for value in row.accuracies}) > 1
+
+
+def test_table_and_picture_are_written_and_the_same_again(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12), ("a", "b", "c"))
+    config = ProbeConfig(per_class=6, repeats=2, folds=2)
+    found = []
+    for folder in ("one", "two"):
+        report = probe_layers(path, tmp_path / folder, config)
+        found.append({file.name: file.read_bytes() for file in (tmp_path / folder).iterdir()})
+    assert found[0] == found[1]
+    assert set(found[0]) == {"probe.json", "probe.csv", "probe.png"}
+    with (tmp_path / "one" / "probe.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["layer"], row["head"]) for row in rows] == [("fc7", "svm"), ("fc7", "softmax")]
+    assert float(rows[0]["accuracy"]) == pytest.approx(report.rows[0].accuracy, abs=1e-6)
+    assert "fc7" in str(report)
+    with Image.open(tmp_path / "one" / "probe.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_the_picture_shows_the_accuracies_of_the_table(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12), ("a", "b", "c"))
+    probe_layers(path, tmp_path, ProbeConfig(per_class=6, repeats=2, c=1.0))
+    before = (tmp_path / "probe.png").read_bytes()
+    kept = json.loads((tmp_path / "probe.json").read_text())
+    kept["rows"][0]["accuracy"] -= 0.2
+    (tmp_path / "probe.json").write_text(json.dumps(kept))
+    draw_layers(tmp_path / "probe.json", tmp_path / "probe.png")
+    assert (tmp_path / "probe.png").read_bytes() != before
+
+
+def test_layers_of_a_file_are_chosen_by_name_range_and_glob(tmp_path):
+    held = ["conv1", "conv2", "conv3", "fc6", "fc7"]
+    assert _layers_of(tmp_path, held, "all") == held
+    assert _layers_of(tmp_path, held, "fc7,conv1-conv2") == ["conv1", "conv2", "fc7"]
+    assert _layers_of(tmp_path, held, "conv*") == ["conv1", "conv2", "conv3"]
+    with pytest.raises(UnknownLayer, match="holds no layer 'fc8'; it holds conv1, conv2"):
+        _layers_of(tmp_path, held, "fc7,fc8")
+
+
+def test_too_few_images_are_said(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=5), ("a", "b", "c"))
+    with pytest.raises(LabelError, match="class 'a' has 5 usable images; --per-class 6"):
+        probe_layers(path, None, ProbeConfig(per_class=6))
+    with pytest.raises(LabelError, match="no images are left to test on; --per-class 5 is too many"):
+        probe_layers(path, None, ProbeConfig(per_class=5, c=1.0))
