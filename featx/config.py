@@ -282,7 +282,12 @@ class FitConfig(Config):
     per_class: int | None = option(
         None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
     )
-    folds: int = option(5, "Folds of the cross-validation behind --c auto.", low=2, metavar="N")
+    folds: int = option(5, "Folds of the cross-validation behind --c auto and --calibrate.", low=2, metavar="N")
+    calibrate: str = option(
+        "none",
+        "Probabilities for an SVM, learnt on held-out folds: one temperature, or Platt's sigmoid per class.",
+        choices=("none", "temperature", "platt"),
+    )
     device: str = _device()
     memory: int | None = _memory()
     seed: int = option(0, "Seed of the split and the folds.", low=0, high=2**32 - 1, metavar="N")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from featx.config import FitConfig
 from featx.device import choose_device, free_memory
-from featx.errors import FileFormatError, LabelError, NonFiniteRow
+from featx.errors import FileFormatError, LabelError, NonFiniteRow, UsageError
+from featx.heads.calibrate import Calibration, calibrate
 from featx.heads.linear import LinearHead, recipe_of
 from featx.heads.metrics import Metrics, measure
 from featx.heads.normalize import Normalizer
@@ -144,6 +145,8 @@ def _fit(
     kind: str, path: Path, output: str | os.PathLike[str] | None, config: FitConfig, reporter: Reporter
 ) -> FitReport:
     started = time.perf_counter()
+    if kind == "softmax" and config.calibrate != "none":
+        raise UsageError("a softmax gives probabilities as it is; --calibrate is for featx fit-svm")
     if output is not None and Path(output).exists():
         LinearHead.load(output)  # overwrite a head, never anything else
     features = open_features(path)
@@ -171,6 +174,7 @@ def _fit(
         normalize="l2" if config.normalize == "l2" else "none",
         layer=layer,
         recipe=recipe_of(features.provenance, layer, features.layers[layer].pooling),
+        calibration=_calibrated(found, targets, config),
     )
     known = test[labels[test] >= 0]
     metrics = measure(head.scores(values[known]), labels[known], classes) if len(known) else None
@@ -209,16 +213,31 @@ def _solve(
     device = choose_device(config.device)
     memory = config.memory or free_memory(device) // 2
     blocks_of = normalised_blocks(values, train, config.normalize, device, memory // 2)
-    if config.c is None:
+    if config.c is None or config.calibrate != "none":
         held_out = stratified_folds(targets.labels.astype(np.int32), config.folds, config.seed, classes)
-        shared = config.normalize != "standard"
-        return choose_c(targets, blocks_of, held_out, shared=shared, memory_bytes=memory // 2, reporter=reporter)
+        found = choose_c(
+            targets,
+            blocks_of,
+            held_out,
+            shared=config.normalize != "standard",
+            memory_bytes=memory // 2,
+            grid=None if config.c is None else [config.c],
+            keep_scores=config.calibrate != "none",
+            reporter=reporter,
+        )
+        return found if config.c is None else replace(found, curve=[])
     solver = Solver(blocks_of(None), targets, memory_bytes=memory // 2)
     solver.at(config.c)
     solution = solver.solution(solver.points(), config.c)
     worst = np.flatnonzero(~solution.certified)
     gaps = solution.gaps / np.maximum(solution.values, 1e-300)
     return Found(config.c, [], solution, [Uncertified(config.c, int(k), None, float(gaps[k])) for k in worst])
+
+
+def _calibrated(found: Found, targets: Targets, config: FitConfig) -> Calibration | None:
+    if found.held_out_scores is None:
+        return None
+    return calibrate(config.calibrate, found.held_out_scores, targets.labels.astype(np.int32))
 
 
 def _describe(one: Uncertified, classes: list[str], kind: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 from featx.atomic import refuse_special_file, replacing
 from featx.config import ExtractConfig, command_line
 from featx.errors import DiskError, FeaturesMismatch, FileFormatError
+from featx.heads.calibrate import Calibration
 from featx.heads.normalize import Array, l2_normalized
 
 METADATA = "featx head 1"  # the one key of the safetensors metadata, and the format's version
@@ -36,6 +37,7 @@ class LinearHead:
         layer: its name in the features file.
         recipe: what makes those features: backbone, weights, preprocessing, pooling, node.
         report: how the head was fitted and how good it was.
+        calibration: makes probabilities of an SVM's scores; None without one.
     """
 
     kind: str
@@ -46,6 +48,7 @@ class LinearHead:
     layer: str
     recipe: dict[str, Any]
     report: dict[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
 
     def scores(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n, K) decision values of features (n, D) or (n, C, H, W); for "softmax" the logits.
@@ -70,8 +73,10 @@ class LinearHead:
         return found
 
     def outputs(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-        """(n, K): probabilities for "softmax", decision values for "svm"."""
+        """(n, K): probabilities for "softmax" and a calibrated "svm", else decision values."""
         scores = self.scores(features)
+        if self.calibration is not None:
+            return self.calibration(scores)
         if self.kind == "svm":
             return scores
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
@@ -112,6 +117,7 @@ class LinearHead:
             "layer": self.layer,
             "recipe": self.recipe,
             "report": self.report,
+            "calibration": None if self.calibration is None else asdict(self.calibration),
         }
         # One key only: safetensors writes several in whatever order its hash table has them in that day.
         with replacing(path) as partial:
@@ -139,11 +145,13 @@ class LinearHead:
                 described = json.loads(metadata[METADATA])
                 weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
             _refuse_damage(described, weights, bias)
+            calibration = _calibration_in(described)
         except FileNotFoundError as error:
             raise FileFormatError(f"no file {path}") from error
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise FileFormatError(f"{path} cannot be read as a head: {' '.join(str(error).split())}") from error
-        return cls(weights=weights, bias=bias, **{name: described[name] for name in _DESCRIBED})
+        kept = {name: described[name] for name in _DESCRIBED}
+        return cls(weights=weights, bias=bias, calibration=calibration, **kept)
 
     def refuse_other_features(self, layer: str, recipe: dict[str, Any], where: str) -> None:
         """Raise FeaturesMismatch unless `recipe` makes the same features as the head was fitted on.
@@ -182,6 +190,15 @@ def _refuse_damage(described: Any, weights: npt.NDArray[Any], bias: npt.NDArray[
         raise ValueError("its weights are not finite float64 numbers")
     for key in [*_MUST_AGREE, "weights.spec", "weights.name", "precision", "command"]:
         _get(described["recipe"], key)
+
+
+def _calibration_in(described: dict[str, Any]) -> Calibration | None:
+    if described.get("calibration") is None:
+        return None
+    found = Calibration.from_json(described["calibration"])
+    if len(found.slopes) != len(described["classes"]) or len(found.offsets) != len(found.slopes):
+        raise ValueError("its calibration is of another number of classes")
+    return found
 
 
 _MUST_AGREE = {

@@ -40,12 +40,14 @@ class Found:
         curve: every C that was tried.
         solution: for normalised features.
         uncertified: what could not be proven, of all classes, values of C and folds.
+        held_out_scores: (n, K) of each row by the heads of the fold that left it out; None if not asked for.
     """
 
     c: float
     curve: list[GridPoint]
     solution: Solution
     uncertified: list[Uncertified]
+    held_out_scores: npt.NDArray[np.float32] | None = None
 
 
 def grid_for(variance: float) -> list[float]:
@@ -90,6 +92,8 @@ def choose_c(
     *,
     shared: bool,
     memory_bytes: int,
+    grid: list[float] | None = None,
+    keep_scores: bool = False,
     reporter: Reporter = SILENT,
 ) -> Found:
     """The C with the best mean accuracy over folds, of equals the smallest; and the heads there.
@@ -97,10 +101,13 @@ def choose_c(
     Args:
         blocks_of: the features, normalised by what can be learnt from some of the rows (n,), None for all of them.
         held_out: (F, n), what each fold leaves out; each fold is normalised by its own training rows.
+        grid: values of C to try; by default `grid_for` the features.
+        keep_scores: also return the held-out scores.
         shared: normalisation learns nothing from the rows, so that all folds can share one set of features.
     """
     blocks = blocks_of(None)
-    grid = grid_for(blocks.variance)
+    grid = grid or grid_for(blocks.variance)
+    scores = np.zeros((len(grid), len(targets.labels), targets.classes), np.float32) if keep_scores else None
     reporter.begin("choosing C", len(grid) * (1 if shared else 1 + len(held_out)))
     accuracy = np.zeros((len(grid), len(held_out)))
     uncertified: list[Uncertified] = []
@@ -112,6 +119,8 @@ def choose_c(
             for index, c in enumerate(grid):
                 alone.at(c)
                 accuracy[index, fold] = _accuracy(alone.scores(0), targets, left_out)
+                if scores is not None:
+                    scores[index, left_out] = alone.scores(0).T.cpu().numpy()[left_out]
                 reporter.advance(1)
             uncertified += [Uncertified(u.c, u.problem, fold, u.gap) for u in alone.uncertified]
     solver = Solver(blocks, targets, held_out=held_out if shared else None, memory_bytes=memory_bytes)
@@ -123,15 +132,16 @@ def choose_c(
             accuracy[index] = [
                 _accuracy(solver.scores(1 + fold), targets, left_out) for fold, left_out in enumerate(held_out)
             ]
+            if scores is not None:
+                for fold, left_out in enumerate(held_out):
+                    scores[index, left_out] = solver.scores(1 + fold).T.cpu().numpy()[left_out]
         if best is None or accuracy[index].mean() > best[0]:
             best = float(accuracy[index].mean()), c, solver.points()
     reporter.end()
     assert best is not None
-    points = [
-        GridPoint(c, float(of_folds.mean()), float(of_folds.std()))
-        for c, of_folds in zip(grid, accuracy, strict=True)
-    ]
-    return Found(best[1], points, solver.solution(best[2], best[1]), uncertified + solver.uncertified)
+    curve = [GridPoint(c, float(row.mean()), float(row.std())) for c, row in zip(grid, accuracy, strict=True)]
+    chosen = None if scores is None else scores[grid.index(best[1])]
+    return Found(best[1], curve, solver.solution(best[2], best[1]), uncertified + solver.uncertified, chosen)
 
 
 def _accuracy(scores: Tensor, targets: Targets, held_out: npt.NDArray[np.bool_]) -> float:
