@@ -66,8 +66,8 @@ def parse_fraction(text: Any) -> float:
 def parse_bytes(text: Any) -> int:
     """A number of bytes, as `4G`, `512M` or `4000000000`.
 
-    >>> parse_bytes("1.5G"), parse_bytes("512M"), parse_bytes(1000)
-    (1500000000, 512000000, 1000)
+    >>> parse_bytes("1.5G"), parse_bytes("512M"), parse_bytes(4000000)
+    (1500000000, 512000000, 4000000)
     """
     found = re.fullmatch(r"([0-9.]+) ?([kMGT]?)B?", str(text).strip())
     try:

@@ -100,7 +100,7 @@ def test_flags_go_before_variables_before_the_file_before_defaults(tmp_path, mon
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour: red\n", "fit-svm has no option 'colour'; it has c, device, folds, layer"),
+        ("colour: red\n", "fit-svm has no option 'colour'; it has c, calibrate, device, folds, layer"),
         ("- c\n", "must hold one mapping"),
         ("c: [\n", "cannot be read as YAML"),
         ("!!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
