@@ -14,7 +14,8 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from featx import LinearSVM, Softmax
+from featx import LinearHead, LinearSVM, Softmax
+from featx.heads.solver.path import solve
 
 
 @parametrize_with_checks([LinearSVM(tol=1e-18), Softmax(tol=1e-18)])
@@ -77,3 +78,21 @@ def test_what_could_not_be_proven_is_warned_of():
     values, labels = clusters(seed=5)
     with pytest.warns(ConvergenceWarning, match="proven to"):
         LinearSVM(C=1e6, tol=1e-40).fit(values + 100, labels)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+@pytest.mark.parametrize("normalize", ["none", "l2"])
+def test_a_head_becomes_the_same_classifier_in_scikit_learn(kind, classes, normalize):
+    values, labels = clusters(classes=classes, seed=6)
+    found = solve(kind, values, labels, 0.5)
+    names = ["ant", "bee", "cow"][:classes]
+    head = LinearHead(kind, found.weights, found.bias, names, normalize, "fc7", {})
+    plain = head.to_sklearn()
+    scores = head.scores(values)
+    assert (plain.predict(values) == np.array(names)[scores.argmax(1)]).all()
+    if kind == "softmax":
+        np.testing.assert_allclose(plain.predict_proba(values), head.outputs(values), atol=1e-6)
+    else:
+        expected = scores if classes > 2 else scores[:, 1]
+        np.testing.assert_allclose(plain.decision_function(values), expected, atol=1e-5)
