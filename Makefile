@@ -25,6 +25,7 @@ test: check
 
 test-slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
+	$(BIN)/pytest --hypothesis-profile=exploring tests/heads tests/networks tests/images
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/extract.py

@@ -11,11 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
 
 from featx.cli import main
 from featx.store.schema import FilePlan, LayerSpec
 from featx.store.writer import FeatureWriter
+
+# The same examples in every run, so that a failure belongs to the change under test. New ones are looked for by
+# `make test-slow`.
+settings.register_profile("repeatable", derandomize=True)
+settings.register_profile("exploring", print_blob=True)
+settings.load_profile("repeatable")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -39,14 +39,14 @@ class Blocks:
     ) -> None:
         """Read the features once for their mean.
 
-        Raises:
-            NonFiniteRow: a row holds NaN or infinite values.
-
         Args:
             values: (N, D) floating point.
             rows: the n rows to use, in order; None for all.
             normalizer: applied to every row.
             resident_bytes: if n D float32 values need no more than this they are kept on the device.
+
+        Raises:
+            NonFiniteRow: a row holds NaN or infinite values.
         """
         self._values = values
         self._rows = rows

@@ -31,6 +31,7 @@ PATIENCE_EXACT = 60  # the same in float64, where the problem may be at fault
 ROUGH = 0.3  # share of the gap left after a step from which on the next steps are made finer
 FINEST = 1e-6
 PROGRESS = 1e-5  # of f in a step, if its gap has not fallen by half
+LOST = 0.5  # of f above its lowest value: no step that was searched for can lead there
 FEWEST_PRODUCTS = 4
 MAX_PRODUCTS = 400
 SEARCH_STEPS = 12
@@ -82,6 +83,9 @@ class _Newton:
         self.fall = torch.full_like(state.gap, FALL)
         self.best, self.lowest = torch.full_like(state.gap, torch.inf), torch.full_like(state.gap, torch.inf)
         self.since = torch.zeros_like(state.steps)
+        # The lowest points so far: rounding can make products indefinite, and then a step can lead anywhere.
+        self.safe = state.points.clone()
+        self.safe_gap = torch.full_like(state.gap, torch.inf)
         # Whether the scores are sums of steps, not products of points.
         self.summed = torch.zeros_like(state.certified)
         state.certified[:] = False
@@ -164,6 +168,12 @@ class _Newton:
             now.scores[rows] = self.space.image(now.points[rows])
             self.summed[live[doubtful]] = False
             now.certified &= ~doubtful
+        lost = ~(now.value <= self.lowest[live] + LOST * self.lowest[live].abs())
+        if bool(lost.any()):
+            self._return_to_safety(turn, torch.nonzero(lost)[:, 0])
+        lowest = torch.nonzero((now.value <= self.lowest[live]) & ~doubtful)[:, 0]
+        self.safe[rows_of(live[lowest], group)] = now.points[rows_of(lowest, group)]
+        self.safe_gap[live[lowest]] = now.gap[lowest]
         progress = (turn.measure < 0.5 * self.best[live]) | (now.value < self.lowest[live] * (1 - PROGRESS))
         self.since[live] = torch.where(progress, 0, self.since[live] + 1)
         # What is left of the gradient in a few bad directions can be most of the gap: then steps are too rough.
@@ -183,8 +193,22 @@ class _Newton:
             now.scores[rows] = moved.scores.addcmul_(spread, image)
             now.steps[names] += 1
             self.summed[live[names]] = True
+        worse = now.value > self.lowest[live] * (1 + PROGRESS)
+        stuck = torch.nonzero(~(moving | doubtful | now.certified) & worse)[:, 0]
+        if len(stuck):
+            self._return_to_safety(turn, stuck)
         self.state.put(live, group, now)
         return live[moving | doubtful]
+
+    def _return_to_safety(self, turn: _Turn, groups: Tensor) -> None:
+        """Put groups of a turn back to where they were lowest; they take no step from there this time."""
+        now, rows = turn.state, rows_of(groups, self.group)
+        now.points[rows] = self.safe[rows_of(turn.live[groups], self.group)]
+        now.scores[rows] = self.space.image(now.points[rows])
+        now.gap[groups], now.value[groups] = self.safe_gap[turn.live[groups]], self.lowest[turn.live[groups]]
+        now.certified[groups] = False
+        turn.step[rows], turn.image_of_step[rows] = 0.0, 0.0
+        turn.measure[groups] = torch.inf
 
 
 def _first_budget(space: Space, objective: Objective) -> int:
@@ -197,7 +221,8 @@ def _proof_by_gradient(space: Space, objective: Objective, state: State) -> tupl
     """Store values and gaps of a state, and return its gradient and, where the metric needs it, the image of that."""
     gradient = regular(space, state.points) + space.adjoint(objective.residual(state.scores))
     image = space.image(gradient) if space.metric_needs_images else gradient
-    state.gap = per_group(penalty(space, gradient, image), objective.group)
+    # A negative one comes from products that rounding has made indefinite: its size is what is not known.
+    state.gap = per_group(penalty(space, gradient, image).abs(), objective.group)
     weight = per_group(penalty(space, state.points, state.scores), objective.group)
     state.value = weight + objective.value(state.scores)
     return gradient, image
@@ -214,8 +239,7 @@ def _gap_by_dual(space: Space, objective: SquaredHinge, state: State, wanted: Te
 
     At large C the residual magnifies the rounding of the scores by 2 C; the coefficients do not, and no product
     is needed. With dual variables a = max(signs beta, 0) of the coefficients beta the gap is
-    1/2 |w(beta) - w(signs a)|^2 + sum_n of (2 costs slack - a)^2 / (4 costs) short of the margin, and beyond it
-    of a (signs scores - 1) + a^2 / (4 costs).
+    1/2 |w(beta) - w(signs a)|^2 and the objective's `dual_terms`.
 
     Returns:
         The gap (G,), infinite where it is too large to be of use, and its sum alone, which measures progress but
@@ -235,7 +259,7 @@ def _gap_by_dual(space: Space, objective: SquaredHinge, state: State, wanted: Te
             dual_points = torch.cat([dual_points, last[:, None]], 1)
         apart = state.points[hopeful] - dual_points
         if bool((apart[:, : points.shape[1]] != 0).any()):
-            unknown[hopeful] += 0.5 * space.dot(apart, apart, space.image(apart))
+            unknown[hopeful] += 0.5 * space.dot(apart, apart, space.image(apart)).abs()
         else:
             unknown[hopeful] += 0.5 * apart[:, -1].double().square()
     return unknown, measure
@@ -251,7 +275,7 @@ def _search(
     """
     group = objective.group
     slope = per_group(regular_dot(space, step, state.points, state.scores), group)
-    bend = 2 * per_group(penalty(space, step, image_of_step), group)
+    bend = 2 * per_group(penalty(space, step, image_of_step), group).clamp_min(0)
     length = torch.ones_like(slope)
     low, high = torch.zeros_like(slope), torch.full_like(slope, torch.inf)
     for _ in range(SEARCH_STEPS):
@@ -277,19 +301,19 @@ def _search(
 
 def _polish(space: Space, objective: Objective, state: State) -> None:
     """Bring the loose coordinate to its optimum for the others as they are, in place."""
-    group, loose, penalty = objective.group, space.loose, space.loose_penalty
+    group, loose, weight = objective.group, space.loose, space.loose_penalty
     assert loose is not None
     for _ in range(SEARCH_STEPS):
         last = state.points[:, -1].double().view(-1, group)
-        pull = (objective.residual(state.scores) @ loose).double().view(-1, group) + penalty * last
+        pull = (objective.residual(state.scores) @ loose).double().view(-1, group) + weight * last
         matrix = objective.loose_curvature(objective.curvature(state.scores), loose)
         scale = matrix.diagonal(dim1=1, dim2=2).sum(1)
         # The same constant added to all intercepts of a softmax changes nothing; this picks the change of mean zero.
         if group > 1:
             matrix = matrix + (scale / group**2)[:, None, None]
-        matrix.diagonal(dim1=1, dim2=2).add_(penalty + 1e-12 * scale[:, None] + 1e-300)
+        matrix.diagonal(dim1=1, dim2=2).add_(weight + 1e-12 * scale[:, None] + 1e-300)
         change = torch.linalg.solve(matrix, -pull[:, :, None])[:, :, 0]
-        change = torch.where(scale[:, None] + penalty > 0, change.clamp(-1.0, 1.0), 0.0)
+        change = torch.where(scale[:, None] + weight > 0, change.clamp(-1.0, 1.0), 0.0)
         rows = change.flatten().to(state.points.dtype)
         state.points[:, -1] += rows
         state.scores.addr_(rows, loose)

@@ -9,7 +9,7 @@ Both objectives answer the same questions, for scores (P, n) whose rows belong t
   the scores to give the second derivative times a change of them;
 - mean_curvature and largest_curvature, one number for one image's second derivative, averaged and at most;
 - loose_curvature (G, group, group) float64, the second derivative by a coordinate that adds `loose` (n,) to scores;
-- select, the objective of some groups; to, for scores of another number type.
+- select, the objective of some groups.
 
 To each loss belongs the penalty 1/2 |w|^2, which `spaces` knows; the sum of both is the objective.
 """
@@ -49,9 +49,6 @@ class SquaredHinge:
 
     def select(self, groups: Tensor) -> SquaredHinge:
         return SquaredHinge(self.signs[groups], self.costs[groups])
-
-    def to(self, dtype: torch.dtype) -> SquaredHinge:
-        return SquaredHinge(self.signs.to(dtype), self.costs.to(dtype))
 
     def slack(self, scores: Tensor) -> Tensor:
         """max(0, 1 - signs scores), (P, n): how far each image is short of its margin."""
@@ -117,22 +114,27 @@ class CrossEntropy:
     def select(self, groups: Tensor) -> CrossEntropy:
         return CrossEntropy(self.labels, self.costs[groups], self.group)
 
-    def to(self, dtype: torch.dtype) -> CrossEntropy:
-        return CrossEntropy(self.labels, self.costs.to(dtype), self.group)
-
     def _grouped(self, rows: Tensor) -> Tensor:
         return rows.view(-1, self.group, rows.shape[1])
 
     def value(self, scores: Tensor) -> Tensor:
+        # As log(1 + sum of exp(others - own)): of an image that is told apart well, the difference of two logarithms
+        # would be rounding, and C times that is a large part of f.
         grouped = self._grouped(scores)
         index = self.labels.expand(len(grouped), 1, -1)
-        lost = torch.logsumexp(grouped, 1) - grouped.gather(1, index)[:, 0]
+        ahead = grouped - grouped.gather(1, index)
+        ahead.scatter_(1, index, -torch.inf)
+        most = ahead.amax(1).clamp_min_(0)
+        others = ahead.sub_(most[:, None]).exp_().sum(1)
+        lost = torch.log1p(others + torch.expm1(-most)) + most
         return (lost * self.costs).sum(1, dtype=torch.float64)
 
     def residual(self, scores: Tensor) -> Tensor:
         probabilities = torch.softmax(self._grouped(scores), 1)
         index = self.labels.expand(len(probabilities), 1, -1)
-        probabilities.scatter_add_(1, index, torch.full_like(probabilities[:, :1], -1.0))
+        # The own class has minus the sum of the others, not its probability less 1: the same, without cancellation.
+        probabilities.scatter_(1, index, 0.0)
+        probabilities.scatter_(1, index, -probabilities.sum(1, keepdim=True))
         return probabilities.mul_(self.costs[:, None]).view_as(scores)
 
     def curvature(self, scores: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class Solution:
 
     Attributes:
         weights, bias: (K, D) and (K,) float64, K >= 2, for the features the solver was given.
-        gaps: per problem (class of an SVM; one for a softmax), proven bound on f - f*, in float64 on these features.
+        gaps: per problem (class of an SVM; one for a softmax), proven bound on f - f*, on the features themselves.
         values: per problem, f.
         certified: per problem, gap <= tolerance * min(f, f(0) - f).
     """
@@ -42,6 +42,18 @@ class Solution:
     gaps: npt.NDArray[np.float64]
     values: npt.NDArray[np.float64]
     certified: npt.NDArray[np.bool_]
+
+    @property
+    def gap(self) -> float:
+        """The largest of the gaps, relative to its objective."""
+        return float((self.gaps / np.maximum(self.values, 1e-300)).max())
+
+    def uncertified(self, c: float) -> list[Uncertified]:
+        """The problems that could not be proven."""
+        return [
+            Uncertified(c, int(problem), None, float(self.gaps[problem] / max(self.values[problem], 1e-300)))
+            for problem in np.flatnonzero(~self.certified)
+        ]
 
 
 @dataclass(frozen=True)
@@ -100,18 +112,21 @@ class Solver:
         self._intercept = intercept or ("penalised" if targets.kind == "svm" else "free")
         self._scaling, self._memory = scaling, memory_bytes
         if form is None:
-            # A product costs n^2 in one form and 2 n d in the other.
-            form = "gram" if n <= 2 * d and 8 * n * n <= memory_bytes else "primal"
+            # A product costs n^2 in one form and 2 n d in the other. What does not fit in one may fit in the other;
+            # the primal form can do without its matrix.
+            fits = 8 * n * n <= memory_bytes
+            form = "gram" if fits and (n <= 2 * d or 8 * d * d > memory_bytes) else "primal"
         self.form = form
         self._space = self._make_space(torch.float32)
         self._exact_space: Gram | Primal | None = None
         self._state: State | None = None
-        self.c = 0.0
         self.uncertified: list[Uncertified] = []
 
     def _make_space(self, dtype: torch.dtype) -> Gram | Primal:
-        kind = Gram if self.form == "gram" else Primal
-        return kind(self.blocks, self._intercept, self._scaling, dtype)
+        if self.form == "gram":
+            return Gram(self.blocks, self._intercept, self._scaling, dtype)
+        whole = 2 * dtype.itemsize * self.blocks.d**2 <= self._memory  # the matrix and its factor
+        return Primal(self.blocks, self._intercept, self._scaling, dtype, whole_matrix=whole)
 
     @property
     def problems(self) -> int:
@@ -131,22 +146,16 @@ class Solver:
                     self._minimise(rung, chunk, self._space, _CLIMB_TOLERANCE)
         for chunk in chunks:
             self._minimise(c, chunk, self._space, self.tolerance)
-        self.c = c
         stalled = torch.nonzero(~self._state.certified)[:, 0]
         if len(stalled):
             space = self._in_float64()
             if space is not None:
                 self._minimise(c, stalled, space, self.tolerance)
         gaps = (self._state.gap / self._state.value).tolist()
-        self.uncertified += [
-            Uncertified(
-                c,
-                g % self.targets.groups,
-                g // self.targets.groups - 1 if g >= self.targets.groups else None,
-                gaps[g],
-            )
-            for g in torch.nonzero(~self._state.certified)[:, 0].tolist()
-        ]
+        for name in torch.nonzero(~self._state.certified)[:, 0].tolist():
+            fold, problem = divmod(name, self.targets.groups)
+            fold -= int(self._whole)
+            self.uncertified.append(Uncertified(c, problem, None if fold < 0 else fold, gaps[name]))
 
     def _zero(self) -> State:
         rows = self.problems * self.targets.group

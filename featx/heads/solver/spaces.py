@@ -175,9 +175,16 @@ class Primal:
 
     metric_needs_images = False
 
-    def __init__(self, blocks: Blocks, intercept: str, scaling: float, dtype: torch.dtype) -> None:
-        """Args: as for `Gram`."""
+    def __init__(
+        self, blocks: Blocks, intercept: str, scaling: float, dtype: torch.dtype, *, whole_matrix: bool = True
+    ) -> None:
+        """Args: as for `Gram`.
+
+        whole_matrix: precondition with all (D, D) products of the features; else, where these do not fit into
+            memory, with their squares and the mean direction alone.
+        """
         self.blocks = blocks
+        self._whole_matrix = whole_matrix
         self.scaling = scaling if intercept == "penalised" else 0.0
         self.dtype = dtype
         self.width = blocks.d + (intercept != "none")
@@ -215,10 +222,15 @@ class Primal:
 
     def prepare(self, curvature: float) -> None:
         if self._scatter is None:
-            self._scatter = self._second_moment()
+            self._scatter = self._second_moment() if self._whole_matrix else self._squares()
         if 2 / 3 < curvature / max(self._curvature, 1e-300) < 3 / 2:
             return
         self._curvature = curvature
+        if self._whole_matrix:
+            self._factorise(curvature)
+
+    def _factorise(self, curvature: float) -> None:
+        assert self._scatter is not None
         matrix = self._scatter * curvature
         matrix.diagonal()[: self.width - (self.loose is not None)].add_(1.0)
         if self.loose is not None:
@@ -241,9 +253,32 @@ class Primal:
         whole[:d, :d] += moment
         return whole
 
+    def _squares(self) -> Tensor:
+        """(width,): the diagonal of `_second_moment`, but for the outer product of the constants."""
+        squares = torch.zeros(self.width, dtype=self.dtype, device=self.blocks.device)
+        for _, values in self.blocks.rows(self.dtype):
+            squares[: self.blocks.d] += values.square().sum(0)
+        return squares
+
     def precondition(self, points: Tensor) -> Tensor:
+        if not self._whole_matrix:
+            return self._precondition_by_diagonal(points)
         assert self._factor is not None
         return torch.cholesky_solve(points.T, self._factor).T
+
+    def _precondition_by_diagonal(self, points: Tensor) -> Tensor:
+        """The inverse of 1 + curvature (squares + n constant constant^T), the last term by Sherman & Morrison."""
+        assert self._scatter is not None
+        inverse = self._curvature * self._scatter.double()
+        inverse[: self.width - (self.loose is not None)] += 1.0
+        if self.loose is not None:
+            inverse[-1] = max(self._curvature * self.blocks.n, _LEAST)
+            return (points / inverse).to(self.dtype)
+        inverse.reciprocal_()
+        weight = self._curvature * self.blocks.n
+        along = inverse * self._constant
+        share = weight * (points.double() @ along) / (1 + weight * (along @ self._constant))
+        return (points * inverse).sub_(torch.outer(share, along)).to(self.dtype)
 
     def weights(self, points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         weights = points[:, : self.blocks.d].double()
