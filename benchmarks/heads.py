@@ -22,9 +22,8 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
 from featx.heads.normalize import Normalizer
-from featx.heads.search import choose_c, grid_for, normalised_blocks, stratified_folds
+from featx.heads.search import fit_heads, folds_of, grid_for
 from featx.heads.solver.path import solve
-from featx.heads.solver.targets import Targets
 from featx.heads.split import split_per_class
 from featx.report import table
 from featx.store.reader import open_features
@@ -93,10 +92,14 @@ def one_fit(name: str, kind: str, train: tuple, test: tuple, c: float) -> tuple[
 
 def grid(name: str, kind: str, train: tuple, tolerances: tuple[float, ...]) -> list[object]:
     values, labels = train
-    held_out = stratified_folds(labels, FOLDS, 0, [str(k) for k in range(labels.max() + 1)])
-    blocks_of = normalised_blocks(values, np.arange(len(values)), "none", torch.device("cpu"), 8 << 30)
-    targets = Targets(kind, labels, int(labels.max()) + 1)
-    seconds, found = timed(lambda: choose_c(targets, blocks_of, held_out, shared=True, memory_bytes=4 << 30))
+    names = [str(k) for k in range(labels.max() + 1)]
+    held_out = folds_of(labels, FOLDS, 0, names)
+    seconds, found = timed(
+        lambda: fit_heads(
+            kind, values, np.arange(len(values)), labels, names, c=None, folds=FOLDS, seed=0, normalize="none",
+            device=torch.device("cpu"), memory_bytes=16 << 30,
+        )
+    )  # fmt: skip
     inside, theirs, accuracy = ~held_out[0], 0.0, []
     tolerance = tolerances[1]
     for point in found.curve:

@@ -21,7 +21,6 @@ import click
 from featx import __version__
 from featx.config import (
     CheckConfig,
-    Config,
     EvaluateConfig,
     ExtractConfig,
     FitConfig,
@@ -29,9 +28,9 @@ from featx.config import (
     PredictConfig,
     ProbeConfig,
     VerifyConfig,
-    flag_of,
 )
 from featx.errors import DiskError, FeatxError, UsageError
+from featx.options import Config, flag_of
 from featx.progress import StderrReporter
 
 if TYPE_CHECKING:
@@ -44,7 +43,7 @@ _VALUE_TYPES: dict[type, Any] = {int: click.INT, float: click.FLOAT, str: click.
 
 
 class Parsed(click.ParamType):  # type: ignore[type-arg]  # generic in new versions of click only
-    """A click type made of a parsing function of `featx.config`."""
+    """A click type made of a parsing function of `featx.options`."""
 
     def __init__(self, spec: Field[Any]) -> None:
         self.name = spec.metadata["metavar"] or spec.name

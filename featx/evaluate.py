@@ -6,13 +6,12 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from featx.config import EvaluateConfig
 from featx.errors import FeaturesMismatch, LabelError
 from featx.fit import metric_lines
+from featx.heads.labels import labels_among
 from featx.heads.linear import LinearHead, recipe_of
-from featx.heads.metrics import Metrics, measure
+from featx.heads.metrics import LabelMetrics, Metrics
 from featx.report import Report
 from featx.store.reader import Features, open_features
 
@@ -27,7 +26,7 @@ class EvaluateReport(Report):
     layer: str
     images: int
     left_out: int
-    metrics: Metrics
+    metrics: Metrics | LabelMetrics
 
     def lines(self) -> list[str]:
         left_out = f", {self.left_out:,} left out" if self.left_out else ""
@@ -65,10 +64,10 @@ def evaluate_head(
     """
     loaded, opened = LinearHead.load(head), open_features(features)
     layer = layer_for(loaded, opened)
-    index_of = {name: index for index, name in enumerate(loaded.classes)}
     rows = opened.usable((config or EvaluateConfig()).split)
-    labels = np.array([index_of.get(opened.classes[label], -1) for label in opened.labels[rows]], np.int64)
-    rows, labels = rows[labels >= 0], labels[labels >= 0]
+    labels = labels_among(loaded.classes, opened.classes, opened.labels[rows], loaded.multilabel)
+    known = labels.any(axis=1) if loaded.multilabel else labels >= 0
+    rows, labels = rows[known], labels[known]
     if not len(rows):
         raise LabelError(
             f"{features} has no image of the classes the head knows ({', '.join(map(repr, loaded.classes[:5]))})"
@@ -81,5 +80,5 @@ def evaluate_head(
         layer=layer,
         images=len(rows),
         left_out=len(opened) - len(rows),
-        metrics=measure(loaded.scores(values[rows]), labels, loaded.classes),
+        metrics=loaded.measure(values[rows], labels),
     )

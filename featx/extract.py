@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.atomic import disk_errors
-from featx.config import ExtractConfig, command_line
+from featx.config import ExtractConfig
 from featx.errors import DiskError, FileFormatError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
 from featx.images.scan import Manifest, printable, scan
+from featx.options import command_line
 from featx.progress import SILENT, Reporter, Stop, format_bytes, format_duration, graceful_stop
 from featx.report import Report, table
 from featx.store.reader import Failure, Features

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from featx.config import FitConfig
+from featx.config import HEADS, FitConfig
 from featx.device import choose_device, free_memory
 from featx.errors import FileFormatError, LabelError, NonFiniteRow, UsageError
 from featx.heads.calibrate import Calibration, calibrate
+from featx.heads.labels import Labels, classes_of, is_multilabel, labels_among
 from featx.heads.linear import LinearHead, recipe_of
-from featx.heads.metrics import Metrics, measure
-from featx.heads.normalize import Normalizer
-from featx.heads.search import Found, GridPoint, choose_c, normalised_blocks, stratified_folds
-from featx.heads.solver.path import TOLERANCE, Solver, Uncertified
-from featx.heads.solver.targets import Targets
+from featx.heads.metrics import LabelMetrics, Metrics
+from featx.heads.search import Found, GridPoint, fit_heads
+from featx.heads.solver.path import TOLERANCE, Uncertified
 from featx.heads.split import Rows, split_by_name, split_by_share, split_per_class
 from featx.images.scan import printable
 from featx.progress import SILENT, Reporter, format_duration
@@ -29,7 +27,6 @@ from featx.store.reader import Features, open_features
 DEFAULT_TEST = 0.2
 SHOWN_CLASSES = 12
 SHOWN_CONFUSIONS = 5
-NAMES = {"svm": "linear SVM", "softmax": "softmax"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +51,7 @@ class FitReport(Report):
     train: int
     test: int
     left_out: int
-    metrics: Metrics | None
+    metrics: Metrics | LabelMetrics | None
     gap: float
     uncertified: list[str]
     notes: list[str]
@@ -62,7 +59,7 @@ class FitReport(Report):
 
     def lines(self) -> list[str]:
         text = [
-            f"{NAMES[self.kind]} on {self.layer} ({self.values:,} values, {self.normalize}): "
+            f"{HEADS[self.kind]} on {self.layer} ({self.values:,} values, {self.normalize}): "
             f"{self.train:,} images to train, {self.test:,} to test"
             + (f", {self.left_out:,} left out" if self.left_out else "")
             + f"; {format_duration(self.seconds)}"
@@ -80,18 +77,26 @@ class FitReport(Report):
         return text
 
     def _curve_lines(self) -> list[str]:
+        measured = "mean average precision" if isinstance(self.metrics, LabelMetrics) else "accuracy"
         rows = [
             [f"{p.c:g}", f"{p.accuracy:.1%}", f"± {p.deviation:.1%}", "chosen" if p.c == self.c else ""]
             for p in self.curve
         ]
-        lines = table(["C", "accuracy", "(folds)", ""], rows)
+        lines = table(["C", measured, "(folds)", ""], rows)
         if self.c in (self.curve[0].c, self.curve[-1].c) and self.metrics:
             lines.append("the best C is at the edge of what was tried; values beyond it may do better: --c")
         return lines
 
 
-def metric_lines(metrics: Metrics) -> list[str]:
-    """Accuracies, and the confusion matrix or what is confused most."""
+def metric_lines(metrics: Metrics | LabelMetrics) -> list[str]:
+    """Accuracies, and the confusion matrix or what is confused most; or average precisions."""
+    if isinstance(metrics, LabelMetrics):
+        text = f"mean average precision {metrics.mean_average_precision:.1%}"
+        ranked = sorted((value, name) for name, value in metrics.per_class.items() if value is not None)
+        if len(ranked) > SHOWN_CLASSES:
+            text += f"; the lowest {SHOWN_CLASSES} of {len(ranked)} classes:"
+        lowest = [[printable(name), f"{value:.1%}"] for value, name in ranked[:SHOWN_CLASSES]]
+        return [text, *table(["class", "average precision"], lowest)]
     text = f"accuracy {metrics.accuracy:.1%}, mean per class {metrics.mean_per_class:.1%}"
     text += "" if metrics.top5 is None else f", top-5 {metrics.top5:.1%}"
     names = [printable(name) for name in metrics.per_class]
@@ -153,31 +158,43 @@ def _fit(
     layer = features.only_layer(config.layer)
     rows = features.usable()
     train, test = _split(features, rows, config)
-    labels, classes = _compact_labels(features, train)
+    multilabel = is_multilabel([features.classes[label] for label in np.unique(features.labels[rows])])
+    if multilabel:
+        _refuse_what_needs_one_class(kind, config, path)
+    classes, labels = _labels_to_train_on(features, train, multilabel)
     values = features[layer].reshape(len(features), -1)
-    targets = Targets(kind, labels[train], len(classes))
+    device = choose_device(config.device)
     try:
-        found = _solve(targets, values, train, classes, config, reporter)
+        found = fit_heads(
+            kind,
+            values,
+            train,
+            labels[train],
+            classes,
+            c=config.c,
+            folds=config.folds,
+            seed=config.seed,
+            normalize=config.normalize,
+            device=device,
+            memory_bytes=config.memory or free_memory(device) // 2,
+            keep_scores=config.calibrate != "none",
+            reporter=reporter,
+        )
     except NonFiniteRow as error:
-        row = int(train[error.row])
-        raise FileFormatError(
-            f"{path}: {layer} of {printable(features.paths[row])} (row {row}) holds NaN or infinite values although "
-            f"the image counts as done; run featx verify {path}"
-        ) from error
-    normalizer = Normalizer.fit(config.normalize, values, train)
-    weights, bias = normalizer.fold(found.solution.weights, found.solution.bias)
+        raise damaged_row(features, layer, error) from error
     head = LinearHead(
         kind=kind,
-        weights=weights,
-        bias=bias,
+        weights=found.weights,
+        bias=found.bias,
         classes=classes,
         normalize="l2" if config.normalize == "l2" else "none",
         layer=layer,
         recipe=recipe_of(features.provenance, layer, features.layers[layer].pooling),
-        calibration=_calibrated(found, targets, config),
+        calibration=_calibrated(found, labels[train], config),
+        multilabel=multilabel,
     )
-    known = test[labels[test] >= 0]
-    metrics = measure(head.scores(values[known]), labels[known], classes) if len(known) else None
+    known = test if multilabel else test[labels[test] >= 0]
+    metrics = head.measure(values[known], labels[known]) if len(known) else None
     report = FitReport(
         output=Path(output) if output is not None else None,
         kind=kind,
@@ -190,7 +207,7 @@ def _fit(
         test=len(known),
         left_out=len(features) - len(train) - len(known),
         metrics=metrics,
-        gap=float((found.solution.gaps / np.maximum(found.solution.values, 1e-300)).max()),
+        gap=found.solution.gap,
         uncertified=[_describe(one, classes, kind) for one in found.uncertified],
         notes=_notes(features, config, classes, metrics),
         seconds=time.perf_counter() - started,
@@ -202,42 +219,10 @@ def _fit(
     return report
 
 
-def _solve(
-    targets: Targets,
-    values: npt.NDArray[np.floating],
-    train: Rows,
-    classes: list[str],
-    config: FitConfig,
-    reporter: Reporter,
-) -> Found:
-    device = choose_device(config.device)
-    memory = config.memory or free_memory(device) // 2
-    blocks_of = normalised_blocks(values, train, config.normalize, device, memory // 2)
-    if config.c is None or config.calibrate != "none":
-        held_out = stratified_folds(targets.labels.astype(np.int32), config.folds, config.seed, classes)
-        found = choose_c(
-            targets,
-            blocks_of,
-            held_out,
-            shared=config.normalize != "standard",
-            memory_bytes=memory // 2,
-            grid=None if config.c is None else [config.c],
-            keep_scores=config.calibrate != "none",
-            reporter=reporter,
-        )
-        return found if config.c is None else replace(found, curve=[])
-    solver = Solver(blocks_of(None), targets, memory_bytes=memory // 2)
-    solver.at(config.c)
-    solution = solver.solution(solver.points(), config.c)
-    worst = np.flatnonzero(~solution.certified)
-    gaps = solution.gaps / np.maximum(solution.values, 1e-300)
-    return Found(config.c, [], solution, [Uncertified(config.c, int(k), None, float(gaps[k])) for k in worst])
-
-
-def _calibrated(found: Found, targets: Targets, config: FitConfig) -> Calibration | None:
+def _calibrated(found: Found, labels: Labels, config: FitConfig) -> Calibration | None:
     if found.held_out_scores is None:
         return None
-    return calibrate(config.calibrate, found.held_out_scores, targets.labels.astype(np.int32))
+    return calibrate(config.calibrate, found.held_out_scores, labels.astype(np.int32))
 
 
 def _describe(one: Uncertified, classes: list[str], kind: str) -> str:
@@ -260,15 +245,15 @@ def _split(features: Features, rows: Rows, config: FitConfig) -> tuple[Rows, Row
         train, test = split_per_class(labels, config.per_class, config.seed, features.classes)
     else:
         share = DEFAULT_TEST if config.test is None else config.test
-        train, test = split_by_share(labels, share, config.seed)
-    present = np.unique(labels[train])
-    if len(present) < 2:
-        named = ", ".join(repr(features.classes[label]) for label in present) or "none"
-        raise LabelError(f"{features.path}: a head needs at least two classes to tell apart; to train on: {named}")
+        # Where images have several classes, what they have in common is no class to hold a share of.
+        multilabel = is_multilabel([features.classes[label] for label in np.unique(labels)])
+        train, test = split_by_share(np.zeros_like(labels) if multilabel else labels, share, config.seed)
     return rows[train], rows[test]
 
 
-def _notes(features: Features, config: FitConfig, classes: list[str], metrics: Metrics | None) -> list[str]:
+def _notes(
+    features: Features, config: FitConfig, classes: list[str], metrics: Metrics | LabelMetrics | None
+) -> list[str]:
     """What a reader of the accuracy should know."""
     notes = []
     if features.splits and not config.split_column:
@@ -283,9 +268,32 @@ def _notes(features: Features, config: FitConfig, classes: list[str], metrics: M
     return notes
 
 
-def _compact_labels(features: Features, train: Rows) -> tuple[npt.NDArray[np.int32], list[str]]:
-    """Labels 0..K-1 over the classes that have training rows; -1 for all others."""
-    present = np.unique(features.labels[train])
-    compact = np.full(len(features.classes) + 1, -1, np.int32)  # the last is for label -1
-    compact[present] = np.arange(len(present), dtype=np.int32)
-    return compact[features.labels], [features.classes[label] for label in present]
+def _refuse_what_needs_one_class(kind: str, config: FitConfig, path: Path) -> None:
+    found = f"images of {path} have several classes (a|b)"
+    if kind == "softmax":
+        raise LabelError(f"{found}; a softmax gives each image one. Every class against the rest: featx fit-svm")
+    if config.calibrate != "none":
+        raise UsageError(f"{found}; --calibrate makes probabilities of one class per image")
+    if config.per_class is not None:
+        raise UsageError(f"{found}; --per-class is for one class per image; --test 20% for several")
+
+
+def _labels_to_train_on(features: Features, train: Rows, multilabel: bool) -> tuple[list[str], Labels]:
+    """The classes that have training rows, and the labels of all rows among them.
+
+    Raises:
+        LabelError: there is only one of them.
+    """
+    classes = classes_of([features.classes[label] for label in np.unique(features.labels[train])])
+    if len(classes) < 2:
+        named = ", ".join(map(repr, classes)) or "none"
+        raise LabelError(f"{features.path}: a head needs at least two classes to tell apart; to train on: {named}")
+    return classes, labels_among(classes, features.classes, features.labels, multilabel)
+
+
+def damaged_row(features: Features, layer: str, error: NonFiniteRow) -> FileFormatError:
+    """What to say of a row that holds NaN although the file calls it done."""
+    return FileFormatError(
+        f"{features.path}: {layer} of {printable(features.paths[error.row])} (row {error.row}) holds NaN or infinite "
+        f"values although the image counts as done; run featx verify {features.path}"
+    )

@@ -62,7 +62,8 @@ def predict_images(
     """Write the predicted class and the scores of every image to a CSV file.
 
     Columns: path, class, score:CLASS for every class (probabilities of a softmax head, decision values of an
-    SVM), error. One line per image, in the source's order; failed images have an empty class.
+    SVM), error. One line per image, in the source's order; failed images have an empty class. A multi-label head
+    gives all classes with a score above 0, joined by |.
 
     Args:
         source: images as for `extract_features`, or a features file.
@@ -79,7 +80,7 @@ def predict_images(
     else:
         paths, outputs, errors = _from_images(loaded, Path(source), config, reporter)
     _refuse_too_many_bad(errors, paths, config.max_bad)
-    chosen = [None if row in errors else loaded.classes[best] for row, best in enumerate(outputs.argmax(axis=1))]
+    chosen = [None if row in errors else name for row, name in enumerate(loaded.chosen(outputs))]
     _write_csv(Path(output), loaded.classes, paths, chosen, outputs, errors)
     return PredictReport(
         head=Path(head),

@@ -6,6 +6,7 @@ import csv
 import fnmatch
 import io
 import json
+import math
 import os
 import time
 from dataclasses import dataclass
@@ -16,23 +17,21 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.atomic import replacing
-from featx.config import ExtractConfig, ProbeConfig
+from featx.config import HEADS, ExtractConfig, ProbeConfig
 from featx.device import choose_device, free_memory
-from featx.errors import FileFormatError, LabelError, NonFiniteRow, UnknownLayer
+from featx.errors import FileFormatError, LabelError, NonFiniteRow, UnknownLayer, UsageError
 from featx.extract import extract_features
 from featx.figures.layers import draw_layers
+from featx.fit import damaged_row
+from featx.heads.labels import is_multilabel, labels_among
+from featx.heads.linear import LinearHead
 from featx.heads.metrics import measure
-from featx.heads.normalize import Normalizer
-from featx.heads.search import BlocksOf, choose_c, normalised_blocks, stratified_folds
-from featx.heads.solver.path import Solution, Solver
-from featx.heads.solver.targets import Targets
+from featx.heads.search import fit_heads
 from featx.heads.split import Rows, split_per_class
 from featx.images.scan import printable
 from featx.progress import SILENT, Reporter, format_duration
 from featx.report import Report, table
 from featx.store.reader import Features, open_features
-
-HEADS = {"svm": "linear SVM", "softmax": "softmax"}
 
 
 @dataclass(frozen=True)
@@ -125,13 +124,17 @@ def probe_layers(
     layers = _layers_of(features.path, list(features), config.layers if given else "all")
     heads = list(dict.fromkeys(config.heads.split(",")))
     rows = features.usable()
-    labels = features.labels[rows]
-    classes = [features.classes[label] for label in np.unique(labels)]
+    classes = [features.classes[label] for label in np.unique(features.labels[rows])]
     if len(classes) < 2:
         raise LabelError(f"{features.path} has {len(classes)} classes with images; probing needs two or more")
-    compact = np.searchsorted(np.unique(labels), labels).astype(np.int32)
+    if is_multilabel(classes):
+        raise LabelError(
+            f"images of {features.path} have several classes (a|b); probing counts images of one. Measure a layer "
+            f"with featx fit-svm {features.path} -l LAYER"
+        )
+    labels = labels_among(classes, features.classes, features.labels, multilabel=False).astype(np.int32)
     splits = [
-        split_per_class(compact, config.per_class, config.seed + repeat, classes, most=config.test_per_class)
+        split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, most=config.test_per_class)
         for repeat in range(config.repeats)
     ]
     found, tested = [], len(splits[0][1])
@@ -141,18 +144,18 @@ def probe_layers(
         )
     reporter.begin("probing", len(layers) * len(heads) * len(splits))
     for layer in layers:
-        values = features[layer].reshape(len(features), -1)
+        values = math.prod(features[layer].shape[1:])
         for head in heads:
             outcomes = []
             for train, test in splits:
-                outcomes.append(_one(head, values, rows, compact, train, test, classes, config, features.path))
+                outcomes.append(_one(head, features, layer, labels, rows[train], rows[test], classes, config))
                 reporter.advance(1)
             accuracies = [outcome[0] for outcome in outcomes]
             found.append(
                 ProbeRow(
                     layer,
                     head,
-                    values.shape[1],
+                    values,
                     float(np.mean(accuracies)),
                     float(np.std(accuracies)),
                     accuracies,
@@ -182,6 +185,10 @@ def probe_layers(
 def _features_of(source: Path, folder: Path | None, config: ProbeConfig, reporter: Reporter) -> tuple[Features, bool]:
     """The features, and whether they were given; else they have just been extracted."""
     if source.is_file() and h5py.is_hdf5(source):
+        defaults = ProbeConfig()
+        for name in ("backbone", "weights", "pool"):
+            if getattr(config, name) != getattr(defaults, name):
+                raise UsageError(f"--{name} is for images; {source} holds features that were made already")
         return open_features(source), True
     if folder is None:
         raise FileFormatError(
@@ -219,46 +226,41 @@ def _layers_of(path: Path, held: list[str], spec: str) -> list[str]:
 
 def _one(
     head: str,
-    values: npt.NDArray[np.floating],
-    rows: Rows,
+    features: Features,
+    layer: str,
     labels: npt.NDArray[np.int32],
     train: Rows,
     test: Rows,
     classes: list[str],
     config: ProbeConfig,
-    path: Path,
 ) -> tuple[float, float, int]:
-    """Mean accuracy per class, C, and fits not proven, of one layer, head and split."""
-    device = choose_device(config.device)
-    memory = config.memory or free_memory(device) // 2
-    targets = Targets(head, labels[train], len(classes))
-    blocks_of = normalised_blocks(values, rows[train], config.normalize, device, memory // 2)
+    """Mean accuracy per class, C, and fits not proven, of one layer, head and split.
+
+    Args:
+        labels: (N,) of all rows of the file, among `classes`.
+        train, test: rows of the file.
+    """
+    values, device = features[layer].reshape(len(features), -1), choose_device(config.device)
     try:
-        c, solution, unproven = _fit(targets, blocks_of, classes, config, memory // 2)
+        found = fit_heads(
+            head,
+            values,
+            train,
+            labels[train],
+            classes,
+            c=config.c,
+            folds=config.folds,
+            seed=config.seed,
+            normalize=config.normalize,
+            device=device,
+            memory_bytes=config.memory or free_memory(device) // 2,
+        )
     except NonFiniteRow as error:
-        raise FileFormatError(
-            f"{path}: row {rows[train][error.row]} holds NaN or infinite values although its image counts as done; "
-            f"run featx verify {path}"
-        ) from error
-    normalizer = Normalizer.fit(config.normalize, values, rows[train])
-    scores = np.concatenate(
-        [normalizer(values[part]) @ solution.weights.T + solution.bias for part in np.array_split(rows[test], 8)]
-    )
-    return measure(scores, labels[test], classes).mean_per_class, c, unproven
-
-
-def _fit(
-    targets: Targets, blocks_of: BlocksOf, classes: list[str], config: ProbeConfig, memory: int
-) -> tuple[float, Solution, int]:
-    if config.c is None:
-        held_out = stratified_folds(targets.labels.astype(np.int32), config.folds, config.seed, classes)
-        shared = config.normalize != "standard"
-        found = choose_c(targets, blocks_of, held_out, shared=shared, memory_bytes=memory)
-        return found.c, found.solution, len(found.uncertified)
-    solver = Solver(blocks_of(None), targets, memory_bytes=memory)
-    solver.at(config.c)
-    solution = solver.solution(solver.points(), config.c)
-    return config.c, solution, int((~solution.certified).sum())
+        raise damaged_row(features, layer, error) from error
+    normalize = "l2" if config.normalize == "l2" else "none"
+    fitted = LinearHead(head, found.weights, found.bias, classes, normalize, layer, recipe={})
+    metrics = measure(fitted.scores(values[test]), labels[test], classes)
+    return metrics.mean_per_class, found.c, len(found.uncertified)
 
 
 def _save(report: ProbeReport, folder: Path) -> None:

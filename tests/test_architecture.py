@@ -10,7 +10,7 @@ from pathlib import Path
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-BASE = {"errors", "config", "atomic", "progress", "report", "device"}
+BASE = {"errors", "options", "config", "atomic", "progress", "report", "device"}
 STAGES = {"images", "networks", "store", "heads", "figures"}
 FORBIDDEN = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve"}
 

@@ -10,8 +10,9 @@ import pytest
 from conftest import clusters, write_features, write_photo
 
 from featx.cli import commands
-from featx.config import Config, ExtractConfig, FitConfig
+from featx.config import ExtractConfig, FitConfig
 from featx.errors import FeatxError, UsageError
+from featx.options import Config
 
 DOCS = Path(__file__).parents[1]
 NET = ("-b", "squeezenet1_1", "-l", "classifier.1", "-w", "random:0", "--device", "cpu")

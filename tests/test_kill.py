@@ -14,8 +14,8 @@ import pytest
 from conftest import write_photo
 from killing import CONFIG
 
-from featx.config import command_line
 from featx.extract import extract_features
+from featx.options import command_line
 from featx.store.reader import open_features
 from featx.store.schema import partial_path
 

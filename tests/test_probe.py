@@ -15,7 +15,7 @@ from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
 from featx.config import ProbeConfig
-from featx.errors import LabelError, UnknownLayer
+from featx.errors import FileFormatError, LabelError, UnknownLayer, UsageError
 from featx.figures.layers import draw_layers
 from featx.heads.split import split_per_class
 from featx.probe import _layers_of, probe_layers
@@ -88,3 +88,23 @@ def test_too_few_images_are_said(tmp_path):
         probe_layers(path, None, ProbeConfig(per_class=6))
     with pytest.raises(LabelError, match="no images are left to test on; --per-class 5 is too many"):
         probe_layers(path, None, ProbeConfig(per_class=5, c=1.0))
+
+
+def test_options_for_images_are_refused_with_features(tmp_path):
+    values, labels = clusters(per_class=12)
+    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"))
+    for options in ({"backbone": "vgg16"}, {"weights": "random:1"}, {"pool": "avg"}):
+        with pytest.raises(UsageError, match=f"--{next(iter(options))} is for images; .* holds features"):
+            probe_layers(path, config=ProbeConfig(per_class=5, **options))
+
+
+def test_damaged_rows_are_refused_to_train_on_and_to_test_on(tmp_path):
+    values, labels = clusters(per_class=12)
+    train, test = split_per_class(labels.astype(np.int32), 5, 0, ["a", "b", "c"], most=50)
+    told = {train[3]: f"fc7 of {train[3]:06d}.jpg .row {train[3]}. holds NaN", test[3]: "given to the head holds NaN"}
+    for row, words in told.items():
+        damaged = values.copy()
+        damaged[row, 3] = np.nan
+        path = write_features(tmp_path / f"{row}.h5", damaged, labels, ("a", "b", "c"))
+        with pytest.raises(FileFormatError, match=words):
+            probe_layers(path, config=ProbeConfig(per_class=5, repeats=1, c=1.0, heads="svm"))

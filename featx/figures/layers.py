@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from featx.atomic import replacing
+from featx.config import HEADS
 
-NAMES = {"svm": "linear SVM", "softmax": "softmax"}
 MARKERS = {"svm": "o", "softmax": "s"}
 
 
@@ -26,7 +26,7 @@ def draw_layers(report: Path, picture: Path) -> None:
         places = [layers.index(row["layer"]) + 0.06 * (offset - (len(found["heads"]) - 1) / 2) for row in rows]
         axes.errorbar(
             places, [100 * row["accuracy"] for row in rows], [100 * row["deviation"] for row in rows],
-            label=NAMES[head], marker=MARKERS[head], markersize=4, capsize=3, linewidth=1.2,
+            label=HEADS[head], marker=MARKERS[head], markersize=4, capsize=3, linewidth=1.2,
         )  # fmt: skip
     axes.axhline(100 * found["chance"], color="grey", linewidth=0.8, linestyle=":", label="chance")
     axes.set_xticks(range(len(layers)), layers, rotation=45 if len(layers) > 8 else 0)

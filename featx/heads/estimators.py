@@ -28,6 +28,23 @@ class _LinearEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
 
     _kind: str
 
+    def __init__(
+        self,
+        C: float = 1.0,
+        *,
+        fit_intercept: bool = True,
+        class_weight: Any = None,
+        tol: float = TOLERANCE,
+        device: str = "auto",
+        memory: int | None = None,
+    ) -> None:
+        self.C = C
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.tol = tol
+        self.device = device
+        self.memory = memory
+
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to rows X (n, D), NumPy arrays or torch tensors, with classes y (n,)."""
         X, y = validate_data(self, _array(X), _array(y), dtype=[np.float32, np.float64], order="C")
@@ -54,9 +71,8 @@ class _LinearEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         solver.at(float(self.C))
         found = solver.solution(solver.points(), float(self.C))
         if not found.certified.all():
-            gap = float((found.gaps / np.maximum(found.values, 1e-300)).max())
             warnings.warn(
-                f"the optimum is proven to {gap:.1e} of the objective only, not to {self.tol:g}",
+                f"the optimum is proven to {found.gap:.1e} of the objective only, not to {self.tol:g}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -126,14 +142,11 @@ class LinearSVM(_LinearEstimator):
         device: str = "auto",
         memory: int | None = None,
     ) -> None:
-        self.C = C
-        self.fit_intercept = fit_intercept
+        super().__init__(
+            C, fit_intercept=fit_intercept, class_weight=class_weight, tol=tol, device=device, memory=memory
+        )
         self.intercept_scaling = intercept_scaling
         self.penalise_intercept = penalise_intercept
-        self.class_weight = class_weight
-        self.tol = tol
-        self.device = device
-        self.memory = memory
 
     def _intercept(self) -> tuple[str, float]:
         if not self.fit_intercept:
@@ -150,23 +163,6 @@ class Softmax(_LinearEstimator):
     """
 
     _kind = "softmax"
-
-    def __init__(
-        self,
-        C: float = 1.0,
-        *,
-        fit_intercept: bool = True,
-        class_weight: Any = None,
-        tol: float = TOLERANCE,
-        device: str = "auto",
-        memory: int | None = None,
-    ) -> None:
-        self.C = C
-        self.fit_intercept = fit_intercept
-        self.class_weight = class_weight
-        self.tol = tol
-        self.device = device
-        self.memory = memory
 
     def predict_proba(self, X: Any) -> Array:
         """(n, K) probabilities."""

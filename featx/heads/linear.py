@@ -15,10 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from featx.atomic import refuse_special_file, replacing
-from featx.config import ExtractConfig, command_line
-from featx.errors import DiskError, FeaturesMismatch, FileFormatError
+from featx.config import ExtractConfig
+from featx.errors import DiskError, FeaturesMismatch, FileFormatError, UsageError
 from featx.heads.calibrate import Calibration
+from featx.heads.labels import SEPARATOR, Labels
+from featx.heads.metrics import LabelMetrics, Metrics, measure, measure_labels
 from featx.heads.normalize import Array, l2_normalized
+from featx.options import command_line
 
 METADATA = "featx head 1"  # the one key of the safetensors metadata, and the format's version
 _DESCRIBED = {"kind": str, "classes": list, "normalize": str, "layer": str, "recipe": dict, "report": dict}
@@ -38,6 +41,7 @@ class LinearHead:
         recipe: what makes those features: backbone, weights, preprocessing, pooling, node.
         report: how the head was fitted and how good it was.
         calibration: makes probabilities of an SVM's scores; None without one.
+        multilabel: images can be of several classes, those whose score is above 0.
     """
 
     kind: str
@@ -49,6 +53,7 @@ class LinearHead:
     recipe: dict[str, Any]
     report: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
+    multilabel: bool = False
 
     def scores(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n, K) decision values of features (n, D) or (n, C, H, W); for "softmax" the logits.
@@ -82,11 +87,28 @@ class LinearHead:
         exponentials = np.exp(scores - scores.max(axis=1, keepdims=True))
         return np.asarray(exponentials / exponentials.sum(axis=1, keepdims=True))
 
+    def chosen(self, outputs: npt.NDArray[np.float64]) -> list[str]:
+        """What each row of `outputs` is called: its class, or its classes joined by |."""
+        if self.multilabel:
+            return [SEPARATOR.join(np.array(self.classes)[row > 0]) for row in outputs]
+        return [self.classes[best] for best in outputs.argmax(axis=1)]
+
+    def measure(self, features: npt.NDArray[Any], labels: Labels) -> Metrics | LabelMetrics:
+        """How well the head does on features (n, D), n > 0, with labels (n,) or membership (n, K) of its classes."""
+        if self.multilabel:
+            return measure_labels(self.scores(features), labels.astype(bool), self.classes)
+        return measure(self.scores(features), labels.astype(np.int64), self.classes)
+
     def to_sklearn(self) -> Any:
         """The same classifier as a plain scikit-learn object, fitted: LinearSVC or LogisticRegression.
 
         If the head brings rows to length 1 first, a Pipeline of Normalizer and that. Its classes are the names.
+
+        Raises:
+            UsageError: the head gives several classes per image.
         """
+        if self.multilabel:
+            raise UsageError("the head gives several classes per image; scikit-learn's LinearSVC gives one")
         from sklearn.linear_model import LogisticRegression
         from sklearn.pipeline import Pipeline
         from sklearn.preprocessing import Normalizer
@@ -118,6 +140,7 @@ class LinearHead:
             "recipe": self.recipe,
             "report": self.report,
             "calibration": None if self.calibration is None else asdict(self.calibration),
+            "multilabel": self.multilabel,
         }
         # One key only: safetensors writes several in whatever order its hash table has them in that day.
         with replacing(path) as partial:
@@ -151,6 +174,7 @@ class LinearHead:
         except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
             raise FileFormatError(f"{path} cannot be read as a head: {' '.join(str(error).split())}") from error
         kept = {name: described[name] for name in _DESCRIBED}
+        kept["multilabel"] = described.get("multilabel", False)
         return cls(weights=weights, bias=bias, calibration=calibration, **kept)
 
     def refuse_other_features(self, layer: str, recipe: dict[str, Any], where: str) -> None:
@@ -184,6 +208,8 @@ def _refuse_damage(described: Any, weights: npt.NDArray[Any], bias: npt.NDArray[
         raise ValueError("its classes are not two or more different names")
     if described["kind"] not in ("svm", "softmax") or described["normalize"] not in ("none", "l2"):
         raise ValueError(f"its kind is {described['kind']!r}, its normalize {described['normalize']!r}")
+    if not isinstance(described.get("multilabel", False), bool):
+        raise ValueError(f"its multilabel is {described['multilabel']!r}")
     if weights.ndim != 2 or weights.shape[0] != len(classes) or bias.shape != (len(classes),):
         raise ValueError(f"{len(classes)} classes, weights {weights.shape}, bias {bias.shape}")
     if weights.dtype != np.float64 or not (np.isfinite(weights).all() and np.isfinite(bias).all()):

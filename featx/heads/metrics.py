@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import average_precision_score
 
 TOP = 5
 
@@ -50,3 +51,31 @@ def measure(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], c
         per_class=dict(zip(classes, shares, strict=True)),
         confusion=confusion.tolist(),
     )
+
+
+@dataclass(frozen=True)
+class LabelMetrics:
+    """Quality of scores where an image can be of several classes.
+
+    Attributes:
+        mean_average_precision: mean over the classes that have images.
+        per_class: class -> average precision, the area under precision against recall without interpolation; None
+            for a class without images.
+    """
+
+    images: int
+    mean_average_precision: float
+    per_class: dict[str, float | None]
+
+
+def measure_labels(
+    scores: npt.NDArray[np.floating], membership: npt.NDArray[np.bool_], classes: list[str]
+) -> LabelMetrics:
+    """Compare scores (n, K) with membership (n, K), n > 0."""
+    found = [
+        float(average_precision_score(own, of_class)) if own.any() else None
+        for own, of_class in zip(membership.T, scores.T, strict=True)
+    ]
+    known = [value for value in found if value is not None]
+    mean = float(np.mean(known)) if known else 0.0
+    return LabelMetrics(len(scores), mean, dict(zip(classes, found, strict=True)))

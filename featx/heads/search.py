@@ -1,18 +1,20 @@
-"""Choose C by cross-validation: all classes and folds at once, along a path of C."""
+"""Fit heads at a C that is given, or chosen by cross-validation: all classes and folds at once along a path of C."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import StratifiedKFold
+from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
-from featx.errors import LabelError
+from featx.errors import LabelError, NonFiniteRow
+from featx.heads.labels import Labels
+from featx.heads.metrics import measure_labels
 from featx.heads.normalize import Normalizer
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.path import Solution, Solver, Uncertified
@@ -25,7 +27,10 @@ BlocksOf = Callable[[npt.NDArray[np.bool_] | None], Blocks]
 
 @dataclass(frozen=True)
 class GridPoint:
-    """Cross-validated accuracy at one value of C: mean and standard deviation over the folds."""
+    """Cross-validated accuracy at one value of C: mean and standard deviation over the folds.
+
+    Where an image can be of several classes, mean average precision takes the place of accuracy.
+    """
 
     c: float
     accuracy: float
@@ -39,6 +44,7 @@ class Found:
     Attributes:
         curve: every C that was tried.
         solution: for normalised features.
+        weights, bias: (K, D) and (K,) of the solution, for features of which only the rows' length is normalised.
         uncertified: what could not be proven, of all classes, values of C and folds.
         held_out_scores: (n, K) of each row by the heads of the fold that left it out; None if not asked for.
     """
@@ -46,6 +52,8 @@ class Found:
     c: float
     curve: list[GridPoint]
     solution: Solution
+    weights: npt.NDArray[np.float64]
+    bias: npt.NDArray[np.float64]
     uncertified: list[Uncertified]
     held_out_scores: npt.NDArray[np.float32] | None = None
 
@@ -63,15 +71,13 @@ def grid_for(variance: float) -> list[float]:
     return [10.0 ** (centre + decade) for decade in GRID_DECADES]
 
 
-def stratified_folds(
-    labels: npt.NDArray[np.integer], folds: int, seed: int, classes: list[str]
-) -> npt.NDArray[np.bool_]:
-    """(F, n): which rows each fold holds out.
+def folds_of(labels: Labels, folds: int, seed: int, classes: list[str]) -> npt.NDArray[np.bool_]:
+    """(F, n): which rows each fold holds out, the same share of every class where an image has only one.
 
     Raises:
         LabelError: a class has fewer rows than folds.
     """
-    counts = np.bincount(labels)
+    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
     rarest = int(counts.argmin())
     if counts[rarest] < folds:
         raise LabelError(
@@ -79,38 +85,104 @@ def stratified_folds(
             f"{folds}. Give a value with --c, or fewer --folds"
         )
     held_out = np.zeros((folds, len(labels)), bool)
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed)
+    kind = KFold if labels.ndim == 2 else StratifiedKFold
+    splitter = kind(folds, shuffle=True, random_state=seed)
     for fold, (_, test) in enumerate(splitter.split(labels, labels)):
         held_out[fold, test] = True
     return held_out
 
 
-def choose_c(
+def fit_heads(
+    kind: str,
+    values: npt.NDArray[np.floating],
+    rows: npt.NDArray[np.intp],
+    labels: Labels,
+    classes: list[str],
+    *,
+    c: float | None,
+    folds: int,
+    seed: int,
+    normalize: str,
+    device: torch.device,
+    memory_bytes: int,
+    keep_scores: bool = False,
+    reporter: Reporter = SILENT,
+) -> Found:
+    """Heads of one kind for some rows of features.
+
+    Args:
+        kind: "svm" or "softmax".
+        values: (N, D).
+        rows: the n rows to train on.
+        labels: (n,) of these rows, 0..K-1, or membership (n, K).
+        c: None to choose it by cross-validation.
+        keep_scores: also return scores of each row by heads that were trained without it.
+
+    Raises:
+        LabelError: a class has fewer rows than folds.
+        NonFiniteRow: a row of `values` holds NaN or infinite values.
+    """
+    targets = Targets(kind, labels, len(classes))
+
+    def blocks_of(of: npt.NDArray[np.bool_] | None) -> Blocks:
+        normalizer = Normalizer.fit(normalize, values, rows if of is None else rows[of])
+        return Blocks(values, rows, normalizer, device, memory_bytes // 2)
+
+    try:
+        if c is None or keep_scores:
+            c, curve, solution, uncertified, scores = _search(
+                targets,
+                blocks_of,
+                folds_of(labels, folds, seed, classes),
+                grid=None if c is None else [c],
+                shared=normalize != "standard",
+                memory_bytes=memory_bytes // 2,
+                keep_scores=keep_scores,
+                reporter=reporter,
+            )
+        else:
+            solver = Solver(blocks_of(None), targets, memory_bytes=memory_bytes // 2)
+            solver.at(c)
+            curve, solution, scores = [], solver.solution(solver.points(), c), None
+            uncertified = solution.uncertified(c)
+    except NonFiniteRow as error:
+        raise NonFiniteRow(int(rows[error.row])) from error
+    weights, bias = Normalizer.fit(normalize, values, rows).fold(solution.weights, solution.bias)
+    return Found(c, curve if len(curve) > 1 else [], solution, weights, bias, uncertified, scores)
+
+
+def _search(
     targets: Targets,
     blocks_of: BlocksOf,
     held_out: npt.NDArray[np.bool_],
     *,
+    grid: list[float] | None,
     shared: bool,
     memory_bytes: int,
-    grid: list[float] | None = None,
-    keep_scores: bool = False,
-    reporter: Reporter = SILENT,
-) -> Found:
+    keep_scores: bool,
+    reporter: Reporter,
+) -> tuple[float, list[GridPoint], Solution, list[Uncertified], npt.NDArray[np.float32] | None]:
     """The C with the best mean accuracy over folds, of equals the smallest; and the heads there.
 
     Args:
         blocks_of: the features, normalised by what can be learnt from some of the rows (n,), None for all of them.
         held_out: (F, n), what each fold leaves out; each fold is normalised by its own training rows.
         grid: values of C to try; by default `grid_for` the features.
-        keep_scores: also return the held-out scores.
         shared: normalisation learns nothing from the rows, so that all folds can share one set of features.
     """
     blocks = blocks_of(None)
     grid = grid or grid_for(blocks.variance)
-    scores = np.zeros((len(grid), len(targets.labels), targets.classes), np.float32) if keep_scores else None
+    kept = np.zeros((len(grid), len(targets.labels), targets.classes), np.float32) if keep_scores else None
     reporter.begin("choosing C", len(grid) * (1 if shared else 1 + len(held_out)))
     accuracy = np.zeros((len(grid), len(held_out)))
     uncertified: list[Uncertified] = []
+
+    def note(index: int, fold: int, scores: Tensor) -> None:
+        found = scores[:, torch.from_numpy(held_out[fold]).to(scores.device)].T.cpu().numpy()
+        accuracy[index, fold] = _accuracy(found, targets.labels[held_out[fold]])
+        if kept is not None:
+            kept[index, held_out[fold]] = found
+
     if not shared:
         for fold, left_out in enumerate(held_out):
             alone = Solver(
@@ -118,48 +190,31 @@ def choose_c(
             )
             for index, c in enumerate(grid):
                 alone.at(c)
-                accuracy[index, fold] = _accuracy(alone.scores(0), targets, left_out)
-                if scores is not None:
-                    scores[index, left_out] = alone.scores(0).T.cpu().numpy()[left_out]
+                note(index, fold, alone.scores(0))
                 reporter.advance(1)
-            uncertified += [Uncertified(u.c, u.problem, fold, u.gap) for u in alone.uncertified]
+            uncertified += [replace(one, fold=fold) for one in alone.uncertified]
     solver = Solver(blocks, targets, held_out=held_out if shared else None, memory_bytes=memory_bytes)
     best: tuple[float, float, Tensor] | None = None
     for index, c in enumerate(grid):
         solver.at(c)
         reporter.advance(1)
-        if shared:
-            accuracy[index] = [
-                _accuracy(solver.scores(1 + fold), targets, left_out) for fold, left_out in enumerate(held_out)
-            ]
-            if scores is not None:
-                for fold, left_out in enumerate(held_out):
-                    scores[index, left_out] = solver.scores(1 + fold).T.cpu().numpy()[left_out]
+        for fold in range(len(held_out) if shared else 0):
+            note(index, fold, solver.scores(1 + fold))
         if best is None or accuracy[index].mean() > best[0]:
             best = float(accuracy[index].mean()), c, solver.points()
     reporter.end()
     assert best is not None
+    _, chosen, points = best
+    solution = solver.solution(points, chosen)
+    # The heads that are kept have a proof of their own, on the features themselves.
+    uncertified += [one for one in solver.uncertified if (one.c, one.fold) != (chosen, None)]
+    uncertified += solution.uncertified(chosen)
     curve = [GridPoint(c, float(row.mean()), float(row.std())) for c, row in zip(grid, accuracy, strict=True)]
-    chosen = None if scores is None else scores[grid.index(best[1])]
-    return Found(best[1], curve, solver.solution(best[2], best[1]), uncertified + solver.uncertified, chosen)
+    return chosen, curve, solution, uncertified, None if kept is None else kept[grid.index(chosen)]
 
 
-def _accuracy(scores: Tensor, targets: Targets, held_out: npt.NDArray[np.bool_]) -> float:
-    predicted = scores[:, torch.from_numpy(held_out).to(scores.device)].argmax(0).cpu().numpy()
-    return float((predicted == targets.labels[held_out]).mean())
-
-
-def normalised_blocks(
-    values: npt.NDArray[np.floating],
-    rows: npt.NDArray[np.intp],
-    kind: str,
-    device: torch.device,
-    resident_bytes: int,
-) -> BlocksOf:
-    """`blocks_of` for rows of an array, normalised as `kind` says."""
-
-    def blocks_of(of: npt.NDArray[np.bool_] | None) -> Blocks:
-        normalizer = Normalizer.fit(kind, values, rows if of is None else rows[of])
-        return Blocks(values, rows, normalizer, device, resident_bytes)
-
-    return blocks_of
+def _accuracy(scores: npt.NDArray[np.floating], labels: Labels) -> float:
+    if labels.ndim == 2:
+        names = [str(k) for k in range(labels.shape[1])]
+        return measure_labels(scores, labels.astype(bool), names).mean_average_precision
+    return float((scores.argmax(axis=1) == labels).mean())

@@ -24,9 +24,8 @@ from featx.errors import DiskError, FeaturesMismatch, FileFormatError, LabelErro
 from featx.heads.linear import LinearHead
 from featx.heads.metrics import measure
 from featx.heads.normalize import Normalizer
-from featx.heads.search import choose_c, grid_for, normalised_blocks, stratified_folds
+from featx.heads.search import fit_heads, folds_of, grid_for
 from featx.heads.solver.path import solve
-from featx.heads.solver.targets import Targets
 from featx.heads.split import split_by_name, split_by_share, split_per_class
 
 RECIPE = {
@@ -127,11 +126,11 @@ def test_a_class_without_test_images_does_not_count_and_top5_needs_more_than_fiv
 
 def search_for(kind, values, labels, normalize, *, folds, seed):
     """The library's own way to choose C, for features in memory."""
-    rows = np.arange(len(values))
-    blocks_of = normalised_blocks(values, rows, normalize, torch.device("cpu"), 1 << 30)
-    held_out = stratified_folds(labels, folds, seed, [str(k) for k in range(labels.max() + 1)])
-    targets = Targets(kind, labels, int(labels.max()) + 1)
-    return choose_c(targets, blocks_of, held_out, shared=normalize != "standard", memory_bytes=1 << 30)
+    names = [str(k) for k in range(labels.max() + 1)]
+    return fit_heads(
+        kind, values, np.arange(len(values)), labels, names, c=None, folds=folds, seed=seed, normalize=normalize,
+        device=torch.device("cpu"), memory_bytes=1 << 30,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("classes", [2, 3])
@@ -194,7 +193,7 @@ def test_scaling_the_features_moves_the_grid_and_nothing_else():
 def test_a_class_with_fewer_images_than_folds_is_named():
     labels = np.array([0] * 10 + [1] * 3, np.int32)
     with pytest.raises(LabelError, match="class 'dog' has 3 images to train on; --c auto with --folds 5 needs 5"):
-        stratified_folds(labels, 5, 0, ["cat", "dog"])
+        folds_of(labels, 5, 0, ["cat", "dog"])
 
 
 # --- the head and its file

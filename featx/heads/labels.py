@@ -1,0 +1,56 @@
+"""Which classes rows belong to: one each, or several where labels are written `a|b`."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+SEPARATOR = "|"
+
+Labels = npt.NDArray[np.int32] | npt.NDArray[np.bool_]
+
+
+def is_multilabel(names: list[str]) -> bool:
+    """Whether labels of these names stand for several classes each."""
+    return any(SEPARATOR in name for name in names)
+
+
+def classes_of(names: list[str]) -> list[str]:
+    """The classes behind labels of these names, in their order, or sorted if any of them stands for several.
+
+    >>> classes_of(["sky|sea", "sea", "sky | dog"])
+    ['dog', 'sea', 'sky']
+    """
+    if not is_multilabel(names):
+        return names
+    return sorted({part for name in names for part in _parts(name)})
+
+
+def labels_among(classes: list[str], names: list[str], labels: npt.NDArray[np.integer], multilabel: bool) -> Labels:
+    """Labels by the names of a file as labels by these classes.
+
+    Args:
+        labels: (N,) indices into `names`, -1 for none.
+        multilabel: images can be of several classes.
+
+    Returns:
+        (N,) int32 indices into `classes`, -1 for none of them; or if `multilabel`, membership (N, K) of bool.
+
+    >>> labels_among(["sea", "sky"], ["sky|sea", "sea", "dog"], np.array([0, 1, 2, -1]), multilabel=True).tolist()
+    [[True, True], [True, False], [False, False], [False, False]]
+    """
+    index_of = {name: index for index, name in enumerate(classes)}
+    if not multilabel:
+        # The last entry is for label -1.
+        table = np.array([*(index_of.get(name, -1) for name in names), -1], np.int32)
+        found: Labels = table[labels]
+        return found
+    membership = np.zeros((len(names) + 1, len(classes)), bool)
+    for row, name in enumerate(names):
+        membership[row, [index_of[part] for part in _parts(name) if part in index_of]] = True
+    of_rows: Labels = membership[labels]
+    return of_rows
+
+
+def _parts(name: str) -> list[str]:
+    return [part for part in (part.strip() for part in name.split(SEPARATOR)) if part]

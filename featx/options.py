@@ -1,0 +1,139 @@
+"""What an option is: a dataclass field that knows its range, its parser and its help."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import Field, dataclass, field, fields
+from typing import Any
+
+from featx.errors import UsageError
+
+
+def option(
+    default: Any,
+    help: str,
+    *flags: str,
+    choices: tuple[str, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+    parse: Callable[[Any], Any] | None = None,
+    metavar: str | None = None,
+    recorded: bool = True,
+) -> Any:
+    """A dataclass field that knows how to be a command line option.
+
+    `recorded=False` marks options that can never change a result (workers, tolerance for bad files): they
+    are left out of the stored plan, so that changing them never blocks a resume.
+    """
+    metadata = {
+        "help": help,
+        "flags": flags,
+        "choices": choices,
+        "low": low,
+        "high": high,
+        "parse": parse,
+        "metavar": metavar,
+        "recorded": recorded,
+    }
+    return field(default=default, metadata=metadata)
+
+
+def flag_of(spec: Field[Any]) -> str:
+    """The long option of a config field: `batch_size` is `--batch-size`."""
+    return "--" + spec.name.replace("_", "-")
+
+
+def parse_fraction(text: Any) -> float:
+    """A share of the images, as `0.05` or `5%`.
+
+    >>> parse_fraction("5%"), parse_fraction("0.05"), parse_fraction(1)
+    (0.05, 0.05, 1.0)
+    """
+    try:
+        value = float(str(text).rstrip("%")) / (100 if str(text).endswith("%") else 1)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a share; write 0.05 or 5%") from None
+    if not 0 <= value <= 1:
+        raise UsageError(f"{text!r} is not a share between 0 and 1; write 0.05 or 5%")
+    return value
+
+
+def parse_bytes(text: Any) -> int:
+    """A number of bytes, as `4G`, `512M` or `4000000000`.
+
+    >>> parse_bytes("1.5G"), parse_bytes("512M"), parse_bytes(4000000)
+    (1500000000, 512000000, 4000000)
+    """
+    found = re.fullmatch(r"([0-9.]+) ?([kMGT]?)B?", str(text).strip())
+    try:
+        value = float(found[1]) * 1000 ** " kMGT".index(found[2] or " ") if found else 0.0
+    except ValueError:
+        value = 0.0
+    if not 1e6 <= value < 1e16:
+        raise UsageError(f"{text!r} is no amount of memory; write 4G or 512M, at least 1M")
+    return int(value)
+
+
+def parse_c(text: Any) -> float | None:
+    """The inverse regularisation C: a number above 0, or None for `auto`.
+
+    >>> parse_c("auto"), parse_c("0.5")
+    (None, 0.5)
+    """
+    if text is None or text == "auto":
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        raise UsageError(f"C is {text!r}; it must be a number above 0, or auto") from None
+    if not 0 < value < float("inf"):
+        raise UsageError(f"C is {text}; it must be a number above 0, or auto")
+    return value
+
+
+@dataclass(frozen=True)
+class Config:
+    """Base of the commands' options: checks every field against its own range and choices."""
+
+    def __post_init__(self) -> None:
+        for spec in fields(self):
+            value = getattr(self, spec.name)
+            if spec.metadata.get("parse") is not None and value != spec.default:
+                value = spec.metadata["parse"](value)
+                object.__setattr__(self, spec.name, value)
+            _check(spec, value)
+
+    def recorded(self) -> dict[str, Any]:
+        """The options that can change a result, as they were given."""
+        return {s.name: getattr(self, s.name) for s in fields(self) if s.metadata.get("recorded", True)}
+
+
+def _check(spec: Field[Any], value: Any) -> None:
+    choices, low, high = (spec.metadata.get(key) for key in ("choices", "low", "high"))
+    if value is None:
+        if spec.default is None:
+            return
+        raise UsageError(f"{flag_of(spec)} needs a value")
+    if choices and value not in choices:
+        raise UsageError(f"{flag_of(spec)} is {value!r}; choose from {', '.join(choices)}")
+    if (low is not None and value < low) or (high is not None and value > high):
+        upper = "" if high is None else f" and at most {high:g}"
+        raise UsageError(f"{flag_of(spec)} is {value}; it must be at least {low:g}{upper}")
+
+
+def command_line(verb: str, source: str, config: Config) -> str:
+    """The command a config stands for, without the options that cannot change a result.
+
+    >>> from featx.config import ExtractConfig
+    >>> command_line("extract", "SOURCE", ExtractConfig(backbone="vgg16", squash=True))
+    'featx extract SOURCE --backbone vgg16 --squash'
+    """
+    words = ["featx", verb, source]
+    given = config.recorded()
+    for spec in fields(config):
+        if spec.name in given and given[spec.name] != spec.default:
+            value = given[spec.name]
+            words += [flag_of(spec)] if value is True else [flag_of(spec), str(value)]
+    return shlex.join(words)
