@@ -23,7 +23,9 @@ from threadpoolctl import threadpool_limits
 
 from featx.heads.normalize import Normalizer
 from featx.heads.search import fit_heads, folds_of, grid_for
-from featx.heads.solver.path import solve
+from featx.heads.solver.blocks import Blocks
+from featx.heads.solver.path import Solver, solve
+from featx.heads.solver.targets import Targets
 from featx.heads.split import split_per_class
 from featx.report import table
 from featx.store.reader import open_features
@@ -61,9 +63,9 @@ def timed(work: Callable[[], object]) -> tuple[float, object]:
     return time.perf_counter() - start, found
 
 
-def scikit_learn(kind: str, c: float, tolerance: float) -> LinearSVC | LogisticRegression:
+def scikit_learn(kind: str, c: float, tolerance: float, dual: bool | str = "auto") -> LinearSVC | LogisticRegression:
     if kind == "svm":
-        return LinearSVC(C=c, tol=tolerance, random_state=0, max_iter=5000)
+        return LinearSVC(C=c, tol=tolerance, random_state=0, max_iter=5000, dual=dual)
     return LogisticRegression(C=c, tol=tolerance, max_iter=5000)
 
 
@@ -90,7 +92,42 @@ def one_fit(name: str, kind: str, train: tuple, test: tuple, c: float) -> tuple[
     ], needed  # fmt: skip
 
 
-def grid(name: str, kind: str, train: tuple, tolerances: tuple[float, ...]) -> list[object]:
+def path(name: str, train: tuple) -> list[object]:
+    """A softmax at seven values of C, each started where the last one ended, in both libraries."""
+    values, labels = train
+    cs = grid_for(float(values.var(axis=0, dtype=np.float64).sum()))
+
+    def ours() -> list[object]:
+        blocks = Blocks(values, None, Normalizer("none"), torch.device("cpu"), 8 * values.size)
+        solver = Solver(blocks, Targets("softmax", labels, int(labels.max()) + 1))
+        found = []
+        for c in cs:
+            solver.at(c)
+            found.append(solver.solution(solver.points(), c))
+        return found
+
+    seconds, solutions = timed(ours)
+    for tolerance in TOLERANCES["softmax"]:
+        model = LogisticRegression(tol=tolerance, max_iter=5000, warm_start=True)
+        theirs, highest = 0.0, 0.0
+        for c, solution in zip(cs, solutions, strict=True):
+            spent, _ = timed(lambda c=c, model=model: model.set_params(C=c).fit(values, labels))
+            theirs += spent
+            own = objective("softmax", values, labels, solution.weights, solution.bias, c)
+            highest = max(highest, objective("softmax", values, labels, model.coef_, model.intercept_, c) / own - 1)
+        if highest <= 1e-4:
+            break
+    reached = "" if highest <= 1e-4 else f" (stops {highest:.0e} high)"
+    proven = sum(bool(solution.certified.all()) for solution in solutions)
+    return [
+        name, "softmax", f"path of {len(cs)} C", f"{theirs:.1f} s{reached}", f"{seconds:.2f} s",
+        f"{theirs / seconds:.1f}x", "", "", f"{proven}/{len(cs)}",
+    ]  # fmt: skip
+
+
+def grid(
+    name: str, kind: str, train: tuple, tolerances: tuple[float, ...], dual: bool | str = "auto"
+) -> list[object]:
     values, labels = train
     names = [str(k) for k in range(labels.max() + 1)]
     held_out = folds_of(labels, FOLDS, 0, names)
@@ -103,13 +140,16 @@ def grid(name: str, kind: str, train: tuple, tolerances: tuple[float, ...]) -> l
     inside, theirs, accuracy = ~held_out[0], 0.0, []
     tolerance = tolerances[1]
     for point in found.curve:
-        spent, model = timed(lambda c=point.c: scikit_learn(kind, c, tolerance).fit(values[inside], labels[inside]))
+        spent, model = timed(
+            lambda c=point.c: scikit_learn(kind, c, tolerance, dual).fit(values[inside], labels[inside])
+        )
         theirs += FOLDS * spent
         accuracy.append((model.predict(values[held_out[0]]) == labels[held_out[0]]).mean())
-    theirs += timed(lambda: scikit_learn(kind, found.c, tolerance).fit(values, labels))[0]
+    theirs += timed(lambda: scikit_learn(kind, found.c, tolerance, dual).fit(values, labels))[0]
     fits = (FOLDS + 1) * len(found.curve) * (labels.max() + 1 if kind == "svm" else 1)
     return [
-        name, kind, f"{len(found.curve)} C x {FOLDS} folds", f"~{theirs:.0f} s (tol {tolerance:g})",
+        name, kind, f"{len(found.curve)} C x {FOLDS} folds",
+        f"~{theirs:.0f} s (tol {tolerance:g}{', dual' * (dual is True)})",
         f"{seconds:.1f} s",
         f"{theirs / seconds:.1f}x", f"C = {found.c:g}", "", f"{fits - len(found.uncertified)}/{fits}",
     ]  # fmt: skip
@@ -119,11 +159,12 @@ def cells(arguments: argparse.Namespace) -> list[tuple[str, tuple, tuple]]:
     """Name, training rows and labels, test rows and labels; normalised."""
     found = []
     if not arguments.features:
-        values, labels = relu_like(6060, 4096, 101, 0.78)
-        for kind in ("l2", "standard"):
-            normalizer = Normalizer.fit(kind, values[:3030])
+        n, width, classes = map(int, arguments.shape.split("x"))
+        values, labels = relu_like(2 * n, width, classes, 0.78)
+        for kind in arguments.normalize:
+            normalizer = Normalizer.fit(kind, values[:n])
             rows = normalizer(values)
-            found.append((f"made up 3030x4096, {kind}", (rows[:3030], labels[:3030]), (rows[3030:], labels[3030:])))
+            found.append((f"made up {arguments.shape}, {kind}", (rows[:n], labels[:n]), (rows[n:], labels[n:])))
     else:
         features = open_features(arguments.features)
         for layer in arguments.layer:
@@ -147,6 +188,11 @@ def main() -> None:
     parser.add_argument("--kind", action="append", default=[], choices=["svm", "softmax"])
     parser.add_argument("--decade", action="append", type=int, default=[], help="of C, from the grid's centre")
     parser.add_argument("--no-grid", action="store_true")
+    parser.add_argument("--path", action="store_true", help="a softmax along C, without folds")
+    parser.add_argument("--dual", action="store_true", help="the grid also beside LinearSVC(dual=True)")
+    parser.add_argument(
+        "--shape", default="3030x4096x101", help="of rows that are made up: images x values x classes"
+    )
     arguments = parser.parse_args()
     arguments.normalize = arguments.normalize or ["l2", "standard"]
     warnings.simplefilter("ignore")
@@ -167,6 +213,12 @@ def main() -> None:
                     print(table(header, [line])[1], flush=True)
                 if not arguments.no_grid:
                     lines.append(grid(name, kind, train, TOLERANCES[kind]))
+                    print(table(header, [lines[-1]])[1], flush=True)
+                    if arguments.dual and kind == "svm":
+                        lines.append(grid(name, kind, train, TOLERANCES[kind], dual=True))
+                        print(table(header, [lines[-1]])[1], flush=True)
+                if arguments.path and kind == "softmax":
+                    lines.append(path(name, train))
                     print(table(header, [lines[-1]])[1], flush=True)
     print("\n".join(table(header, lines)))
 

@@ -14,12 +14,14 @@ from sklearn.svm import LinearSVC
 from featx.errors import NonFiniteRow
 from featx.heads.normalize import Normalizer
 from featx.heads.solver.blocks import Blocks
-from featx.heads.solver.direct import solve_subsystems
+from featx.heads.solver.direct import PrimalExactSteps, solve_subsystems
 from featx.heads.solver.objectives import CrossEntropy, SquaredHinge
 from featx.heads.solver.path import Solver, solve
+from featx.heads.solver.spaces import Primal
+from featx.heads.solver.state import State
 from featx.heads.solver.targets import Targets
 
-CPU = torch.device("cpu")
+CPU, F64 = torch.device("cpu"), torch.float64
 
 
 def losses():
@@ -91,6 +93,36 @@ def test_subsystems_one_by_one_and_filled_up_in_batches_are_solved_alike():
         expected[rows] = torch.linalg.solve(system, right[problem, rows])
         torch.testing.assert_close(found[problem], expected)
         torch.testing.assert_close(batched[problem], expected)
+
+
+@pytest.mark.parametrize("intercept", ["penalised", "free", "none"])
+def test_an_exact_step_on_the_weights_leads_to_where_the_quadratic_model_is_lowest(intercept):
+    values, labels = clusters(per_class=15, width=6, seed=13)
+    space = Primal(Blocks(values.astype(np.float64), None, Normalizer("none"), CPU, 1 << 30), intercept, 2.0, F64)
+    _, rows = next(iter(space.blocks.rows(F64)))
+    signs = torch.where(torch.from_numpy(labels) == torch.arange(3)[:, None], 1.0, -1.0).double()
+    loss = SquaredHinge(signs, torch.linspace(0.5, 2, 45, dtype=F64).repeat(3, 1))
+    points = 0.3 * torch.randn(3, space.width, generator=torch.Generator().manual_seed(4), dtype=F64)
+    features = torch.cat([torch.from_numpy(values).double(), torch.full((45, 1), 2.0)], 1)[:, : space.width]
+    if intercept == "free":
+        # The free intercept is the score at the mean: columns as the space has them.
+        features = torch.cat([rows, torch.ones(45, 1, dtype=F64)], 1)
+    bounded = torch.ones(space.width, dtype=F64)
+    bounded[-1] = 0.0 if intercept == "free" else 1.0
+
+    def f(own, row):
+        slack = (1 - loss.signs[row] * (features @ own)).clamp_min(0)
+        return 0.5 * (bounded * own * own).sum() + (loss.costs[row] * slack * slack).sum()
+
+    state = State(points, space.image(points), *(torch.zeros(3, dtype=F64) for _ in range(4)))
+    everything, budget = torch.arange(3), torch.full((3,), 1000)
+    solved, steps = PrimalExactSteps(space, rows).steps(loss, state, everything, everything, budget)
+    assert solved.tolist() == [0, 1, 2]
+    for row in range(3):
+        gradient = torch.autograd.functional.jacobian(lambda own, row=row: f(own, row), points[row])
+        hessian = torch.autograd.functional.hessian(lambda own, row=row: f(own, row), points[row])
+        torch.testing.assert_close(steps[row], -torch.linalg.solve(hessian, gradient), rtol=1e-6, atol=1e-8)
+    assert not len(PrimalExactSteps(space, rows).steps(loss, state, everything, everything, budget // 1000)[0])
 
 
 # --- optima

@@ -15,6 +15,7 @@ from featx.errors import NonFiniteRow
 from featx.heads.normalize import Normalizer, row_lengths
 
 BLOCK_BYTES = 64 << 20  # of float32 values read, normalised and multiplied at a time
+_MIN_BLOCK_BYTES = 1 << 20
 _MIN_COLUMNS = 1024  # a strip of a row's file bytes narrower than a page is read as a whole page all the same
 
 
@@ -25,7 +26,8 @@ class Blocks:
 
     Attributes:
         n, d: rows and values.
-        mean: (D,) float64 on the device, of the normalised rows.
+        mean: (D,) float64 on the device, of the normalised rows; for features in float32 rounded to it, so that the
+            difference from it needs no more digits than they have.
         variance: the mean squared distance of the normalised rows from their mean.
     """
 
@@ -54,11 +56,13 @@ class Blocks:
         self.device = device
         self.n = len(values) if rows is None else len(rows)
         self.d = values.shape[1]
+        # A block and its copies on the way, twice, for the next one is read meanwhile.
+        self._block_bytes = min(BLOCK_BYTES, max(resident_bytes // 8, _MIN_BLOCK_BYTES))
         self._lengths = np.ones(self.n)
         self._kept: Tensor | None = None
         kept = np.empty((self.n, self.d), np.float32) if 4 * self.n * self.d <= resident_bytes else None
         total, squares = np.zeros(self.d), 0.0
-        for part in _slices(self.n, max(1, BLOCK_BYTES // (4 * self.d))):
+        for part in self._row_slices():
             block = self._read(part, slice(None))
             finite = np.isfinite(block).all(axis=1)
             if not finite.all():
@@ -72,13 +76,16 @@ class Blocks:
                 kept[part] = block
         mean = total / self.n
         self.variance = max(squares / self.n - float(mean @ mean), 0.0)
-        self._mean = mean
-        self.mean = torch.from_numpy(mean).to(device)
+        self._mean = mean if values.dtype == np.float64 else mean.astype(np.float32)
+        self.mean = torch.from_numpy(self._mean.astype(np.float64)).to(device)
         if kept is not None:
-            # In blocks: the difference is taken in float64, and must not need a float64 copy of everything.
-            for part in _slices(self.n, max(1, BLOCK_BYTES // (4 * self.d))):
-                kept[part] = kept[part] - mean
+            # In blocks: of float64 features the difference must not need a copy of everything.
+            for part in self._row_slices():
+                kept[part] = kept[part] - self._mean
             self._kept = torch.from_numpy(kept).to(device)
+
+    def _row_slices(self) -> list[slice]:
+        return _slices(self.n, max(1, self._block_bytes // (4 * self.d)))
 
     @property
     def resident(self) -> bool:
@@ -90,15 +97,14 @@ class Blocks:
         if self._kept is not None and dtype == self._kept.dtype:
             yield slice(0, self.n), self._kept
             return
-        parts = _slices(self.n, max(1, BLOCK_BYTES // (4 * self.d)))
-        yield from self._stream([(part, slice(0, self.d)) for part in parts], dtype, by_row=True)
+        yield from self._stream([(part, slice(0, self.d)) for part in self._row_slices()], dtype, by_row=True)
 
     def columns(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
         """Blocks of columns of all rows, (slice of 0..D, (n, w) tensor), in order: one pass over a file."""
         if self._kept is not None and dtype == self._kept.dtype:
             yield slice(0, self.d), self._kept
             return
-        width = max(_MIN_COLUMNS, BLOCK_BYTES // (4 * self.n))
+        width = max(_MIN_COLUMNS, self._block_bytes // (4 * self.n))
         parts = _slices(self.d, width)
         yield from self._stream([(slice(0, self.n), part) for part in parts], dtype, by_row=False)
 
@@ -130,7 +136,7 @@ class Blocks:
 
     def _normalised(self, block: npt.NDArray[np.floating], rows: slice, columns: slice) -> npt.NDArray[np.floating]:
         if self._normalizer.kind == "l2":
-            return (block / self._lengths[rows, None]).astype(block.dtype)
+            return np.asarray(block / self._lengths[rows, None].astype(block.dtype))
         if self._normalizer.mean is not None and self._normalizer.scale is not None:
             standard = (block - self._normalizer.mean[columns]) / self._normalizer.scale[columns]
             return standard.astype(block.dtype)

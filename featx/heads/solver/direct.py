@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from featx.heads.solver.objectives import SquaredHinge
-from featx.heads.solver.spaces import Gram
-from featx.heads.solver.state import State
+from featx.heads.solver.spaces import Gram, Primal, add_products
+from featx.heads.solver.state import State, regular
 
 # Arithmetic, measured against a matrix product of the same precision: factoring runs at half its rate, and picking
 # m^2 values out of the matrix costs as much as 120 m^2 operations of a product.
@@ -151,6 +151,63 @@ class ExactSteps:
             # LAPACK's columns are made rows: picking rows out of columns would be several times as slow.
             self._kept[name] = inverse.mT.contiguous(), trained
         return self._kept[name]
+
+
+class PrimalExactSteps:
+    """Exact steps on the weights: (1 + Z_I^T D Z_I) step = -gradient, I the images short of their margin.
+
+    Few of many images are, once C is large; what all of them say, the preconditioner of conjugate gradients, is then
+    a bad guide.
+    """
+
+    def __init__(self, space: Primal, values: Tensor) -> None:
+        """Args:
+
+        values: (n, D), the centred features of the space.
+        """
+        self._space = space
+        self._values = values
+
+    def steps(
+        self, objective: SquaredHinge, state: State, open_: Tensor, names: Tensor, budget: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """As `ExactSteps.steps`."""
+        n, d = self._values.shape
+        part = objective.select(open_)
+        curvature = part.curvature(state.scores[open_])
+        sizes = (curvature > 0).sum(1).double()
+        # The symmetric product takes half of 2 size d^2 operations.
+        cost = sizes * d**2 + _FACTOR * float(d) ** 3 + _PICK * sizes * d + _CALL
+        solved = torch.nonzero(cost <= budget[open_] * (4.0 * n * d + _OVERHEAD))[:, 0]
+        if not len(solved):
+            return open_[:0], state.points[:0]
+        points = state.points[open_[solved]]
+        residual = part.select(solved).residual(state.scores[open_[solved]])
+        gradient = regular(self._space, points) + self._space.adjoint(residual)
+        steps = torch.stack([self._solve(own, slope) for own, slope in zip(curvature[solved], gradient, strict=True)])
+        sound = torch.isfinite(steps).all(1)
+        return open_[solved[sound]], steps[sound]
+
+    def _solve(self, curvature: Tensor, gradient: Tensor) -> Tensor:
+        rows = torch.nonzero(curvature > 0)[:, 0]
+        weights = curvature[rows]
+        values = self._values[rows] * weights.sqrt()[:, None]
+        d = values.shape[1]
+        matrix = torch.zeros(len(gradient), len(gradient), dtype=gradient.dtype, device=gradient.device)
+        moment = torch.zeros(d, d, dtype=gradient.dtype, device=gradient.device)
+        add_products(moment, values.T)
+        matrix[:d, :d] = moment
+        # Z = centred features + constant: the mixed terms, and the constant's own.
+        constant = self._space.constant
+        mixed = torch.zeros_like(constant)
+        mixed[:d] = (weights.sqrt() @ values).double()
+        mixed += 0.5 * weights.sum(dtype=torch.float64) * constant
+        matrix += (torch.outer(mixed, constant) + torch.outer(constant, mixed)).to(matrix.dtype)
+        self._space.add_penalty(matrix)
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if int(failed):
+            return torch.full_like(gradient, torch.nan)
+        return torch.cholesky_solve(-gradient[:, None], factor)[:, 0]
 
 
 def _cost(size: Tensor) -> Tensor:

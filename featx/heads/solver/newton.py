@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from featx.heads.solver.conjugate import FALL, conjugate_gradients
-from featx.heads.solver.direct import ExactSteps
+from featx.heads.solver.direct import ExactSteps, PrimalExactSteps
 from featx.heads.solver.objectives import Objective, SquaredHinge
 from featx.heads.solver.spaces import Space
 from featx.heads.solver.state import State, penalty, per_group, regular, regular_dot, rows_of
@@ -44,7 +44,7 @@ def minimise(
     state: State,
     *,
     tolerance: float,
-    exact: ExactSteps | None = None,
+    exact: ExactSteps | PrimalExactSteps | None = None,
 ) -> None:
     """Bring every group of `state` to its optimum, in place.
 
@@ -72,7 +72,12 @@ class _Turn:
 
 class _Newton:
     def __init__(
-        self, space: Space, objective: Objective, state: State, tolerance: float, exact: ExactSteps | None
+        self,
+        space: Space,
+        objective: Objective,
+        state: State,
+        tolerance: float,
+        exact: ExactSteps | PrimalExactSteps | None,
     ) -> None:
         self.space, self.objective, self.state, self.tolerance, self.exact = space, objective, state, tolerance, exact
         self.group = objective.group

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from featx.heads.normalize import Normalizer
 from featx.heads.solver.blocks import Blocks
-from featx.heads.solver.direct import ExactSteps
+from featx.heads.solver.direct import ExactSteps, PrimalExactSteps
 from featx.heads.solver.newton import minimise
 from featx.heads.solver.objectives import Objective, SquaredHinge
 from featx.heads.solver.spaces import Gram, Primal
@@ -179,10 +179,15 @@ class Solver:
         part = self._state.select(groups, targets.group)
         if dtype != self._space.dtype:
             part = part.to(space)
-        exact = None
+        exact: ExactSteps | PrimalExactSteps | None = None
         if isinstance(space, Gram) and isinstance(objective, SquaredHinge):
             costs = targets.family_costs(c, self.trained, dtype, device)
             exact = ExactSteps(space, groups // targets.groups, costs, self._memory // 4)
+        elif isinstance(space, Primal) and isinstance(objective, SquaredHinge):
+            # With all rows in one block; where they are streamed, a pass over them serves every problem at once.
+            rows = next(iter(self.blocks.rows(dtype))) if self.blocks.resident else None
+            if rows is not None and len(rows[1]) == self.blocks.n and space.whole_matrix:
+                exact = PrimalExactSteps(space, rows[1])
         minimise(space, objective, part, tolerance=tolerance, exact=exact)
         self._state.put(groups, targets.group, part)
         return part

@@ -171,7 +171,12 @@ def add_products(products: Tensor, values: Tensor) -> None:
 
 
 class Primal:
-    """Points are weights of the D values and, with an intercept, one coefficient more, (P, D + 1)."""
+    """Points are weights of the D values and, with an intercept, one coefficient more, (P, D + 1).
+
+    Attributes:
+        constant: (width,) float64, what a unit of each coefficient adds to every score beside the centred features'
+            part.
+    """
 
     metric_needs_images = False
 
@@ -184,20 +189,19 @@ class Primal:
             memory, with their squares and the mean direction alone.
         """
         self.blocks = blocks
-        self._whole_matrix = whole_matrix
+        self.whole_matrix = whole_matrix
         self.scaling = scaling if intercept == "penalised" else 0.0
         self.dtype = dtype
         self.width = blocks.d + (intercept != "none")
         self.loose = torch.ones(blocks.n, dtype=dtype, device=blocks.device) if intercept == "free" else None
         self.loose_penalty = 0.0
-        # A unit of each coefficient adds this to every score, on top of the centred features' part.
         constant = torch.zeros(self.width, dtype=torch.float64, device=blocks.device)
         if self.loose is not None:
             constant[-1] = 1.0
         else:
             constant[: blocks.d] = blocks.mean
             constant[blocks.d :] = self.scaling
-        self._constant = constant
+        self.constant = constant
         self._scatter: Tensor | None = None
         self._factor: Tensor | None = None
         self._curvature = 0.0
@@ -208,33 +212,31 @@ class Primal:
         weights = points[:, : self.blocks.d]
         for rows, values in self.blocks.rows(self.dtype):
             torch.mm(weights, values.T, out=scores[:, rows])
-        return scores.add_((points.double() @ self._constant).to(self.dtype)[:, None])
+        return scores.add_((points.double() @ self.constant).to(self.dtype)[:, None])
 
     def adjoint(self, residual: Tensor) -> Tensor:
         gradient = torch.zeros(len(residual), self.width, dtype=self.dtype, device=self.blocks.device)
         for rows, values in self.blocks.rows(self.dtype):
             gradient[:, : self.blocks.d].addmm_(residual[:, rows], values)
         total = residual.sum(1, dtype=torch.float64)
-        return gradient.add_(torch.outer(total, self._constant).to(self.dtype))
+        return gradient.add_(torch.outer(total, self.constant).to(self.dtype))
 
     def dot(self, points: Tensor, others: Tensor, image_of_others: Tensor) -> Tensor:
         return (points * others).sum(1).double()
 
     def prepare(self, curvature: float) -> None:
         if self._scatter is None:
-            self._scatter = self._second_moment() if self._whole_matrix else self._squares()
+            self._scatter = self._second_moment() if self.whole_matrix else self._squares()
         if 2 / 3 < curvature / max(self._curvature, 1e-300) < 3 / 2:
             return
         self._curvature = curvature
-        if self._whole_matrix:
+        if self.whole_matrix:
             self._factorise(curvature)
 
     def _factorise(self, curvature: float) -> None:
         assert self._scatter is not None
         matrix = self._scatter * curvature
-        matrix.diagonal()[: self.width - (self.loose is not None)].add_(1.0)
-        if self.loose is not None:
-            matrix[-1, -1].clamp_min_(_LEAST)
+        self.add_penalty(matrix)
         factor, failed = torch.linalg.cholesky_ex(matrix)
         if int(failed):
             # Beyond the digits of this number type: any matrix near it will do, it only guides the search.
@@ -243,13 +245,19 @@ class Primal:
             factor = torch.linalg.cholesky(matrix).to(self.dtype)
         self._factor = factor
 
+    def add_penalty(self, matrix: Tensor) -> None:
+        """Add, in place, the second derivative of 1/2 |w|^2 to that of a loss (width, width)."""
+        matrix.diagonal()[: self.width - (self.loose is not None)].add_(1.0)
+        if self.loose is not None:
+            matrix[-1, -1].clamp_min_(_LEAST)
+
     def _second_moment(self) -> Tensor:
         """(width, width): the sum over images of their outer products, intercept feature included."""
         d, n = self.blocks.d, self.blocks.n
         moment = torch.zeros(d, d, dtype=self.dtype, device=self.blocks.device)
         for _, values in self.blocks.rows(self.dtype):
             add_products(moment, values.T)
-        whole = torch.outer(self._constant, self._constant).mul_(n).to(self.dtype)
+        whole = torch.outer(self.constant, self.constant).mul_(n).to(self.dtype)
         whole[:d, :d] += moment
         return whole
 
@@ -261,7 +269,7 @@ class Primal:
         return squares
 
     def precondition(self, points: Tensor) -> Tensor:
-        if not self._whole_matrix:
+        if not self.whole_matrix:
             return self._precondition_by_diagonal(points)
         assert self._factor is not None
         return torch.cholesky_solve(points.T, self._factor).T
@@ -276,8 +284,8 @@ class Primal:
             return (points / inverse).to(self.dtype)
         inverse.reciprocal_()
         weight = self._curvature * self.blocks.n
-        along = inverse * self._constant
-        share = weight * (points.double() @ along) / (1 + weight * (along @ self._constant))
+        along = inverse * self.constant
+        share = weight * (points.double() @ along) / (1 + weight * (along @ self.constant))
         return (points * inverse).sub_(torch.outer(share, along)).to(self.dtype)
 
     def weights(self, points: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
