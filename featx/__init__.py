@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         CheckConfig,
         EvaluateConfig,
         ExtractConfig,
+        FinetuneConfig,
         FitConfig,
         LayersConfig,
         PredictConfig,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from featx.errors import FeatxError
     from featx.evaluate import EvaluateReport, evaluate_head
     from featx.extract import ExtractReport, extract_features
+    from featx.finetune import FinetuneReport, finetune_network
     from featx.fit import FitReport, fit_softmax, fit_svm
     from featx.heads.estimators import LinearSVM, Softmax
     from featx.heads.linear import LinearHead
@@ -51,6 +53,8 @@ _HOME = {
     "ExtractReport": "featx.extract",
     "Features": "featx.store.reader",
     "FeatxError": "featx.errors",
+    "FinetuneConfig": "featx.config",
+    "FinetuneReport": "featx.finetune",
     "FitConfig": "featx.config",
     "FitReport": "featx.fit",
     "InspectReport": "featx.inspect",
@@ -68,6 +72,7 @@ _HOME = {
     "check_source": "featx.check",
     "evaluate_head": "featx.evaluate",
     "extract_features": "featx.extract",
+    "finetune_network": "featx.finetune",
     "fit_softmax": "featx.fit",
     "fit_svm": "featx.fit",
     "inspect_file": "featx.inspect",
@@ -87,6 +92,8 @@ __all__ = [  # defined by __getattr__
     "ExtractReport",
     "Features",
     "FeatxError",
+    "FinetuneConfig",
+    "FinetuneReport",
     "FitConfig",
     "FitReport",
     "InspectReport",
@@ -105,6 +112,7 @@ __all__ = [  # defined by __getattr__
     "check_source",
     "evaluate_head",
     "extract_features",
+    "finetune_network",
     "fit_softmax",
     "fit_svm",
     "inspect_file",

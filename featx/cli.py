@@ -23,6 +23,7 @@ from featx.config import (
     CheckConfig,
     EvaluateConfig,
     ExtractConfig,
+    FinetuneConfig,
     FitConfig,
     LayersConfig,
     PredictConfig,
@@ -178,6 +179,36 @@ def layers_command(net: str, config: LayersConfig, as_json: bool) -> None:
     show(list_layers(net, config), as_json)
 
 
+@commands.group("weights", invoke_without_command=True)
+@common
+@click.pass_context
+def weights_command(ctx: click.Context, as_json: bool) -> None:
+    """List the weights that are shipped, cached and downloadable; `featx weights fetch` downloads.
+
+    \b
+    featx weights
+    featx weights fetch alexnet vgg16
+    """
+    from featx.weights import list_weights
+
+    if ctx.invoked_subcommand is None:
+        show(list_weights(), as_json)
+
+
+@weights_command.command("fetch")
+@click.argument("nets", nargs=-1)
+@common
+def weights_fetch_command(nets: tuple[str, ...], as_json: bool) -> None:
+    """Download the weights of NETS for use without a network.
+
+    \b
+    featx weights fetch alexnet vgg16
+    """
+    from featx.weights import fetch_all
+
+    show(fetch_all(nets, reporter=StderrReporter()), as_json)
+
+
 @commands.command("extract")
 @click.argument("source", type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="The features file to make.", metavar="FILE")
@@ -272,6 +303,28 @@ def fit_softmax_command(features: Path, output: Path | None, config: FitConfig, 
     show(fit_softmax(features, output, config, reporter=StderrReporter()), as_json)
 
 
+@commands.command("finetune")
+@click.argument("source", type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder of the run.", metavar="FOLDER")
+@options_of(FinetuneConfig)
+@common
+def finetune_command(source: Path, output: Path, config: FinetuneConfig, as_json: bool) -> None:
+    """Retrain a network on the labelled images of SOURCE, with a learning rate for every layer.
+
+    The same command again goes on where an interrupted run has stopped. With several processes or GPUs:
+    torchrun --nproc-per-node N -m featx finetune ...
+
+    \b
+    featx finetune photos/ -b alexnet --lr "conv1-conv3=0, conv4-conv5=1e-4, fc6-fc7=1e-3, fc8=1e-2" -o run/
+    featx finetune photos/ -b vgg16 --lr fc -o run/
+    """
+    from featx.finetune import finetune_network
+
+    report = finetune_network(source, output, config, reporter=StderrReporter())
+    if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
+        show(report, as_json)
+
+
 @commands.command("probe")
 @click.argument("source", type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder for table and picture.", metavar="FOLDER")
@@ -311,14 +364,15 @@ def predict_command(head: Path, source: Path, output: Path, config: PredictConfi
 @options_of(EvaluateConfig)
 @common
 def evaluate_command(head: Path, features: Path, config: EvaluateConfig, as_json: bool) -> None:
-    """Measure a HEAD on the labelled rows of FEATURES.
+    """Measure a HEAD on the labelled rows of FEATURES, or a fine-tuned network (its folder) on labelled images.
 
     \b
     featx evaluate head.safetensors test-photos.h5
+    featx evaluate run/ test-photos/
     """
     from featx.evaluate import evaluate_head
 
-    show(evaluate_head(head, features, config), as_json)
+    show(evaluate_head(head, features, config, reporter=StderrReporter()), as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -15,6 +15,7 @@ FeatxError                      exit  when
 │   └── FeaturesMismatch              a head was given features of another layer or network
 ├── TooManyBadImages               3  more failures than --max-bad allows
 ├── VerificationFailed             5  recomputed rows differ from the file
+├── Diverged                       1  a training's loss has become NaN or infinite
 ├── DiskError                     74  not enough space, or the disk refused
 └── Interrupted             75/130/143  stopped half-way; the same command resumes
 
@@ -77,6 +78,10 @@ class WeightsMismatch(FeatxError):
     """A checkpoint does not fit the network, holds code, or does not have the hash it should."""
 
     exit_status = 4
+
+
+class Diverged(FeatxError):
+    """The loss of a training has become NaN or infinite."""
 
 
 class PlanMismatch(FeatxError):

@@ -15,6 +15,7 @@ from featx.atomic import disk_errors
 from featx.config import ExtractConfig
 from featx.errors import DiskError, FileFormatError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
 from featx.images.scan import Manifest, printable, scan
+from featx.networks.runs import is_run, read_run
 from featx.options import command_line
 from featx.progress import SILENT, Reporter, Stop, format_bytes, format_duration, graceful_stop
 from featx.report import Report, table
@@ -129,7 +130,7 @@ def _take_finished(output: Path, manifest: Manifest, config: ExtractConfig) -> E
         return None
     if features.provenance["request"] != config.recorded() or features.provenance["images"] != manifest.digest:
         return None
-    weights_file = Path(config.weights)
+    weights_file = read_run(config.backbone).weights if is_run(config.backbone) else Path(config.weights)
     if weights_file.suffix in (".pth", ".pt", ".safetensors") and weights_file.is_file():
         import hashlib
 
@@ -161,6 +162,7 @@ class _Run:
             crop=config.crop,
             squash=config.squash,
             exif=config.exif,
+            mirror=config.mirror,
         )
         self._refuse_what_cannot_fit()
         for line in self.plan_lines():

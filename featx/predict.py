@@ -7,24 +7,29 @@ import math
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featx.atomic import disk_errors, refuse_special_file, replacing
 from featx.config import PredictConfig
-from featx.errors import Interrupted, TooManyBadImages, UsageError, WeightsMismatch
-from featx.evaluate import layer_for
-from featx.heads.linear import LinearHead
-from featx.images.scan import printable, scan
+from featx.errors import FeaturesMismatch, Interrupted, TooManyBadImages, UsageError, WeightsMismatch
+from featx.heads.linear import LinearHead, recipe_of
+from featx.images.preprocess import Preprocess
+from featx.images.scan import Manifest, printable, scan
+from featx.networks.names import PROB
+from featx.networks.runs import Run, is_run, read_run
 from featx.progress import SILENT, Reporter, format_duration, graceful_stop
 from featx.report import Report
-from featx.store.reader import open_features
+from featx.store.reader import Features, open_features
 from featx.store.schema import DONE
+
+if TYPE_CHECKING:
+    from featx.activations import Extractor
 
 FIRST_COLUMNS = b"path,class,"
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -32,7 +37,7 @@ HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 @dataclass(frozen=True)
 class PredictReport(Report):
-    """What was predicted: class -> images."""
+    """What was predicted by a head or a fine-tuned network: class -> images."""
 
     head: Path
     output: Path
@@ -66,22 +71,31 @@ def predict_images(
     gives all classes with a score above 0, joined by |.
 
     Args:
-        source: images as for `extract_features`, or a features file.
+        head: a head, or the folder of a fine-tuned network.
+        source: images as for `extract_features`; for a head also a features file.
 
     Raises:
         FeaturesMismatch: the features file holds other features than the head takes.
         WeightsMismatch: the network's weights are not those the head was fitted with.
         TooManyBadImages: more images failed than `config.max_bad` allows; nothing is written.
     """
-    loaded, config, started = LinearHead.load(head), config or PredictConfig(), time.perf_counter()
+    config, started = config or PredictConfig(), time.perf_counter()
     _refuse_to_destroy(Path(output))
-    if _is_hdf5(Path(source)):
-        paths, outputs, errors = _from_features(loaded, Path(source))
+    if is_run(str(head)):
+        run = read_run(head)
+        manifest = _images_only(Path(source), run, config.follow_links)
+        classes, (paths, outputs, errors) = run.classes, run_outputs(run, manifest, config, reporter)
+        names = [classes[best] for best in outputs.argmax(axis=1)]
     else:
-        paths, outputs, errors = _from_images(loaded, Path(source), config, reporter)
+        loaded = LinearHead.load(head)
+        if _is_hdf5(Path(source)):
+            paths, outputs, errors = _from_features(loaded, Path(source))
+        else:
+            paths, outputs, errors = _from_images(loaded, Path(source), config, reporter)
+        classes, names = loaded.classes, loaded.chosen(outputs)
     _refuse_too_many_bad(errors, paths, config.max_bad)
-    chosen = [None if row in errors else name for row, name in enumerate(loaded.chosen(outputs))]
-    _write_csv(Path(output), loaded.classes, paths, chosen, outputs, errors)
+    chosen = [None if row in errors else name for row, name in enumerate(names)]
+    _write_csv(Path(output), classes, paths, chosen, outputs, errors)
     return PredictReport(
         head=Path(head),
         output=Path(output),
@@ -113,6 +127,23 @@ def _refuse_to_destroy(output: Path) -> None:
 Scored = tuple[list[str], npt.NDArray[np.float64], dict[int, str]]
 
 
+def layer_for(head: LinearHead, features: Features) -> str:
+    """The layer of a features file that a head takes.
+
+    Raises:
+        FeaturesMismatch: the file does not hold it, or it was made in another way.
+    """
+    layer = head.layer
+    if layer not in features:
+        raise FeaturesMismatch(
+            f"the head was fitted on {head.recipe['backbone']} {layer}; {features.path} holds "
+            f"{', '.join(features)}. Extract again with: {head.extract_command}"
+        )
+    recipe = recipe_of(features.provenance, layer, features.layers[layer].pooling)
+    head.refuse_other_features(layer, recipe, str(features.path))
+    return layer
+
+
 def _from_features(head: LinearHead, path: Path) -> Scored:
     features = open_features(path)
     layer = layer_for(head, features)
@@ -124,7 +155,7 @@ def _from_features(head: LinearHead, path: Path) -> Scored:
 
 
 def _from_images(head: LinearHead, source: Path, config: PredictConfig, reporter: Reporter) -> Scored:
-    from featx.activations import Extractor, stream_features
+    from featx.activations import Extractor
     from featx.recipe import recipe_from
 
     manifest = scan(source, follow_links=config.follow_links)
@@ -141,19 +172,71 @@ def _from_images(head: LinearHead, source: Path, config: PredictConfig, reporter
             f"the head was fitted on features of weights with sha256 {head.recipe['weights']['sha256'][:16]}...; "
             f"{recipe.weights.name} has {extractor.weights_sha256[:16]}.... Say where they are now with --weights"
         )
-    outputs = np.zeros((len(manifest), len(head.classes)))
+    outputs_of = lambda features: head.outputs(features[head.layer])  # noqa: E731  # one expression, used once
+    return _stream(manifest, extractor, outputs_of, len(head.classes), config.workers, reporter)
+
+
+def _images_only(source: Path, run: Run, follow_links: bool) -> Manifest:
+    if _is_hdf5(source):
+        raise UsageError(
+            f"{source} is a features file; {run.folder} is a whole network and takes images. For a head on its "
+            f"features: featx extract IMAGES -b {run.folder}"
+        )
+    return scan(source, follow_links=follow_links)
+
+
+def run_outputs(run: Run, manifest: Manifest, config: PredictConfig, reporter: Reporter) -> Scored:
+    """Paths, probabilities (N, K) and failures of the images of a manifest, by a fine-tuned network.
+
+    Raises:
+        FileFormatError: the run is not finished.
+        Interrupted: a signal came.
+    """
+    from featx.activations import Extractor
+    from featx.networks.pooling import parse_pooling
+    from featx.recipe import plan_recipe
+
+    recipe = plan_recipe(
+        backbone=str(run.folder),
+        layers=PROB,
+        weights="default",
+        pooling=parse_pooling("none"),
+        device=config.device,
+        batch_size=config.batch_size,
+        exif=bool(run.plan["request"]["exif"]),
+    )
+    recipe = replace(recipe, preprocess=Preprocess.from_values(run.preprocess))
+    extractor = Extractor(recipe, reporter.download)
+
+    def outputs_of(features: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.float64]:
+        return np.asarray(features[PROB], np.float64)
+
+    return _stream(manifest, extractor, outputs_of, len(run.classes), config.workers, reporter)
+
+
+def _stream(
+    manifest: Manifest,
+    extractor: Extractor,
+    outputs_of: Callable[[dict[str, npt.NDArray[Any]]], npt.NDArray[np.float64]],
+    classes: int,
+    workers: int | None,
+    reporter: Reporter,
+) -> Scored:
+    from featx.activations import stream_features
+
+    outputs = np.zeros((len(manifest), classes))
     errors: dict[int, str] = {}
     reporter.begin("predict", len(manifest))
 
     def keep(block: Any, features: dict[str, npt.NDArray[Any]]) -> None:
         good = np.flatnonzero(block.status == DONE)
-        outputs[block.first + good] = head.outputs(features[head.layer][good])
+        outputs[block.first + good] = outputs_of({name: values[good] for name, values in features.items()})
         errors.update({block.first + place: reason for place, reason in block.reasons.items()})
         reporter.advance(len(block.status))
 
-    blocks = range(0, len(manifest), recipe.batch_size)
+    blocks = range(0, len(manifest), extractor.recipe.batch_size)
     with graceful_stop() as stop:
-        stream_features(manifest, extractor, keep, blocks=blocks, workers=config.workers, stop=stop)
+        stream_features(manifest, extractor, keep, blocks=blocks, workers=workers, stop=stop)
     reporter.end()
     if stop.signal is not None:
         raise Interrupted(f"stopped by signal {stop.signal}; nothing was written", 128 + stop.signal)

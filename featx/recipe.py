@@ -11,7 +11,8 @@ from featx.config import PRECISIONS
 from featx.device import choose_device
 from featx.errors import UsageError
 from featx.images.preprocess import Preprocess
-from featx.networks.backbones import Backbone, refuse_unknown
+from featx.networks.backbones import Backbone
+from featx.networks.construct import refuse_unknown
 from featx.networks.names import Layer
 from featx.networks.pooling import Pooling, parse_pooling
 from featx.networks.weights import WeightsSource, weights_of
@@ -96,6 +97,7 @@ def plan_recipe(
     crop: int | None = None,
     squash: bool = False,
     exif: bool = False,
+    mirror: bool = False,
 ) -> Recipe:
     """Resolve names into a Recipe; nothing is downloaded or computed.
 
@@ -108,7 +110,9 @@ def plan_recipe(
     refuse_unknown(backbone)  # before its weights, which cannot be known either
     source = weights_of(backbone, weights)
     network = Backbone(backbone, crop, source.published)
-    preprocess = Preprocess.from_values(network.preprocessing).overridden(resize=resize, crop=crop, squash=squash)
+    preprocess = Preprocess.from_values(network.preprocessing).overridden(
+        resize=resize, crop=crop, squash=squash, mirror=mirror
+    )
     captured = tuple(network.names.resolve(layers))
     return Recipe(
         backbone=network,

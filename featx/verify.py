@@ -10,7 +10,7 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +228,9 @@ def _modules_called_once(network: nn.Module) -> set[str]:
 
 def torchvision_transforms(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
     """The same preprocessing, made of torchvision's own transforms."""
+    if preprocess.mirror:
+        plain = torchvision_transforms(replace(preprocess, mirror=False))
+        return lambda image: plain(image).flip(-1)
     how = T.InterpolationMode(preprocess.interpolation)
     if not preprocess.squash:
         preset: Callable[[Image.Image], Tensor] = ImageClassification(

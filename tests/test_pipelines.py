@@ -28,7 +28,8 @@ def test_a_pipeline_says_its_question_data_and_expectation(folder):
     for word in ("# Question", "# Data", "# Compare", "# Expect", "# Takes", "set -eu"):
         assert word in text
     assert os.access(folder / "run.sh", os.X_OK)
-    assert json.loads((folder / "expected.json").read_text())["rows"]
+    expected = json.loads((folder / "expected.json").read_text())
+    assert expected["rows"] or "needs" in expected
 
 
 @pytest.mark.slow
@@ -36,6 +37,8 @@ def test_a_pipeline_says_its_question_data_and_expectation(folder):
 def test_a_pipeline_gives_the_expected_table_and_the_same_one_again(folder, tmp_path):
     expected = json.loads((folder / "expected.json").read_text())
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    if "needs" in expected:
+        pytest.skip(f"{folder.name} needs {expected['needs']}")
     command = [folder / "run.sh", tmp_path / "data", tmp_path / "out"]
     tables = []
     for _ in range(2):

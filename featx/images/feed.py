@@ -61,6 +61,18 @@ class BlockReader:
             archive = self._local.archive = zipfile.ZipFile(self.manifest.root)
         return read_member(archive, os.fsdecode(self.manifest.paths[row]))
 
+    def pixels(self, row: int) -> npt.NDArray[np.uint8]:
+        """(3, S, S) of one image.
+
+        Raises:
+            BadImage: there is none to be had.
+        """
+        image, _ = decode(self.read_bytes(row), exif=self.exif)
+        try:
+            return self.preprocess.pixels(image)
+        except TooElongated as bad:
+            raise BadImage(Status.TOO_LARGE, str(bad)) from bad
+
     def block(self, first: int) -> Block:
         """The block that begins at row `first`, in the fixed size the network always sees."""
         rows = range(first, min(first + self.batch_size, len(self.manifest)))

@@ -27,6 +27,7 @@ class Preprocess:
         crop: side of the square that is cut from the centre; smaller images get a black border.
         squash: resize to crop x crop without keeping the aspect.
         interpolation: "bilinear" or "bicubic", both with antialias.
+        mirror: turn left and right round, at the end.
         mean, std: of the three colours, after scaling to 0..1.
     """
 
@@ -36,6 +37,7 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     squash: bool = False
+    mirror: bool = False
 
     @classmethod
     def from_values(cls, values: dict[str, Any]) -> Preprocess:
@@ -46,11 +48,11 @@ class Preprocess:
         """As plain values for JSON."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
-    def overridden(self, *, resize: int | None, crop: int | None, squash: bool) -> Preprocess:
+    def overridden(self, *, resize: int | None, crop: int | None, squash: bool, mirror: bool = False) -> Preprocess:
         """With the user's own sizes in place of the weights'."""
         if squash and resize is not None:
             raise UsageError("--squash resizes to the crop size; leave out --resize")
-        changed = replace(self, resize=resize or self.resize, crop=crop or self.crop, squash=squash)
+        changed = replace(self, resize=resize or self.resize, crop=crop or self.crop, squash=squash, mirror=mirror)
         if not squash and changed.crop > changed.resize:
             if resize is not None:
                 raise UsageError(
@@ -77,7 +79,8 @@ class Preprocess:
             if size != image.size:
                 image = image.resize(size, method)
             image = centre_crop(image, self.crop)
-        return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
+        pixels = np.asarray(image)
+        return np.ascontiguousarray((pixels[:, ::-1] if self.mirror else pixels).transpose(2, 0, 1))
 
 
 def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:

@@ -14,8 +14,8 @@ import stat
 import struct
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featx.errors import SourceError
@@ -67,6 +67,15 @@ class Manifest:
             digest.update(b"%d:%s%d,%d;" % (len(path), path, label, split))
         digest.update("\0".join((*self.classes, "", *self.splits)).encode(errors="surrogateescape"))
         return digest.hexdigest()
+
+    def part(self, rows: Sequence[int]) -> Manifest:
+        """Some of the images, in the order of `rows`."""
+        return replace(
+            self,
+            paths=tuple(self.paths[row] for row in rows),
+            labels=tuple(self.labels[row] for row in rows),
+            split_of=tuple(self.split_of[row] for row in rows),
+        )
 
     def full_path(self, row: int) -> Path:
         """Where image `row` is; only for sources that are not zips."""

@@ -6,15 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
-import torchvision
 from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
-from torchvision.models import WeightsEnum, get_model, get_model_weights
 
-from featx.errors import UnknownBackbone, UsageError, WeightsMismatch
+from featx.errors import UsageError, WeightsMismatch
+from featx.networks.construct import construct, default_preprocessing
 from featx.networks.geometry import (
     NodeGeometry,
     ancestors,
@@ -27,7 +24,6 @@ from featx.networks.names import (
     Layer,
     LayerNames,
     literature_layers,
-    nearest_names,
     node_layers,
     prob_layer,
 )
@@ -41,66 +37,6 @@ from featx.networks.weights import (
     sha256_of_file,
     sha256_of_state,
 )
-
-# torchvision builds these two as they were when their published weights were trained: with auxiliary heads
-# (unused in eval mode) and their own input scaling.
-_AS_PUBLISHED: dict[str, dict[str, Any]] = {
-    "googlenet": {"aux_logits": True, "transform_input": True},
-    "inception_v3": {"aux_logits": True, "transform_input": True},
-}
-
-
-def backbone_names() -> list[str]:
-    """The names of all torchvision classifiers, AlexNet and VGG first."""
-    names = torchvision.models.list_models(module=torchvision.models)
-    return sorted(names, key=lambda name: (not name.startswith(("alexnet", "vgg")), name))
-
-
-def refuse_unknown(name: str) -> None:
-    """Raise UnknownBackbone, with the nearest names, unless torchvision has a classifier of that name."""
-    if name not in backbone_names():
-        raise UnknownBackbone(
-            f"no network {name!r}. Nearest: {nearest_names(name, backbone_names())}. "
-            f"It can be alexnet, vgg11, vgg13, vgg16, vgg19 (each also with _bn) or any torchvision classifier"
-        )
-
-
-class _ParametersOnMeta(TorchFunctionMode):
-    """Makes the tensors modules allocate for their parameters on the meta device.
-
-    Not `torch.device("meta")`: RegNet computes its widths with tensors, which then have no values.
-    """
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.empty, torch.zeros, torch.ones):
-            return func(*args, **{**(kwargs or {}), "device": "meta"})
-        return func(*args, **(kwargs or {}))
-
-
-def construct(name: str, seed: int | None = None, published: str | None = None) -> nn.Module:
-    """torchvision's network of that name in eval mode: on the meta device, or initialised from a seed.
-
-    Args:
-        published: the torchvision weights it is for (a vision transformer's size depends on them); by default
-            the backbone's DEFAULT.
-
-    Raises:
-        UnknownBackbone: no such classifier.
-    """
-    refuse_unknown(name)
-    options = dict(_AS_PUBLISHED.get(name, {}))
-    if name in _AS_PUBLISHED:
-        options["init_weights"] = seed is not None
-    if name.startswith("vit_"):
-        options["image_size"] = _published(name, published).meta["min_size"][0]
-    if seed is None:
-        with _ParametersOnMeta():
-            network: nn.Module = get_model(name, weights=None, **options).to("meta")
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            network = get_model(name, weights=None, **options)
-    return network.eval().requires_grad_(False)
 
 
 @dataclass(frozen=True)
@@ -238,27 +174,6 @@ def _module_layers(by_node: dict[str, Layer]) -> dict[str, Layer]:
             prefix = ".".join(parts[:length])
             found[prefix] = Layer(prefix, layer.node, layer.relu)
     return found
-
-
-def default_preprocessing(name: str, weights: str | None = None) -> dict[str, Any]:
-    """The preprocessing of a backbone's published weights, as plain values.
-
-    Args:
-        weights: a torchvision weights name; by default the backbone's DEFAULT.
-    """
-    transforms = _published(name, weights).transforms()
-    return {
-        "resize": int(transforms.resize_size[0]),
-        "crop": int(transforms.crop_size[0]),
-        "interpolation": transforms.interpolation.value,
-        "mean": [float(v) for v in transforms.mean],
-        "std": [float(v) for v in transforms.std],
-    }
-
-
-def _published(name: str, weights: str | None) -> WeightsEnum:
-    entries = get_model_weights(name)
-    return entries[weights.split(".")[-1]] if weights else entries.DEFAULT
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import nn
 from torchvision.models import VGG, AlexNet
 
 from featx.errors import UnknownLayer
+from featx.networks.mini import Mini
 from featx.networks.tap import SOFTMAX
 
 PRE = ":pre"
@@ -39,9 +40,9 @@ def literature_layers(network: nn.Module) -> list[Layer]:
     VGG16: conv1_1, conv1_2, pool1, conv2_1, ..., conv5_3, pool5, fc6, fc7, fc8.
     Every layer with a ReLU is followed by its `:pre`.
     """
-    if not isinstance(network, AlexNet | VGG):
+    if not isinstance(network, AlexNet | VGG | Mini):
         return []
-    by_block = isinstance(network, VGG)
+    by_block = network.by_block if isinstance(network, Mini) else isinstance(network, VGG)
     return [*_map_layers(network.features, by_block), *_vector_layers(network.classifier)]
 
 

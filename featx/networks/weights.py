@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from featx.errors import DiskError, UsageError, WeightsMismatch, WeightsUnavailable
+from featx.networks.mini import MINI_NAMES, shipped_weights
 from featx.networks.names import nearest_names
+from featx.networks.runs import is_run, read_run
 
 Progress = Callable[[str, int, int], None]  # what, bytes so far, bytes in all (0 if unknown)
 ATTEMPTS = 3
@@ -66,6 +68,12 @@ def weights_of(backbone: str, spec: str) -> WeightsSource:
         if not file.is_file():
             raise UsageError(f"--weights: no file {spec}")
         return WeightsSource(spec, file.name, file=file)
+    if (own := _own_weights(backbone)) is not None:
+        if spec != "default":
+            raise UsageError(
+                f"--weights is {spec!r}; for {backbone} it can be default, random:SEED, a .pth or .safetensors file"
+            )
+        return own
     published = get_model_weights(backbone)
     if spec == "default":
         chosen = published.DEFAULT
@@ -78,6 +86,20 @@ def weights_of(backbone: str, spec: str) -> WeightsSource:
             f".pth or .safetensors file. Nearest: {nearest_names(spec, names, 1)}"
         )
     return WeightsSource(spec, str(chosen), url=chosen.url)
+
+
+def _own_weights(backbone: str) -> WeightsSource | None:
+    """The weights of a mini or a run; None for torchvision's networks."""
+    if backbone in MINI_NAMES:
+        file = shipped_weights(backbone)
+        if not file.is_file():
+            raise UsageError(f"this copy of featx has no weights of {backbone}; use --weights FILE or random:SEED")
+        return WeightsSource("default", f"{backbone} of featx", file=file)
+    if not is_run(backbone):
+        return None
+    run = read_run(backbone)
+    run.refuse_unfinished()
+    return WeightsSource("default", f"fine-tuned {run.backbone}", file=run.weights)
 
 
 def sha256_of_file(path: Path) -> str:

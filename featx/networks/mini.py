@@ -1,0 +1,82 @@
+"""Two small networks of the AlexNet and VGG families, for 64 x 64 pixels, with the same layer names.
+
+They exist so that featx works where nothing can be downloaded: their weights, trained on Tiny ImageNet by
+`pipelines/pretrain`, are part of the package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import Tensor, nn
+
+SIDE = 64
+CLASSES = 200
+MINI_NAMES = ("alexnet-mini", "vgg-mini")
+# As torchvision's classifiers: the statistics of ImageNet's photographs.
+MINI_PREPROCESSING = {
+    "resize": SIDE,
+    "crop": SIDE,
+    "interpolation": "bilinear",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+
+
+class Mini(nn.Module):
+    """(B, 3, 64, 64) -> (B, K) logits.
+
+    Attributes:
+        by_block: layers are called conv1_1 as in VGG, not conv1 as in AlexNet.
+    """
+
+    def __init__(self, features: nn.Sequential, classifier: nn.Sequential, *, by_block: bool) -> None:
+        super().__init__()
+        self.features, self.classifier, self.by_block = features, classifier, by_block
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(self.features(pixels).flatten(1))
+        return logits
+
+
+def mini(name: str) -> Mini:
+    """One of `MINI_NAMES` with fresh weights, for Tiny ImageNet's 200 classes."""
+    return _alexnet() if name == "alexnet-mini" else _vgg()
+
+
+def shipped_weights(name: str) -> Path:
+    """Where the package keeps the weights of a mini."""
+    return Path(__file__).parents[1] / "pretrained" / f"{name}.safetensors"
+
+
+def _convolution(inputs: int, outputs: int, side: int, stride: int = 1) -> Iterator[nn.Module]:
+    yield nn.Conv2d(inputs, outputs, side, stride, padding=side // 2, bias=False)
+    yield nn.BatchNorm2d(outputs)
+    yield nn.ReLU(inplace=True)
+
+
+def _fully_connected(inputs: int, hidden: int, dropout: float) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Dropout(dropout), nn.Linear(inputs, hidden), nn.ReLU(inplace=True),
+        nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, CLASSES),
+    )  # fmt: skip
+
+
+def _alexnet() -> Mini:
+    """Five convolutions, pooled where AlexNet pools (behind conv1, conv2 and conv5); 3.6 million parameters."""
+    features = nn.Sequential(
+        *_convolution(3, 64, 5, stride=2), nn.MaxPool2d(3, 2, 1),
+        *_convolution(64, 160, 5), nn.MaxPool2d(3, 2, 1),
+        *_convolution(160, 256, 3), *_convolution(256, 256, 3), *_convolution(256, 256, 3), nn.MaxPool2d(3, 2, 1),
+    )  # fmt: skip
+    return Mini(features, _fully_connected(256 * 4 * 4, 384, dropout=0.2), by_block=False)
+
+
+def _vgg() -> Mini:
+    """Four blocks of two 3 x 3 convolutions; 3.6 million parameters."""
+    widths, layers, before = (32, 64, 128, 256), list[nn.Module](), 3
+    for width in widths:
+        layers += [*_convolution(before, width, 3), *_convolution(width, width, 3), nn.MaxPool2d(2)]
+        before = width
+    return Mini(nn.Sequential(*layers), _fully_connected(256 * 4 * 4, 512, dropout=0.2), by_block=True)

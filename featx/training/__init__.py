@@ -1,0 +1,1 @@
+"""Fine-tuning: rates per layer, augmentation, the loop and its checkpoints."""

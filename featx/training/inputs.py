@@ -1,0 +1,93 @@
+"""What a step is computed from: images, changed at random or not, or the stored output of frozen layers."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featx.images.preprocess import Preprocess
+from featx.training.augment import Augmentation, Draws, augment, draw
+from featx.training.pixels import Pixels, Rows
+
+
+class Inputs(Protocol):
+    """The inputs of n labelled images, by their places 0..n-1."""
+
+    def __len__(self) -> int:
+        """n."""
+
+    def draw(self, count: int, generator: torch.Generator) -> Draws | None:
+        """Random choices for the images of a step, the same whoever computes which of them."""
+
+    def expect(self, places: Rows) -> None:
+        """These will be asked for next."""
+
+    def take(self, places: Rows, draws: Draws | None) -> Tensor:
+        """(B, ...) float32 on the device, what the network or its trained part takes."""
+
+
+class ImageInputs:
+    """Pixels, augmented and normalised for the whole network."""
+
+    def __init__(
+        self, pixels: Pixels, preprocess: Preprocess, augmentation: Augmentation, source: int, device: torch.device
+    ) -> None:
+        """Args:
+
+        source: side of the pixels; `preprocess.crop` is what the network takes.
+        """
+        self._pixels, self._how, self._source, self._device = pixels, augmentation, source, device
+        self._side = preprocess.crop
+        colours = (1, 3, 1, 1)
+        self._mean = torch.tensor(preprocess.mean, device=device).view(colours)
+        self._std = torch.tensor(preprocess.std, device=device).view(colours)
+
+    def __len__(self) -> int:
+        return len(self._pixels.rows)
+
+    def draw(self, count: int, generator: torch.Generator) -> Draws | None:
+        return None if self._how.is_none else draw(self._how, count, self._source, self._side, generator)
+
+    def expect(self, places: Rows) -> None:
+        self._pixels.expect(places)
+
+    def take(self, places: Rows, draws: Draws | None) -> Tensor:
+        pixels = self._pixels.take(places).to(self._device)
+        how = self._how if draws is not None else Augmentation()
+        choices = draws or draw(how, len(pixels), self._source, self._side, torch.Generator())
+        images = augment(pixels, how, choices, self._side)
+        return images.sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
+
+
+class FeatureInputs:
+    """The stored output of frozen layers, for the images and, with two views, for their mirror images."""
+
+    def __init__(self, views: list[npt.NDArray[Any]], rows: Rows, device: torch.device) -> None:
+        """Args:
+
+        views: one or two arrays (N, ...), maps of files perhaps.
+        rows: the n rows of them that are used.
+        """
+        self._views, self._rows, self._device = views, rows, device
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def draw(self, count: int, generator: torch.Generator) -> Draws | None:
+        if len(self._views) == 1:
+            return None
+        return draw(Augmentation(flip=True), count, 1, 1, generator)
+
+    def expect(self, places: Rows) -> None:
+        """Reading them is all there is to do."""
+
+    def take(self, places: Rows, draws: Draws | None) -> Tensor:
+        found = np.asarray(self._views[0][self._rows[places]], np.float32)
+        if draws is not None:
+            mirrored = draws.mirrored.numpy()
+            found[mirrored] = self._views[1][self._rows[places[mirrored]]]
+        return torch.from_numpy(found).to(self._device)

@@ -1,0 +1,381 @@
+"""The loop: steps, epochs, validation and checkpoints, in one process or many.
+
+Every step draws its order, its augmentation and its dropout from (seed, epoch, step), so that a training that was
+killed goes on to the same weights, and the images of a step do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from featx.config import FinetuneConfig
+from featx.errors import Diverged
+from featx.progress import Reporter
+from featx.training.checkpoint import Checkpoint
+from featx.training.inputs import Inputs
+from featx.training.processes import Processes
+from featx.training.rates import Rate, apply_modes, is_trained
+from featx.training.schedule import rate_factor
+
+Labels = npt.NDArray[np.int32]
+_SUMS = 3  # of an epoch: loss, images that are right, images
+_CHECKED_EVERY = 20  # steps between looks at whether the loss is still a number
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs and labels to train on and to validate on.
+
+    Attributes:
+        val: None without a validation.
+    """
+
+    train: Inputs
+    train_labels: Labels
+    val: Inputs | None
+    val_labels: Labels
+    classes: int
+
+
+class Training:
+    """A network on its way, at a place (epoch, step)."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        trained_part: nn.Module,
+        rates: Sequence[Rate],
+        data: Data,
+        config: FinetuneConfig,
+        device: torch.device,
+        processes: Processes,
+    ) -> None:
+        """Args:
+
+        network: all of it; changed in place.
+        trained_part: what inputs go through: the network, or its modules behind the last frozen one.
+        """
+        self.network, self.rates, self.data, self.config = network, rates, data, config
+        self.device, self.processes = device, processes
+        self._part = trained_part
+        self._batch = min(config.batch_size, len(data.train))
+        self.steps_per_epoch = max(1, len(data.train) // self._batch)
+        parameters = dict(network.named_parameters())
+        self._parameters = {rate.parameter: parameters[rate.parameter] for rate in rates if rate.rate > 0}
+        self.optimiser = make_optimiser(rates, self._parameters, config)
+        self._base_rates = [group["lr"] for group in self.optimiser.param_groups]
+        self._average = None if config.ema is None else {n: p.detach().clone() for n, p in self._parameters.items()}
+        self._class_weights = _class_weights(config, data, device)
+        self._weight_of_class = None if self._class_weights is None else self._class_weights.cpu().numpy()
+        self.epoch, self.step = 0, 0
+        self.history: list[dict[str, Any]] = []
+        self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=device)
+        self._module: nn.Module = trained_part
+        self._exchanged: set[str] = set()
+        self._enter_epoch()
+
+    def _enter_epoch(self) -> None:
+        """Freeze and free what this epoch wants, and tell the other processes what is exchanged."""
+        apply_modes(self.network, self.rates, self.epoch)
+        trained = {rate.parameter for rate in self.rates if is_trained(rate, self.epoch)}
+        if self.processes.count > 1 and trained != self._exchanged:
+            self._module = DistributedDataParallel(self._part)
+            self._exchanged = trained
+
+    def run(
+        self,
+        *,
+        save: Callable[[Checkpoint], None],
+        keep_best: Callable[[dict[str, Tensor]], None],
+        stop: threading.Event,
+        reporter: Reporter,
+    ) -> None:
+        """Go on to the last epoch, or until `stop` is set or validation has not improved for `patience` epochs.
+
+        Args:
+            save: stores a checkpoint.
+            keep_best: stores the weights when the validation is better than before (or at every epoch without one).
+
+        Raises:
+            Diverged: the loss is no number any more.
+        """
+        saved = time.monotonic()
+        total = self.config.epochs * self.steps_per_epoch
+        reporter.begin("train", total, self.epoch * self.steps_per_epoch + self.step)
+        while self.epoch < self.config.epochs and not self._has_run_out_of_patience():
+            while self.step < self.steps_per_epoch:
+                self._take_step()
+                reporter.advance(1)
+                at_end = self.step == self.steps_per_epoch
+                if self.processes.count > 1 and not at_end and self.step % _CHECKED_EVERY:
+                    continue  # asking all processes costs more than a step or two
+                late = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
+                asked, late = self.processes.any(stop.is_set(), late)
+                if asked or late or at_end or self.step % _CHECKED_EVERY == 0:
+                    self._refuse_divergence()
+                if (asked or late) and not at_end:
+                    save(self.checkpoint())
+                    saved = time.monotonic()
+                    if asked:
+                        reporter.end()
+                        return
+            self._finish_epoch(keep_best)
+            reporter.note(_epoch_line(self.history[-1], self.config.epochs))
+            save(self.checkpoint())
+            saved = time.monotonic()
+            if self.processes.any(stop.is_set())[0]:
+                break
+        reporter.end()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.epoch >= self.config.epochs or self._has_run_out_of_patience()
+
+    def _take_step(self) -> None:
+        places = self._places(self.epoch, self.step)
+        total = len(places)
+        generator = torch.Generator().manual_seed(_mix(self.config.seed, self.epoch, self.step, 0))
+        draws = self.data.train.draw(total, generator)
+        torch.manual_seed(_mix(self.config.seed, self.epoch, self.step, 1 + self.processes.rank))
+        progress = self.epoch + (self.step + 0.5) / self.steps_per_epoch
+        factor = rate_factor(self.config.schedule, progress, self.config.epochs, self.config.warmup)
+        for group, rate in zip(self.optimiser.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimiser.zero_grad(set_to_none=True)
+        weight = self._weight_of(places)
+        mine = self.processes.share(total)
+        parts = [
+            part for part in np.array_split(np.arange(mine.start, mine.stop), self.config.accumulate) if len(part)
+        ]
+        for number, part in enumerate(parts):
+            rows = slice(int(part[0]), int(part[-1]) + 1)
+            last = number == len(parts) - 1
+            if last:
+                self.data.train.expect(self._next_places()[mine])
+            with self._no_exchange(not last):
+                self._backward(places[rows], None if draws is None else draws.part(rows), weight, len(parts))
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip)
+        self.optimiser.step()
+        if self._average is not None and self.config.ema is not None:
+            for name, parameter in self._parameters.items():
+                self._average[name].lerp_(parameter.detach(), 1 - self.config.ema)
+        self.step += 1
+
+    def _backward(self, places: npt.NDArray[np.intp], draws: Any, weight: float, parts: int) -> None:
+        inputs = self.data.train.take(places, draws)
+        labels = torch.from_numpy(self.data.train_labels[places].astype(np.int64)).to(self.device)
+        logits = self._forward(self._module, inputs)
+        loss = F.cross_entropy(
+            logits, labels, weight=self._class_weights, label_smoothing=self.config.label_smoothing
+        )
+        self._sums += torch.stack([
+            loss.detach().double() * len(places),
+            (logits.detach().argmax(1) == labels).sum().double(),
+            torch.tensor(float(len(places)), dtype=torch.float64, device=self.device),
+        ])  # fmt: skip
+        if parts > 1 or self.processes.count > 1:
+            # The mean over the whole step, whoever computes which part of it; the exchange divides by the processes.
+            loss = loss * (self._weight_of(places) / weight * self.processes.count)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+
+    def _weight_of(self, places: npt.NDArray[np.intp]) -> float:
+        """What the images of a mean count for together."""
+        if self._weight_of_class is None:
+            return float(len(places))
+        return float(self._weight_of_class[self.data.train_labels[places]].sum())
+
+    def _forward(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            logits: Tensor = module(inputs)
+        return logits.float()
+
+    def _places(self, epoch: int, step: int) -> npt.NDArray[np.intp]:
+        """The images of a step, in every process the same; what is left of an epoch waits for another order."""
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
+        return order[step * self._batch : (step + 1) * self._batch]
+
+    def _next_places(self) -> npt.NDArray[np.intp]:
+        if self.step + 1 < self.steps_per_epoch:
+            return self._places(self.epoch, self.step + 1)
+        return self._places(self.epoch + 1, 0)
+
+    def _no_exchange(self, off: bool) -> contextlib.AbstractContextManager[None]:
+        if off and isinstance(self._module, DistributedDataParallel):
+            found: contextlib.AbstractContextManager[None] = self._module.no_sync()
+            return found
+        return contextlib.nullcontext()
+
+    def _refuse_divergence(self) -> None:
+        """Look at the loss and the weights before anything is stored."""
+        broken = [n for n, p in self._parameters.items() if not bool(torch.isfinite(p).all())]
+        if not self.processes.any(bool(broken) or not math.isfinite(float(self._sums[0])))[0]:
+            return
+        state = f"{len(broken)} of {len(self._parameters)} trained tensors are no numbers either; " if broken else ""
+        suspect = max((r for r in self.rates if is_trained(r, self.epoch)), key=lambda rate: rate.rate)
+        raise Diverged(
+            f"the loss is no number any more in epoch {self.epoch + 1}, step {self.step}; {state}the highest rate is "
+            f"{suspect.rate:g} of {suspect.layer}. The last good checkpoint is kept; train with a lower rate there, "
+            f"or with --clip 1 or --warmup 1, in a new folder"
+        )
+
+    def _finish_epoch(self, keep_best: Callable[[dict[str, Tensor]], None]) -> None:
+        sums = self.processes.sum(self._sums).tolist()
+        entry: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "loss": sums[0] / sums[2],
+            "accuracy": sums[1] / sums[2],
+            "rate_factor": float(self.optimiser.param_groups[0]["lr"]) / self._base_rates[0],
+        }
+        with self.averaged():
+            if self.data.val is not None:
+                entry |= self.validate()
+            if self._is_best(entry):
+                keep_best(self.network.state_dict())
+        self.history.append(entry)
+        self.epoch, self.step = self.epoch + 1, 0
+        self._sums.zero_()
+        if self.epoch < self.config.epochs:
+            self._enter_epoch()
+
+    def _is_best(self, entry: dict[str, Any]) -> bool:
+        return self.data.val is None or all(
+            (entry["val_accuracy"], -entry["val_loss"]) > (old["val_accuracy"], -old["val_loss"])
+            for old in self.history
+        )
+
+    def _has_run_out_of_patience(self) -> bool:
+        if self.config.patience is None or self.data.val is None or not self.history:
+            return False
+        best = max(self.history, key=_quality)
+        return len(self.history) - int(best["epoch"]) >= self.config.patience
+
+    @contextlib.contextmanager
+    def averaged(self) -> Any:
+        """Inside, the network has its averaged weights, if there are any."""
+        if self._average is None:
+            yield
+            return
+        own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                parameter.copy_(self._average[name])
+            try:
+                yield
+            finally:
+                for name, parameter in self._parameters.items():
+                    parameter.copy_(own[name])
+
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy on the validation images, all processes together."""
+        logits, labels = self.predict()
+        loss = F.cross_entropy(logits, labels, reduction="sum").double()
+        right = (logits.argmax(1) == labels).sum().double()
+        sums = self.processes.sum(torch.stack([loss, right]).to(self.device)).tolist()
+        count = len(self.data.val_labels)
+        return {"val_loss": sums[0] / count, "val_accuracy": sums[1] / count}
+
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """Logits and labels of this process's share of the validation images, on the CPU."""
+        assert self.data.val is not None
+        self.network.eval()
+        share = self.processes.share(len(self.data.val))
+        places = np.arange(share.start, share.stop)
+        found = []
+        with torch.inference_mode():
+            for start in range(0, len(places), self._batch):
+                part = places[start : start + self._batch]
+                self.data.val.expect(part)
+                found.append(self._forward(self._part, self.data.val.take(part, None)).cpu())
+        apply_modes(self.network, self.rates, self.epoch)
+        labels = torch.from_numpy(self.data.val_labels[places].astype(np.int64))
+        return torch.cat(found) if found else torch.zeros(0, self.data.classes), labels
+
+    def checkpoint(self) -> Checkpoint:
+        """Where it stands; in every process the same but for the sums."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for name, parameter in self._parameters.items():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimiser/{name}/{key}"] = value
+        if self._average is not None:
+            tensors |= {f"average/{name}": tensor for name, tensor in self._average.items()}
+        sums = self.processes.sum(self._sums).tolist()
+        return Checkpoint(tensors, self.epoch, self.step, sums, self.history)
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Go back to where a checkpoint was made."""
+        self.network.load_state_dict(checkpoint.part("model"))
+        states: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in checkpoint.part("optimiser").items():
+            parameter, _, key = name.rpartition("/")
+            states.setdefault(parameter, {})[key] = tensor
+        for name, state in states.items():
+            own = self._parameters[name]
+            self.optimiser.state[own] = {
+                key: value if key == "step" else value.to(own.device, own.dtype) for key, value in state.items()
+            }
+        for name, tensor in checkpoint.part("average").items():
+            assert self._average is not None
+            self._average[name].copy_(tensor)
+        self.epoch, self.step, self.history = checkpoint.epoch, checkpoint.step, list(checkpoint.history)
+        # The sums are of all processes together; one of them goes on with them.
+        self._sums.zero_()
+        if self.processes.rank == 0:
+            self._sums += torch.tensor(checkpoint.sums, dtype=torch.float64, device=self.device)
+        if self.epoch < self.config.epochs:
+            self._enter_epoch()
+
+
+def make_optimiser(
+    rates: Sequence[Rate], parameters: dict[str, nn.Parameter], config: FinetuneConfig
+) -> torch.optim.Optimizer:
+    """One parameter group per rate and decay; what is frozen for ever is in none."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for rate in rates:
+        if rate.rate > 0:
+            parameter = parameters[rate.parameter]
+            decay = config.weight_decay if rate.decay is None else rate.decay
+            if config.no_bias_decay and parameter.ndim <= 1:
+                decay = 0.0
+            groups.setdefault((rate.rate, decay), []).append(parameter)
+    described = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(described)
+    return torch.optim.SGD(described, momentum=config.momentum)
+
+
+def _class_weights(config: FinetuneConfig, data: Data, device: torch.device) -> Tensor | None:
+    if config.class_weights == "none":
+        return None
+    counts = np.bincount(data.train_labels, minlength=data.classes)
+    return torch.from_numpy(counts.sum() / (data.classes * np.maximum(counts, 1))).float().to(device)
+
+
+def _quality(entry: dict[str, Any]) -> tuple[float, float]:
+    return entry["val_accuracy"], -entry["val_loss"]
+
+
+def _mix(*numbers: int) -> int:
+    """A seed of its own for every combination."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
+    text = f"epoch {entry['epoch']} of {epochs}: loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.1%}"
+    if "val_accuracy" in entry:
+        text += f"; validation loss {entry['val_loss']:.3f}, accuracy {entry['val_accuracy']:.1%}"
+    return text
