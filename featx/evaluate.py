@@ -10,10 +10,9 @@ import numpy as np
 
 from featx.config import EvaluateConfig, PredictConfig
 from featx.errors import LabelError
-from featx.fit import metric_lines
 from featx.heads.labels import labels_among
 from featx.heads.linear import LinearHead
-from featx.heads.metrics import LabelMetrics, Metrics, measure
+from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines
 from featx.images.scan import scan
 from featx.networks.names import PROB
 from featx.networks.runs import Run, is_run, read_run

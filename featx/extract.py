@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from featx.atomic import disk_errors
 from featx.config import ExtractConfig
 from featx.errors import DiskError, FileFormatError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
-from featx.images.scan import Manifest, printable, scan
+from featx.images.scan import Manifest, scan
 from featx.networks.runs import is_run, read_run
 from featx.options import command_line
 from featx.progress import SILENT, Reporter, Stop, format_bytes, format_duration, graceful_stop
-from featx.report import Report, table
+from featx.report import Report, printable, table
 from featx.store.reader import Failure, Features
 from featx.store.schema import DONE, FilePlan, differences, essence, partial_path
 from featx.store.writer import FeatureWriter

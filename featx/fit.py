@@ -15,17 +15,15 @@ from featx.errors import FileFormatError, LabelError, NonFiniteRow, UsageError
 from featx.heads.calibrate import Calibration, calibrate
 from featx.heads.labels import Labels, classes_of, is_multilabel, labels_among
 from featx.heads.linear import LinearHead, recipe_of
-from featx.heads.metrics import LabelMetrics, Metrics
+from featx.heads.metrics import LabelMetrics, Metrics, metric_lines
 from featx.heads.search import Found, GridPoint, fit_heads
 from featx.heads.solver.path import TOLERANCE, Uncertified
 from featx.heads.split import Rows, split_by_name, split_by_share, split_per_class
-from featx.images.scan import printable
 from featx.progress import SILENT, Reporter, format_duration
-from featx.report import Report, table
+from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
 
 DEFAULT_TEST = 0.2
-SHOWN_CLASSES = 12
 SHOWN_CONFUSIONS = 5
 
 
@@ -86,29 +84,6 @@ class FitReport(Report):
         if self.c in (self.curve[0].c, self.curve[-1].c) and self.metrics:
             lines.append("the best C is at the edge of what was tried; values beyond it may do better: --c")
         return lines
-
-
-def metric_lines(metrics: Metrics | LabelMetrics) -> list[str]:
-    """Accuracies, and the confusion matrix or what is confused most; or average precisions."""
-    if isinstance(metrics, LabelMetrics):
-        text = f"mean average precision {metrics.mean_average_precision:.1%}"
-        ranked = sorted((value, name) for name, value in metrics.per_class.items() if value is not None)
-        if len(ranked) > SHOWN_CLASSES:
-            text += f"; the lowest {SHOWN_CLASSES} of {len(ranked)} classes:"
-        lowest = [[printable(name), f"{value:.1%}"] for value, name in ranked[:SHOWN_CLASSES]]
-        return [text, *table(["class", "average precision"], lowest)]
-    text = f"accuracy {metrics.accuracy:.1%}, mean per class {metrics.mean_per_class:.1%}"
-    text += "" if metrics.top5 is None else f", top-5 {metrics.top5:.1%}"
-    names = [printable(name) for name in metrics.per_class]
-    if len(names) <= SHOWN_CLASSES:
-        rows = [[name, *counts] for name, counts in zip(names, metrics.confusion, strict=True)]
-        return [text, *table(["true \\ predicted", *names], rows)]
-    confusion = np.array(metrics.confusion)
-    np.fill_diagonal(confusion, 0)
-    most = np.argsort(confusion, axis=None)[::-1][:SHOWN_CONFUSIONS]
-    pairs = [(int(flat) // len(names), int(flat) % len(names)) for flat in most]
-    shown = [f"{names[t]} as {names[p]} {confusion[t, p]}" for t, p in pairs if confusion[t, p]]
-    return [text, "most confused: " + ("; ".join(shown) or "nothing")]
 
 
 def fit_svm(

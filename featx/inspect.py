@@ -12,9 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.images.decode import Status
-from featx.images.scan import printable
 from featx.progress import format_bytes
-from featx.report import Report, table
+from featx.report import Report, printable, table
 from featx.store.reader import Failure, Features, open_features
 from featx.store.schema import DONE, PENDING
 

@@ -20,11 +20,11 @@ from featx.config import PredictConfig
 from featx.errors import FeaturesMismatch, Interrupted, TooManyBadImages, UsageError, WeightsMismatch
 from featx.heads.linear import LinearHead, recipe_of
 from featx.images.preprocess import Preprocess
-from featx.images.scan import Manifest, printable, scan
+from featx.images.scan import Manifest, scan
 from featx.networks.names import PROB
 from featx.networks.runs import Run, is_run, read_run
 from featx.progress import SILENT, Reporter, format_duration, graceful_stop
-from featx.report import Report
+from featx.report import Report, printable
 from featx.store.reader import Features, open_features
 from featx.store.schema import DONE
 

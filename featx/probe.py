@@ -28,9 +28,8 @@ from featx.heads.linear import LinearHead
 from featx.heads.metrics import measure
 from featx.heads.search import fit_heads
 from featx.heads.split import Rows, split_per_class
-from featx.images.scan import printable
 from featx.progress import SILENT, Reporter, format_duration
-from featx.report import Report, table
+from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
 
 

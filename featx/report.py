@@ -52,3 +52,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1
         padded = [c.ljust(w) if i < left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
         lines.append("  ".join(padded).rstrip())
     return lines
+
+
+def printable(path: bytes | str) -> str:
+    r"""A path on one line: undecodable bytes and control characters as \x.. .
+
+    >>> printable(b"a b\xff\n.jpg")
+    'a b\\xff\\n.jpg'
+    """
+    text = path.decode(errors="backslashreplace") if isinstance(path, bytes) else path
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _no_surrogates(text))
+
+
+def _no_surrogates(text: str) -> str:
+    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")

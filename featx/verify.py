@@ -26,12 +26,11 @@ from featx.config import VerifyConfig
 from featx.errors import FileFormatError, PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
 from featx.images.decode import BadImage, open_image, quiet_pillow, read_file, read_member, to_rgb
 from featx.images.preprocess import Preprocess
-from featx.images.scan import printable
 from featx.networks.backbones import load_network
 from featx.networks.tap import SOFTMAX
 from featx.networks.weights import weights_of
 from featx.progress import SILENT, Reporter
-from featx.report import Report, table
+from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
 from featx.store.schema import DONE
 

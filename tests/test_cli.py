@@ -31,6 +31,8 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         ("predict", head, photos, "-o", tmp_path / "p.csv"),
         ("layers", "alexnet"),
         ("probe", features, "--per-class", "2", "--repeats", "2", "--c", "1", "-o", tmp_path / "probe"),
+        ("finetune", photos, "-b", "alexnet-mini", "-w", "random:0", "--epochs", "1", "-o", tmp_path / "run"),
+        ("weights",),
     ]
     assert {step[0] for step in steps} == set(commands.commands)
     for step in steps:

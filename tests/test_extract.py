@@ -20,7 +20,7 @@ from featx.device import choose_device
 from featx.errors import DeviceUnavailable, PlanMismatch, TooManyBadImages, UsageError
 from featx.extract import extract_features
 from featx.images.decode import Status
-from featx.networks.backbones import construct
+from featx.networks.construct import construct
 from featx.progress import Reporter
 from featx.store.reader import open_features
 from featx.store.schema import partial_path

@@ -12,7 +12,7 @@ from corpus import write_corpus
 from featx.config import ExtractConfig, VerifyConfig
 from featx.errors import PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
 from featx.extract import extract_features
-from featx.networks.backbones import construct
+from featx.networks.construct import construct
 from featx.verify import verify_file
 
 

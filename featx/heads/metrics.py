@@ -6,9 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.metrics import average_precision_score
+
+from featx.report import printable, table
 
 TOP = 5
+SHOWN_CLASSES = 12
+SHOWN_CONFUSIONS = 5
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def measure_labels(
     scores: npt.NDArray[np.floating], membership: npt.NDArray[np.bool_], classes: list[str]
 ) -> LabelMetrics:
     """Compare scores (n, K) with membership (n, K), n > 0."""
+    from sklearn.metrics import average_precision_score
+
     found = [
         float(average_precision_score(own, of_class)) if own.any() else None
         for own, of_class in zip(membership.T, scores.T, strict=True)
@@ -79,3 +84,26 @@ def measure_labels(
     known = [value for value in found if value is not None]
     mean = float(np.mean(known)) if known else 0.0
     return LabelMetrics(len(scores), mean, dict(zip(classes, found, strict=True)))
+
+
+def metric_lines(metrics: Metrics | LabelMetrics) -> list[str]:
+    """Accuracies, and the confusion matrix or what is confused most; or average precisions."""
+    if isinstance(metrics, LabelMetrics):
+        text = f"mean average precision {metrics.mean_average_precision:.1%}"
+        ranked = sorted((value, name) for name, value in metrics.per_class.items() if value is not None)
+        if len(ranked) > SHOWN_CLASSES:
+            text += f"; the lowest {SHOWN_CLASSES} of {len(ranked)} classes:"
+        lowest = [[printable(name), f"{value:.1%}"] for value, name in ranked[:SHOWN_CLASSES]]
+        return [text, *table(["class", "average precision"], lowest)]
+    text = f"accuracy {metrics.accuracy:.1%}, mean per class {metrics.mean_per_class:.1%}"
+    text += "" if metrics.top5 is None else f", top-5 {metrics.top5:.1%}"
+    names = [printable(name) for name in metrics.per_class]
+    if len(names) <= SHOWN_CLASSES:
+        rows = [[name, *counts] for name, counts in zip(names, metrics.confusion, strict=True)]
+        return [text, *table(["true \\ predicted", *names], rows)]
+    confusion = np.array(metrics.confusion)
+    np.fill_diagonal(confusion, 0)
+    most = np.argsort(confusion, axis=None)[::-1][:SHOWN_CONFUSIONS]
+    pairs = [(int(flat) // len(names), int(flat) % len(names)) for flat in most]
+    shown = [f"{names[t]} as {names[p]} {confusion[t, p]}" for t, p in pairs if confusion[t, p]]
+    return [text, "most confused: " + ("; ".join(shown) or "nothing")]

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featx.errors import SourceError
+from featx.report import printable
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
@@ -84,20 +85,6 @@ class Manifest:
     def name(self, row: int) -> str:
         """The path of image `row`, fit to be printed."""
         return printable(self.paths[row])
-
-
-def printable(path: bytes | str) -> str:
-    r"""A path on one line: undecodable bytes and control characters as \x.. .
-
-    >>> printable(b"a b\xff\n.jpg")
-    'a b\\xff\\n.jpg'
-    """
-    text = path.decode(errors="backslashreplace") if isinstance(path, bytes) else path
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in _no_surrogates(text))
-
-
-def _no_surrogates(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manifest:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 SIDE = 64
 CLASSES = 200
+_DROPOUT = 0.1
 MINI_NAMES = ("alexnet-mini", "vgg-mini")
 # As torchvision's classifiers: the statistics of ImageNet's photographs.
 MINI_PREPROCESSING = {
@@ -56,10 +57,11 @@ def _convolution(inputs: int, outputs: int, side: int, stride: int = 1) -> Itera
     yield nn.ReLU(inplace=True)
 
 
-def _fully_connected(inputs: int, hidden: int, dropout: float) -> nn.Sequential:
+def _fully_connected(inputs: int, hidden: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Dropout(dropout), nn.Linear(inputs, hidden), nn.ReLU(inplace=True),
-        nn.Dropout(dropout), nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, CLASSES),
+        nn.Dropout(_DROPOUT), nn.Linear(inputs, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Dropout(_DROPOUT), nn.Linear(hidden, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True),
+        nn.Linear(hidden, CLASSES),
     )  # fmt: skip
 
 
@@ -70,7 +72,7 @@ def _alexnet() -> Mini:
         *_convolution(64, 160, 5), nn.MaxPool2d(3, 2, 1),
         *_convolution(160, 256, 3), *_convolution(256, 256, 3), *_convolution(256, 256, 3), nn.MaxPool2d(3, 2, 1),
     )  # fmt: skip
-    return Mini(features, _fully_connected(256 * 4 * 4, 384, dropout=0.2), by_block=False)
+    return Mini(features, _fully_connected(256 * 4 * 4, 384), by_block=False)
 
 
 def _vgg() -> Mini:
@@ -79,4 +81,4 @@ def _vgg() -> Mini:
     for width in widths:
         layers += [*_convolution(before, width, 3), *_convolution(width, width, 3), nn.MaxPool2d(2)]
         before = width
-    return Mini(nn.Sequential(*layers), _fully_connected(256 * 4 * 4, 512, dropout=0.2), by_block=True)
+    return Mini(nn.Sequential(*layers), _fully_connected(256 * 4 * 4, 512), by_block=True)

@@ -69,6 +69,8 @@ def _vector_layers(classifier: nn.Sequential) -> Iterator[Layer]:
         node = f"classifier.{index}"
         if isinstance(module, nn.Linear):
             number, pending = number + 1, node
+        if isinstance(module, nn.BatchNorm1d):
+            pending = node
         if isinstance(module, nn.ReLU):
             yield Layer(f"fc{number}", node, "after")
             yield Layer(f"fc{number}{PRE}", pending, "before")

@@ -144,6 +144,12 @@ class Training:
     def is_finished(self) -> bool:
         return self.epoch >= self.config.epochs or self._has_run_out_of_patience()
 
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights are kept, from 1: the best on the validation images, or the last without any."""
+        best = self.history[-1] if self.data.val is None else max(self.history, key=_quality)
+        return int(best["epoch"])
+
     def _take_step(self) -> None:
         places = self._places(self.epoch, self.step)
         total = len(places)
@@ -260,8 +266,7 @@ class Training:
     def _has_run_out_of_patience(self) -> bool:
         if self.config.patience is None or self.data.val is None or not self.history:
             return False
-        best = max(self.history, key=_quality)
-        return len(self.history) - int(best["epoch"]) >= self.config.patience
+        return len(self.history) - self.best_epoch >= self.config.patience
 
     @contextlib.contextmanager
     def averaged(self) -> Any:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from featx.errors import SourceError
-from featx.images.scan import printable, scan
+from featx.images.scan import scan
+from featx.report import printable
 
 
 def touch(folder: Path, *names: str) -> Path:

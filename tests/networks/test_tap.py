@@ -16,7 +16,8 @@ from PIL import Image
 from torch import Tensor, fx, nn
 
 from featx.activations import Extractor
-from featx.networks.backbones import LoadedNetwork, backbone_names, construct
+from featx.networks.backbones import LoadedNetwork
+from featx.networks.construct import backbone_names, construct
 from featx.networks.names import Layer
 from featx.networks.pooling import Pooling
 from featx.networks.tap import forbid_in_place, tap, trace_nodes

@@ -5,10 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +91,8 @@ def plain_loop(folder, weights, steps, *, smoothing=0.0, decay=5e-4, seed=0, epo
     replace_final_layer(network, 3)
     network.to(memory_format=torch.channels_last).requires_grad_(False).eval()
     rates = {"features.7": 0, "features.8": 0, "features.11": 0.01, "features.12": 0.01, "features.14": 0.02,
-             "features.15": 0.02, "classifier.1": 0.05, "classifier.4": 0.05, "classifier.6": 0.1}  # fmt: skip
+             "features.15": 0.02, "classifier.1": 0.05, "classifier.2": 0.05, "classifier.5": 0.05, "classifier.6": 0.05,
+             "classifier.8": 0.1}  # fmt: skip
     groups = []
     for name, parameter in network.named_parameters():
         module, _, leaf = name.rpartition(".")
@@ -127,7 +127,7 @@ def largest_difference(found, expected):
 @pytest.mark.parametrize(("epochs", "steps"), [(1, 3), (4, 12)])
 def test_the_weights_are_those_of_a_plain_loop(tmp_path, colours, weights, epochs, steps, monkeypatch):
     # The whole network, not its stored beginning: bit for bit.
-    monkeypatch.setattr("featx.finetune.cut_before_training", lambda *_: None)
+    monkeypatch.setattr("featx.finetuning.cut_before_training", lambda *_: None)
     finetune_network(colours, tmp_path / "run", options(weights, epochs=epochs, label_smoothing=0.1))
     expected = plain_loop(colours, weights, steps, smoothing=0.1, epochs=epochs)
     found = load_file(tmp_path / "run" / "model.safetensors")
@@ -148,7 +148,7 @@ def test_trained_from_the_stored_output_of_frozen_layers_they_are_the_same(tmp_p
 
 def test_accumulated_in_parts_a_step_is_the_same(tmp_path, colours, weights):
     # BatchNorm would see the parts, so it is frozen here.
-    spec = "*=0, fc6-fc8=0.05"
+    spec = "*=0, classifier.*.weight=0.05, classifier.2=0, classifier.6=0"
     for name, parts in (("whole", 1), ("parts", 3)):
         finetune_network(
             colours, tmp_path / name, options(weights, lr=spec, accumulate=parts, class_weights="balanced")
@@ -175,7 +175,7 @@ def test_class_weights_clipping_and_the_average_are_pytorchs(tmp_path, colours, 
     replace_final_layer(network, 3)
     images, labels = pixels_of(colours)
     images, labels = images[2:], labels[2:]
-    final = network.classifier[6].requires_grad_(True)
+    final = network.classifier[8].requires_grad_(True)
     average = [p.detach().clone() for p in final.parameters()]
     for _ in range(2):
         loss = F.cross_entropy(network(images), labels, weight=torch.tensor([22 / 18, 22 / 24, 22 / 24]))
@@ -187,8 +187,8 @@ def test_class_weights_clipping_and_the_average_are_pytorchs(tmp_path, colours, 
                 own.sub_(10 * gradient * 0.005 / length)
                 kept.copy_(0.75 * kept + 0.25 * own)
     found = load_file(tmp_path / "run" / "model.safetensors")
-    torch.testing.assert_close(found["classifier.6.weight"], average[0], atol=1e-6, rtol=1e-4)
-    torch.testing.assert_close(found["classifier.6.bias"], average[1], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found["classifier.8.weight"], average[0], atol=1e-6, rtol=1e-4)
+    torch.testing.assert_close(found["classifier.8.bias"], average[1], atol=1e-6, rtol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["softmax", "svm"])
@@ -199,17 +199,17 @@ def test_the_head_starts_at_the_optimum_for_the_frozen_features(tmp_path, colour
     network = construct("alexnet-mini", seed=0)
     network.load_state_dict(load_file(weights))
     images, labels = pixels_of(colours)
-    features = network.classifier[:6](network.features(images).flatten(1)).double().numpy()
+    features = network.classifier[:8](network.features(images).flatten(1)).double().numpy()
     from featx.heads.split import split_by_share
 
     train, val = split_by_share(labels.numpy().astype(np.int32), 0.25, 0)
-    logits = features @ state["classifier.6.weight"].double().numpy().T + state["classifier.6.bias"].double().numpy()
+    logits = features @ state["classifier.8.weight"].double().numpy().T + state["classifier.8.bias"].double().numpy()
     assert report.start == pytest.approx(float((logits[val].argmax(1) == labels.numpy()[val]).mean()))
     if kind == "softmax":
         # At its optimum for the C that was chosen: found again from the weights, W = C sum (y - p) x.
         pull = np.eye(3)[labels.numpy()[train]] - torch.softmax(torch.from_numpy(logits[train]), 1).numpy()
         direction = pull.T @ features[train]
-        own = state["classifier.6.weight"].double().numpy()
+        own = state["classifier.8.weight"].double().numpy()
         c = float((own * direction).sum() / (direction * direction).sum())
         model = LogisticRegression(C=c, tol=1e-8, max_iter=10_000).fit(features[train], labels.numpy()[train])
         np.testing.assert_allclose(
@@ -233,7 +233,7 @@ def test_layers_wait_for_their_epoch(tmp_path, colours, weights):
         run = tmp_path / f"{epochs}"
         finetune_network(colours, run, options(weights, lr="*=0, fc7=0.01@1, fc8=0.1", epochs=epochs))
         found = load_file(run / "model.safetensors")
-        assert torch.equal(found["classifier.4.weight"], start["classifier.4.weight"]) is not moved
+        assert torch.equal(found["classifier.5.weight"], start["classifier.5.weight"]) is not moved
 
 
 def test_training_stops_when_validation_stops_getting_better_and_keeps_the_best(tmp_path, colours, weights):
@@ -316,13 +316,6 @@ def test_images_that_do_not_fit_into_memory_are_decoded_for_every_step(tmp_path,
 # --- kills, processes
 
 
-EVERYTHING = (
-    "--lr", "*=0.02", "--epochs", "2", "--batch-size", "6", "--val", "25%", "--augment", "flip,crop:0.5,jitter:0.2",
-    "--ema", "0.9", "--optimizer", "adamw", "--warmup", "1", "--device", "cpu", "--workers", "1", "--init-head", "softmax",
-    "--checkpoint-minutes", "0",
-)  # fmt: skip
-
-
 def command(source, run, weights, *more):
     words = [sys.executable, "-m", "featx", "finetune", source, "-b", "alexnet-mini", "-w", weights, "-o", run, *more]
     return [str(word) for word in words]
@@ -330,42 +323,28 @@ def command(source, run, weights, *more):
 
 def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path, colours, weights):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(colours, whole, weights, *EVERYTHING), check=True, capture_output=True)
-    kills = 0
-    for moment in range(60):
-        process = subprocess.Popen(
-            command(colours, killed, weights, *EVERYTHING), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        )
-        # Wait for a checkpoint newer than the last, then some milliseconds more, different every time.
-        seen = _modified(killed)
-        while process.poll() is None and _modified(killed) == seen:
-            time.sleep(0.002)
-        time.sleep(0.013 * (moment % 7))
-        process.send_signal(signal.SIGKILL if moment % 4 else signal.SIGTERM)
-        _, said = process.communicate()
-        if process.returncode == 0:
-            break
-        kills += 1
-        # Before and after the training SIGTERM ends the process as it ends any other; a shell calls that 143 too.
-        assert process.returncode in (-signal.SIGKILL, -signal.SIGTERM, 143), said.decode()
-    assert kills >= 4
-    assert process.returncode == 0
+    everything = {
+        "lr": "*=0.02", "batch_size": 6, "val": 0.25, "augment": "flip,crop:0.5,jitter:0.2", "ema": 0.9,
+        "optimizer": "adamw", "warmup": 1.0, "init_head": "softmax", "checkpoint_minutes": 0.0, "dropout": 0.3,
+    }  # fmt: skip
+    config = {spec.name: getattr(options(weights, **everything), spec.name) for spec in fields(FinetuneConfig)}
+    script = Path(__file__).with_name("killing_runs.py")
+    words = [sys.executable, script, colours, killed, json.dumps(config)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ran = subprocess.run(words, capture_output=True, text=True, check=True, env=environment)
+    assert int(ran.stdout) >= 4
+    again = "import sys, json, featx; featx.finetune_network(*sys.argv[1:3], featx.FinetuneConfig(**json.loads(sys.argv[3])))"
+    undisturbed = [sys.executable, "-c", again, colours, whole, json.dumps(config)]
+    subprocess.run(undisturbed, capture_output=True, text=True, check=True, env=environment)
     for name in ("model.safetensors", "metrics.jsonl", "curves.png"):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     reports = [json.loads((run / "report.json").read_text()) for run in (whole, killed)]
     assert [{**report, "seconds": 0} for report in reports] == [{**reports[0], "seconds": 0}] * 2
 
 
-def _modified(run):
-    try:
-        return (run / "checkpoint.safetensors").stat().st_mtime_ns
-    except FileNotFoundError:
-        return 0
-
-
 def test_two_processes_train_as_one(tmp_path, colours, weights):
     """Without BatchNorm and dropout, which see each process's own images."""
-    options_ = ("--lr", "*=0, fc6-fc8=0.05", "--epochs", "2", "--batch-size", "7", "--val", "25%", "--dropout", "0",
+    options_ = ("--lr", "*=0, fc8=0.05, classifier.1=0.05, classifier.5=0.05", "--epochs", "2", "--batch-size", "7", "--val", "25%", "--dropout", "0",
                 "--augment", "flip,crop:0.5", "--class-weights", "balanced", "--device", "cpu", "--workers", "1")  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run(command(colours, one, weights, *options_), check=True, capture_output=True)

@@ -1,0 +1,83 @@
+"""What a fine-tuning is to learn: classes, and which images train and which validate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from featx.errors import LabelError
+from featx.heads.labels import is_multilabel
+from featx.heads.split import Rows, split_by_name, split_by_share
+from featx.images.scan import Manifest
+
+DEFAULT_VAL = 0.1
+
+
+@dataclass
+class Task:
+    """Labelled images of a manifest.
+
+    Attributes:
+        labels: (N,) of all rows of the manifest, indices into `classes`, -1 for none of them.
+        classes: those that have images to train on.
+        train, val: rows of the manifest.
+        failed: images of these that could not be decoded and were taken out.
+    """
+
+    labels: npt.NDArray[np.int32]
+    classes: list[str]
+    train: Rows
+    val: Rows
+    failed: int = 0
+
+    def leave_out(self, bad: npt.NDArray[np.bool_]) -> None:
+        """Take out the rows that `bad` (N,) marks.
+
+        Raises:
+            LabelError: nothing of a class would be left to train on.
+        """
+        self.failed += int(bad[self.train].sum() + bad[self.val].sum())
+        self.train, self.val = self.train[~bad[self.train]], self.val[~bad[self.val]]
+        left = np.unique(self.labels[self.train])
+        if len(left) < len(self.classes):
+            gone = next(name for label, name in enumerate(self.classes) if label not in left)
+            raise LabelError(f"no image of class {gone!r} is left to train on: all of them failed")
+
+
+def plan_task(manifest: Manifest, *, val: float | None, split_column: bool, seed: int) -> Task:
+    """Split a manifest's labelled images.
+
+    Args:
+        val: share of every class to validate on.
+        split_column: use the manifest's own splits instead.
+
+    Raises:
+        LabelError: no labels, one class only, several classes per image, no such splits.
+    """
+    labels = np.array(manifest.labels, np.int32)
+    rows = np.flatnonzero(labels >= 0)
+    if not len(rows):
+        raise LabelError(
+            f"{manifest.source} has no labels: put the images into one folder per class, or list them in a CSV with "
+            f"the columns path,label"
+        )
+    if is_multilabel(list(manifest.classes)):
+        raise LabelError(
+            f"images of {manifest.source} have several classes (a|b); fine-tuning gives each one. Every class "
+            f"against the rest, on features: featx fit-svm"
+        )
+    if split_column:
+        train, held_out = split_by_name(np.array(manifest.split_of, np.int32)[rows], list(manifest.splits))
+    else:
+        train, held_out = split_by_share(labels[rows], DEFAULT_VAL if val is None else val, seed)
+    train, held_out = rows[train], rows[held_out]
+    present = np.unique(labels[train])
+    if len(present) < 2:
+        named = ", ".join(repr(manifest.classes[label]) for label in present)
+        raise LabelError(f"{manifest.source}: two classes or more are needed; to train on: {named}")
+    compact = np.full(len(manifest.classes) + 1, -1, np.int32)  # the last is for label -1
+    compact[present] = np.arange(len(present), dtype=np.int32)
+    labels = compact[labels]
+    return Task(labels, [manifest.classes[k] for k in present], train, held_out[labels[held_out] >= 0])
