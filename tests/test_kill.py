@@ -33,7 +33,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return folder / "photos", (folder / "undisturbed.h5").read_bytes()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_kills_at_random_moments_lose_nothing_and_change_nothing(many, tmp_path, seed):
     source, whole = many
     output = tmp_path / "f.h5"
