@@ -51,6 +51,24 @@ def _follow_links() -> Any:
     return option(False, "Follow links to folders (off: a link can lead in circles).")
 
 
+def _resize() -> Any:
+    return option(
+        None,
+        "Shorter side in pixels before the crop, instead of the weights' own.",
+        low=1,
+        high=8192,
+        metavar="PIXELS",
+    )
+
+
+def _squash() -> Any:
+    return option(False, "Resize the whole image to the crop size, ignoring its aspect.")
+
+
+def _exif() -> Any:
+    return option(False, "Turn images as their EXIF orientation says.")
+
+
 def _memory() -> Any:
     return option(
         None,
@@ -112,18 +130,12 @@ class ExtractConfig(Config):
     dtype: str = option("float32", "Number type in the file.", choices=("float32", "float16"))
     device: str = _device()
     batch_size: int | None = _batch_size()
-    resize: int | None = option(
-        None,
-        "Shorter side in pixels before the crop, instead of the weights' own.",
-        low=1,
-        high=8192,
-        metavar="PIXELS",
-    )
+    resize: int | None = _resize()
     crop: int | None = option(
         None, "Side of the centre crop in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"
     )
-    squash: bool = option(False, "Resize the whole image to the crop size, ignoring its aspect.")
-    exif: bool = option(False, "Turn images as their EXIF orientation says.")
+    squash: bool = _squash()
+    exif: bool = _exif()
     mirror: bool = option(False, "Turn left and right of every image round.")
     follow_links: bool = _follow_links()
     max_bad: float = _max_bad()
@@ -287,18 +299,12 @@ class FinetuneConfig(Config):
         None, "Stop after so many epochs without a better validation accuracy.", low=1, metavar="EPOCHS"
     )
     precision: str = option("fp32", "Arithmetic: fp32, or bf16 with weights in fp32.", choices=("fp32", "bf16"))
-    resize: int | None = option(
-        None,
-        "Shorter side in pixels before the crop, instead of the weights' own.",
-        low=1,
-        high=8192,
-        metavar="PIXELS",
-    )
+    resize: int | None = _resize()
     crop: int | None = option(
         None, "Side of the input in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"
     )
-    squash: bool = option(False, "Resize the whole image to the crop size, ignoring its aspect.")
-    exif: bool = option(False, "Turn images as their EXIF orientation says.")
+    squash: bool = _squash()
+    exif: bool = _exif()
     follow_links: bool = _follow_links()
     max_bad: float = _max_bad()
     device: str = _device()

@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import write_photo
 from corpus import write_corpus
+from PIL import Image
 
 from featx.config import ExtractConfig, VerifyConfig
 from featx.errors import PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
 from featx.extract import extract_features
 from featx.networks.construct import construct
+from featx.store.reader import open_features
 from featx.verify import verify_file
 
 
@@ -25,7 +27,8 @@ def extract(source, out, layers="features.3,features.12,classifier.1,prob", **op
 @pytest.mark.parametrize(
     "options",
     [{}, {"pool": "avg"}, {"pool": "max"}, {"pool": "flatten"}, {"pool": "spp:1,2,4"}, {"dtype": "float16"},
-     {"precision": "bf16"}, {"squash": True}, {"crop": 160}, {"resize": 300, "crop": 200}, {"exif": True}],
+     {"precision": "bf16"}, {"squash": True}, {"crop": 160}, {"resize": 300, "crop": 200}, {"exif": True},
+     {"mirror": True}, {"mirror": True, "squash": True}],
 )  # fmt: skip
 def test_what_extract_makes_is_right(photos, tmp_path, options):
     report = verify_file(extract(photos, tmp_path / "f.h5", **options), VerifyConfig(rows=4))
@@ -33,6 +36,21 @@ def test_what_extract_makes_is_right(photos, tmp_path, options):
     assert [layer.layer for layer in report.layers] == ["features.3", "features.12", "classifier.1", "prob"]
     exact = options.keys().isdisjoint({"dtype", "precision"})
     assert all(layer.difference < (1e-5 if exact else 3e-2) for layer in report.layers)
+
+
+def test_mirrored_features_are_those_of_mirrored_files(tmp_path):
+    for number in range(3):
+        write_photo(tmp_path / "photos" / f"{number}.jpg", number)
+        (tmp_path / "turned").mkdir(exist_ok=True)
+        with Image.open(tmp_path / "photos" / f"{number}.jpg") as photo:
+            turned = np.ascontiguousarray(np.asarray(photo.resize((256, 256)))[:, ::-1])
+            photo.resize((256, 256)).save(tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.jpg").unlink()
+        Image.fromarray(turned).save(tmp_path / "turned" / f"{number}.png")
+    mirrored = open_features(extract(tmp_path / "photos", tmp_path / "m.h5", mirror=True))
+    expected = open_features(extract(tmp_path / "turned", tmp_path / "t.h5"))
+    for layer in expected:
+        np.testing.assert_array_equal(mirrored[layer], expected[layer])
 
 
 @pytest.mark.parametrize(
