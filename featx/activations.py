@@ -9,6 +9,7 @@ the workers decode and take turns on the device.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import threading
 import time
@@ -25,12 +26,15 @@ from torch import Tensor, fx
 from featx.errors import FeatxError
 from featx.images.decode import Status, quiet_pillow
 from featx.images.feed import Block, BlockReader, run_workers
+from featx.images.preprocess import Preprocess
 from featx.images.scan import Manifest
 from featx.networks.backbones import LoadedNetwork, load_network
+from featx.networks.packed import pack
 from featx.networks.weights import Progress
 from featx.recipe import Recipe
 
 FLOAT16_MAX = 65504.0
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 1 << 30  # of glibc's malloc.h
 _COMPUTE_TYPE = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -46,10 +50,17 @@ class Extractor:
         network = loaded.tapped(recipe.layers)
         network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
         self._network: fx.GraphModule = network.eval()
-        colours = (1, 3, 1, 1)
-        self._mean = torch.tensor(recipe.preprocess.mean, device=recipe.device).view(colours)
-        self._std = torch.tensor(recipe.preprocess.std, device=recipe.device).view(colours)
+        self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
+        self.packed = recipe.device.type == "cpu" and self._pack()
         self._turn = threading.Lock()
+
+    def _pack(self) -> bool:
+        side = self.recipe.preprocess.crop
+        example = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
+        with torch.inference_mode(), one_thread():
+            packed = pack(self._network, self._pixels(example.transpose(0, 3, 1, 2)))
+        self._network = packed or self._network
+        return packed is not None
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
         """The pooled features of a block, as arrays of the recipe's dtype.
@@ -65,10 +76,7 @@ class Extractor:
                 return self._compute(pixels)
 
     def _compute(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        on_device = torch.from_numpy(pixels).to(self.recipe.device)
-        normalised = on_device.float().div_(255).sub_(self._mean).div_(self._std)
-        prepared = normalised.to(self._type).contiguous(memory_format=torch.channels_last)
-        activations: dict[str, Tensor] = self._network(prepared)
+        activations: dict[str, Tensor] = self._network(self._pixels(pixels))
         return {name: self._finish(name, values) for name, values in activations.items()}
 
     def _finish(self, name: str, activations: Tensor) -> npt.NDArray[Any]:
@@ -86,6 +94,55 @@ class Extractor:
                 )
             features = features.half()
         return features.contiguous().cpu().numpy()
+
+
+class NormalisedPixels:
+    """(B, 3, S, S) uint8 -> the same scaled to 0..1, less the mean, over the deviation; channels last, on the device.
+
+    On a CPU the result lies in memory that belongs to the thread and is overwritten by its next block: fresh memory
+    costs more than the arithmetic. Image by image, for the same reason: one fits the cache.
+    """
+
+    def __init__(self, preprocess: Preprocess, dtype: torch.dtype, device: torch.device) -> None:
+        self._dtype, self._device = dtype, device
+        self._mean = torch.tensor(preprocess.mean, device=device)
+        self._std = torch.tensor(preprocess.std, device=device)
+        self._own = threading.local()
+
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
+        images = torch.from_numpy(pixels).permute(0, 2, 3, 1)
+        if self._device.type == "cpu":
+            return self._by_rows(images.contiguous()).permute(0, 3, 1, 2)
+        normalised = images.to(self._device).float().div_(255).sub_(self._mean).div_(self._std)
+        return normalised.to(self._dtype).contiguous().permute(0, 3, 1, 2)
+
+    def _by_rows(self, images: Tensor) -> Tensor:
+        """(B, H, W, 3) -> the same; a row of W pixels is one long vector for the processor."""
+        count, height, width, _ = images.shape
+        mean, std = self._mean.repeat(width), self._std.repeat(width)
+        values, result = self._memory(height, width * 3, count)
+        for image, target in zip(images.view(count, height, -1), result, strict=True):
+            values.copy_(image).div_(255).sub_(mean).div_(std)
+            target.copy_(values)
+        return result.view(count, height, width, 3)
+
+    def _memory(self, height: int, row: int, count: int) -> tuple[Tensor, Tensor]:
+        held: tuple[Tensor, Tensor] | None = getattr(self._own, "held", None)
+        if held is None or held[1].shape != (count, height, row):
+            held = torch.empty(height, row), torch.empty(count, height, row, dtype=self._dtype)
+            self._own.held = held
+        return held
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """PyTorch computes with one thread in here: the other cores have pipelines of their own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextlib.contextmanager
@@ -170,13 +227,23 @@ def stream_features(
         end = time.perf_counter()
         stages.add(read=block.read_s, decode=block.decode_s, network=middle - start, write=end - middle)
 
-    threads_before = torch.get_num_threads()
-    try:
-        with quiet_pillow():
-            run_workers(blocks, min(workers or usable_cores(), max(1, len(blocks))), work, stop)
-    finally:
-        torch.set_num_threads(threads_before)
+    if recipe.device.type == "cpu":
+        keep_freed_memory()
+    with quiet_pillow(), one_thread():
+        run_workers(blocks, min(workers or usable_cores(), max(1, len(blocks))), work, stop)
     return stages
+
+
+def keep_freed_memory() -> None:
+    """Have the C library use freed memory again instead of giving it back, where it is glibc.
+
+    Every activation is some megabytes. By default each is taken from the system and given back, and the system clears
+    it every time: a tenth of VGG16's time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
+        library.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
 
 
 def usable_cores() -> int:
@@ -197,8 +264,10 @@ def versions() -> dict[str, str]:
     }
 
 
-def hardware(device: torch.device) -> str:
-    """The processor's instruction set, or the GPU's name."""
+def hardware(extractor: Extractor) -> str:
+    """The processor's instruction set and how the network runs on it, or the GPU's name."""
+    device = extractor.recipe.device
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU {torch.backends.cpu.get_cpu_capability()}"
+    how = "packed weights" if extractor.packed else "PyTorch's modules"
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}, {how}"

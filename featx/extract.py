@@ -225,7 +225,7 @@ class _Run:
             "images": manifest.digest,
             "count": len(manifest),
             "versions": versions(),
-            "hardware": hardware(self.recipe.device),
+            "hardware": hardware(self.extractor),
         }
         return FilePlan(
             manifest.paths,

@@ -24,7 +24,7 @@ class Block:
     """Rows first .. first + B - 1 of a manifest, decoded.
 
     Attributes:
-        pixels: (batch_size, 3, S, S) uint8; failed images and rows past the end are zero.
+        pixels: (batch_size, 3, S, S) uint8, channels last in memory; failed images and rows past the end are zero.
         status: (B,) uint8, see `Status`: DONE or a kind of failure.
         sha256: (B, 32) uint8 of the files' bytes; zero where there were none.
         reasons: row in the block -> why it failed.
@@ -77,7 +77,7 @@ class BlockReader:
         """The block that begins at row `first`, in the fixed size the network always sees."""
         rows = range(first, min(first + self.batch_size, len(self.manifest)))
         side = self.preprocess.crop
-        pixels = np.zeros((self.batch_size, 3, side, side), np.uint8)
+        pixels = np.zeros((self.batch_size, side, side, 3), np.uint8).transpose(0, 3, 1, 2)
         status = np.full(len(rows), Status.DONE, np.uint8)
         sha256 = np.zeros((len(rows), 32), np.uint8)
         reasons: dict[int, str] = {}

@@ -65,6 +65,8 @@ class Preprocess:
     def pixels(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """(3, crop, crop) uint8 of an RGB image; bit for bit what torchvision's transforms see.
 
+        The three colours of a pixel lie side by side in memory, as networks on a CPU want them.
+
         Raises:
             TooElongated: the resized image would have more than 64 million pixels.
         """
@@ -80,7 +82,7 @@ class Preprocess:
                 image = image.resize(size, method)
             image = centre_crop(image, self.crop)
         pixels = np.asarray(image)
-        return np.ascontiguousarray((pixels[:, ::-1] if self.mirror else pixels).transpose(2, 0, 1))
+        return np.array(pixels[:, ::-1] if self.mirror else pixels).transpose(2, 0, 1)
 
 
 def resized_size(size: tuple[int, int], shorter: int) -> tuple[int, int]:

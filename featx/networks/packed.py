@@ -1,0 +1,144 @@
+"""Run a network's convolutions and linear layers on a CPU with weights laid out once for the processor.
+
+PyTorch's own modules hand their weights to oneDNN, or to MKL, in the layout of training: they are rearranged on every
+call, the ReLU behind them is a pass of its own, and MKL leaves half of an AMD core unused. Here the weights are
+rearranged once, the originals are given free, and the ReLU is part of the product: the same sums, rounded in another
+order.
+
+The operators are those that torch.compile emits. They are private to PyTorch: where they are missing, or give
+something else than the modules do, the network stays as it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+# Of a layer's maximum. Looser than any rounding: it is to find operators that have come to mean something else.
+AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+_RELUS = (torch.relu, nn.functional.relu, "relu")
+
+
+def pack(network: fx.GraphModule, example: Tensor) -> fx.GraphModule | None:
+    """The same network with packed layers. The layers of `network` are given free as they are packed.
+
+    Args:
+        network: (B, 3, H, W) -> {layer: activations}, on the CPU, float32 or bfloat16, channels last, eval mode.
+        example: (1, 3, H, W) on which every packed layer must agree with the plain one.
+
+    Returns:
+        None if there is nothing to pack, or this PyTorch cannot, or does something else; `network` is as it was.
+    """
+    packed = _with_packed_layers(network)
+    if packed is None:
+        return None
+    try:
+        _Trial(packed).run(example)
+    except (_Disagreement, AttributeError, NotImplementedError, RuntimeError):
+        return None
+    return packed
+
+
+class _Disagreement(Exception):
+    """A packed layer gives something else than the plain one."""
+
+
+class _Packed(nn.Module):
+    """A convolution or linear layer, and the ReLU behind it if there is one; packed when it sees the first block."""
+
+    def __init__(self, plain: nn.Conv2d | nn.Linear, *, relu: bool) -> None:
+        super().__init__()
+        self.plain: nn.Conv2d | nn.Linear | None = plain
+        self.relu = relu
+        self._run: Callable[[Tensor], Tensor] | None = None
+        self._lock = threading.Lock()
+
+    def forward(self, values: Tensor) -> Tensor:
+        if self._run is None:
+            with self._lock:  # several threads bring a first block
+                if self.plain is not None:
+                    self._run, self.plain = self.packed_for(self.plain, values), None
+        assert self._run is not None
+        return self._run(values)
+
+    def packed_for(self, plain: nn.Conv2d | nn.Linear, values: Tensor) -> Callable[[Tensor], Tensor]:
+        """The layer with its weights laid out for blocks of this size."""
+        operators: Any = torch.ops.mkldnn
+        bias, activation = plain.bias, "relu" if self.relu else "none"
+        if isinstance(plain, nn.Linear):
+            laid_out = operators._reorder_linear_weight(plain.weight, values.shape[0])
+            return lambda x: operators._linear_pointwise(x, laid_out, bias, activation, [], "")
+        how = plain.padding, plain.stride, plain.dilation, plain.groups
+        laid_out = operators._reorder_convolution_weight(plain.weight, *how, list(values.shape))
+        return lambda x: operators._convolution_pointwise(x, laid_out, bias, *how, activation, [], "")
+
+
+class _Trial(fx.Interpreter):
+    """Runs the plain layers and compares each with its packed form."""
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        layer = self.fetch_attr(target)
+        if not isinstance(layer, _Packed):
+            return super().call_module(target, args, kwargs)
+        assert layer.plain is not None
+        expected = layer.plain(args[0])
+        if layer.relu:
+            expected = expected.relu()
+        found = layer.packed_for(layer.plain, args[0])(args[0])
+        allowed = AGREEMENT[expected.dtype] * float(expected.abs().max())
+        if found.shape != expected.shape or not float((found - expected).abs().max()) <= allowed:
+            raise _Disagreement(target)
+        return expected
+
+
+def _with_packed_layers(network: fx.GraphModule) -> fx.GraphModule | None:
+    graph = fx.Graph()
+    output = graph.graph_copy(network.graph, {})
+    graph.output(output)
+    modules: dict[str, nn.Module | Tensor] = {}
+    count = 0
+    for node in list(graph.nodes):
+        if node.op == "get_attr":
+            modules[node.target] = _attribute(network, node.target)
+        if node.op != "call_module":
+            continue
+        module = network.get_submodule(node.target)
+        modules[node.target] = module
+        if not isinstance(module, nn.Conv2d | nn.Linear) or not _packable(module):
+            continue
+        follower = _only_relu_behind(node, network)
+        if follower is not None:
+            follower.replace_all_uses_with(node)
+            graph.erase_node(follower)
+        count += 1
+        # A module that is called in two places sees blocks of two sizes: each place has a packed layer of its own.
+        node.target = f"packed{count}"
+        modules[node.target] = _Packed(module, relu=follower is not None)
+    return fx.GraphModule(modules, graph) if count else None
+
+
+def _packable(module: nn.Conv2d | nn.Linear) -> bool:
+    if type(module) is nn.Conv2d:
+        return module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    return type(module) is nn.Linear  # a class derived from it may compute something else
+
+
+def _only_relu_behind(node: fx.Node, network: fx.GraphModule) -> fx.Node | None:
+    """The ReLU that alone uses a node's output; a value that is captured or used elsewhere is kept as it is."""
+    if len(node.users) != 1:
+        return None
+    user = next(iter(node.users))
+    if user.op == "call_module":
+        return user if type(network.get_submodule(str(user.target))) is nn.ReLU else None
+    return user if user.op in ("call_function", "call_method") and user.target in _RELUS else None
+
+
+def _attribute(network: nn.Module, target: str) -> Any:
+    value: Any = network
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
