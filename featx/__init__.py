@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from featx.heads.linear import LinearHead
     from featx.inspect import InspectReport, inspect_file
     from featx.layers import LayersReport, list_layers
+    from featx.merge import MergeReport, merge_shards
     from featx.predict import PredictReport, predict_images
     from featx.probe import ProbeReport, probe_layers
     from featx.store.reader import Features, open_features
@@ -62,6 +63,7 @@ _HOME = {
     "LayersReport": "featx.layers",
     "LinearHead": "featx.heads.linear",
     "LinearSVM": "featx.heads.estimators",
+    "MergeReport": "featx.merge",
     "PredictConfig": "featx.config",
     "PredictReport": "featx.predict",
     "ProbeConfig": "featx.config",
@@ -77,6 +79,7 @@ _HOME = {
     "fit_svm": "featx.fit",
     "inspect_file": "featx.inspect",
     "list_layers": "featx.layers",
+    "merge_shards": "featx.merge",
     "open_features": "featx.store.reader",
     "predict_images": "featx.predict",
     "probe_layers": "featx.probe",
@@ -101,6 +104,7 @@ __all__ = [  # defined by __getattr__
     "LayersReport",
     "LinearHead",
     "LinearSVM",
+    "MergeReport",
     "PredictConfig",
     "PredictReport",
     "ProbeConfig",
@@ -117,6 +121,7 @@ __all__ = [  # defined by __getattr__
     "fit_svm",
     "inspect_file",
     "list_layers",
+    "merge_shards",
     "open_features",
     "predict_images",
     "probe_layers",

@@ -13,7 +13,7 @@ import ctypes
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,7 +201,7 @@ def stream_features(
     extractor: Extractor,
     sink: Sink,
     *,
-    blocks: Sequence[int],
+    blocks: Iterable[int],
     workers: int | None,
     stop: threading.Event,
 ) -> Stages:
@@ -230,7 +230,7 @@ def stream_features(
     if recipe.device.type == "cpu":
         keep_freed_memory()
     with quiet_pillow(), one_thread():
-        run_workers(blocks, min(workers or usable_cores(), max(1, len(blocks))), work, stop)
+        run_workers(blocks, workers or usable_cores(), work, stop)
     return stages
 
 

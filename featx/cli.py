@@ -31,7 +31,7 @@ from featx.config import (
     VerifyConfig,
 )
 from featx.errors import DiskError, FeatxError, UsageError
-from featx.options import Config, flag_of
+from featx.options import Config, flag_of, read_option_file
 from featx.progress import StderrReporter
 
 if TYPE_CHECKING:
@@ -104,27 +104,11 @@ def _read_config_file(ctx: click.Context, _param: click.Parameter, path: Path | 
     """Take the options in a YAML file as defaults; what is not an option of the command is refused."""
     if path is None:
         return
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text()) or {}
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        raise click.BadParameter(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise click.BadParameter(f"{path} must hold one mapping of options to values")
     options = {p.name: p for p in ctx.command.params if isinstance(p, click.Option) and p.name not in _NOT_IN_FILES}
-    found: dict[str, Any] = {}
-    for written, value in values.items():
-        key = str(written).replace("-", "_")
-        if key not in options:
-            known = ", ".join(sorted(map(str, options)))
-            raise click.BadParameter(f"{path}: {ctx.info_name} has no option {key!r}; it has {known}")
-        if key in found:
-            raise click.BadParameter(f"{path}: {key} stands there twice")
-        if isinstance(value, bool) != options[key].is_flag or not isinstance(value, bool | int | float | str):
-            wanted = "true or false" if options[key].is_flag else "one number or text"
-            raise click.BadParameter(f"{path}: {key} is {value!r}; it must be {wanted}")
-        found[key] = value if isinstance(value, bool) else str(value)
+    try:
+        found = read_option_file(path, str(ctx.info_name), {str(name): p.is_flag for name, p in options.items()})
+    except UsageError as error:
+        raise click.BadParameter(str(error)) from error
     ctx.default_map = {**(ctx.default_map or {}), **found}
 
 
@@ -223,8 +207,27 @@ def extract_command(source: Path, output: Path, config: ExtractConfig, as_json: 
     featx extract photos/ -b alexnet -l fc6,fc7 -o photos.h5
     """
     from featx.extract import extract_features
+    from featx.together import join_group
 
-    show(extract_features(source, output, config, reporter=StderrReporter()), as_json)
+    group = join_group(config.shard)
+    report = extract_features(source, output, config, group=group, reporter=StderrReporter())
+    if group is None or group.is_first:
+        show(report, as_json)
+
+
+@commands.command("merge")
+@click.argument("shards", type=PATH, nargs=-1, required=True)
+@click.option("-o", "--output", type=PATH, required=True, help="The features file to make.", metavar="FILE")
+@common
+def merge_command(shards: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Join SHARDS, the files of `featx extract --shard I/N` or folders of them, into one features file.
+
+    \b
+    featx merge parts/ -o photos.h5
+    """
+    from featx.merge import merge_shards
+
+    show(merge_shards(shards, output, reporter=StderrReporter()), as_json)
 
 
 @commands.command("check")

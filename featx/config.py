@@ -141,6 +141,13 @@ class ExtractConfig(Config):
     max_bad: float = _max_bad()
     workers: int | None = _workers()
     retry_failed: bool = option(False, "Try the images again that failed before.", recorded=False)
+    shard: str | None = option(
+        None,
+        "Only part I of N, from 0 on, into FILE.I-of-N.h5; auto/N takes I from Slurm, Kubernetes or torchrun. "
+        "`featx merge` joins the parts.",
+        metavar="I/N",
+        recorded=False,
+    )
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from featx.errors import DeviceUnavailable, UsageError
 
 
 def choose_device(spec: str) -> torch.device:
-    """The device `--device SPEC` means.
+    """The device `--device SPEC` means; of several processes that torchrun has started, each has its own GPU.
 
     Raises:
         DeviceUnavailable: a GPU was asked for and is not there. There is no falling back.
     """
     if spec == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
         device = torch.device(spec)
     except RuntimeError:
@@ -28,7 +28,14 @@ def choose_device(spec: str) -> torch.device:
         raise DeviceUnavailable(f"--device {spec}: this machine has no usable CUDA device. Use --device cpu or auto")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise DeviceUnavailable(f"--device {spec}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
-    return device
+    return _own_gpu() if device == torch.device("cuda") else device
+
+
+def _own_gpu() -> torch.device:
+    """The GPU of this process: of its local rank, if it is one of several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
+        return torch.device("cuda")
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
 def free_memory(device: torch.device) -> int:

@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import os
-import shutil
-import threading
-import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featx.atomic import disk_errors
 from featx.config import ExtractConfig
-from featx.errors import DiskError, FileFormatError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
+from featx.errors import FileFormatError, UsageError
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import is_run, read_run
-from featx.options import command_line
-from featx.progress import SILENT, Reporter, Stop, format_bytes, format_duration, graceful_stop
-from featx.report import Report, printable, table
+from featx.progress import SILENT, Reporter, format_bytes, format_duration
+from featx.report import Report
+from featx.shards import Shard, parse_shard
 from featx.store.reader import Failure, Features
-from featx.store.schema import DONE, FilePlan, differences, essence, partial_path
-from featx.store.writer import FeatureWriter
+from featx.store.schema import DONE
+from featx.together import Group
 
 if TYPE_CHECKING:
     from featx.activations import Stages
-    from featx.recipe import Recipe
-
-SHOWN_FAILURES = 3
 
 
 @dataclass(frozen=True)
@@ -86,6 +79,7 @@ def extract_features(
     output: str | os.PathLike[str],
     config: ExtractConfig | None = None,
     *,
+    group: Group | None = None,
     reporter: Reporter = SILENT,
 ) -> ExtractReport:
     """Compute layers of a network for all images of a source and store them in an HDF5 file.
@@ -97,28 +91,36 @@ def extract_features(
         source: a folder, a text list, a CSV (path,label[,split]) or a zip.
         output: the features file; NAME.partial until it is finished.
         config: what to extract and how; AlexNet's fc7 by default.
+        group: the processes that fill the file together (`featx.together.join_group`); None for one alone.
 
     Raises:
         UsageError: an unknown network, layer, weights, device; a source without images.
         PlanMismatch: the output exists and belongs to another plan.
         TooManyBadImages: more images failed than `config.max_bad` allows.
         DiskError: it does not fit, or the disk failed.
-        Interrupted: SIGINT or SIGTERM came; everything finished so far is kept.
+        Interrupted: SIGINT or SIGTERM came, or another process of the group failed; everything finished is kept.
     """
     config, output = config or ExtractConfig(), Path(output)
+    shard = None if config.shard is None else parse_shard(config.shard)
+    if shard is not None:
+        output = shard.path(output)
     manifest = scan(source, follow_links=config.follow_links)
     with disk_errors(output):
         if output.is_symlink():  # it means the file it points to
             output = Path(os.path.realpath(output))
         exists = output.exists()
     if exists:
-        finished = _take_finished(output, manifest, config)
+        finished = _take_finished(output, manifest, config, shard)
         if finished is not None:
             return finished
-    return _Run(manifest, output, config, reporter).go()
+    from featx.extracting import Extraction
+
+    return Extraction(manifest, output, config, shard=shard, group=group, reporter=reporter).go()
 
 
-def _take_finished(output: Path, manifest: Manifest, config: ExtractConfig) -> ExtractReport | None:
+def _take_finished(
+    output: Path, manifest: Manifest, config: ExtractConfig, shard: Shard | None
+) -> ExtractReport | None:
     """The report of a file that needs no work, without loading torch; None if something is left to be looked at."""
     try:
         features = Features(output)
@@ -128,7 +130,12 @@ def _take_finished(output: Path, manifest: Manifest, config: ExtractConfig) -> E
         raise UsageError(f"{output} is an unfinished file under a finished file's name; rename or delete it")
     if config.retry_failed and features.failures():
         return None
-    if features.provenance["request"] != config.recorded() or features.provenance["images"] != manifest.digest:
+    if features.provenance["request"] != config.recorded():
+        return None
+    part = None if shard is None else shard.describe(manifest)
+    if features.provenance.get("shard") != part or (
+        part is None and features.provenance["images"] != manifest.digest
+    ):
         return None
     weights_file = read_run(config.backbone).weights if is_run(config.backbone) else Path(config.weights)
     if weights_file.suffix in (".pth", ".pt", ".safetensors") and weights_file.is_file():
@@ -137,230 +144,10 @@ def _take_finished(output: Path, manifest: Manifest, config: ExtractConfig) -> E
         with weights_file.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != features.provenance["weights"]["sha256"]:
                 return None
-    return _report(features, manifest, config, 0, 0.0, None)
+    return report_on(features, manifest, config, 0, 0.0, None)
 
 
-class _Run:
-    """One extraction: the plan, the work, the account of it."""
-
-    def __init__(self, manifest: Manifest, output: Path, config: ExtractConfig, reporter: Reporter) -> None:
-        from featx.activations import Extractor
-        from featx.networks.pooling import parse_pooling
-        from featx.recipe import plan_recipe
-
-        self.manifest, self.output, self.config, self.reporter = manifest, output, config, reporter
-        self.recipe: Recipe = plan_recipe(
-            backbone=config.backbone,
-            layers=config.layers,
-            weights=config.weights,
-            pooling=parse_pooling(config.pool),
-            precision=config.precision,
-            dtype=config.dtype,
-            device=config.device,
-            batch_size=config.batch_size,
-            resize=config.resize,
-            crop=config.crop,
-            squash=config.squash,
-            exif=config.exif,
-            mirror=config.mirror,
-        )
-        self._refuse_what_cannot_fit()
-        for line in self.plan_lines():
-            reporter.note(line)
-        self.extractor = Extractor(self.recipe, reporter.download)
-        self.plan = self._file_plan(self.extractor.weights_sha256)
-        self.failed: list[str] = []
-        self.lock = threading.Lock()
-
-    def plan_lines(self) -> list[str]:
-        """What will be done, before it is."""
-        manifest, recipe = self.manifest, self.recipe
-        count = len(manifest)
-        classes = f", {len(manifest.classes)} classes" if manifest.classes else ", no labels"
-        title = f"{count:,} images{classes}; {recipe.backbone.name}, weights {recipe.weights.name}, "
-        title += f"{recipe.precision} on {recipe.device}, {recipe.batch_size} images per block"
-        rows = [
-            [
-                spec.name,
-                spec.node,
-                spec.relu,
-                spec.shape,
-                spec.dtype,
-                format_bytes(spec.bytes_per_image * count),
-            ]
-            for spec in recipe.layer_specs()
-        ]
-        lines = [title, *table(["layer", "node", "ReLU", "shape", "type", "in all"], rows, left=3)]
-        free = shutil.disk_usage(_existing_parent(self.output)).free
-        lines.append(f"{format_bytes(self._bytes_needed())} for {self.output}; {format_bytes(free)} are free there")
-        if recipe.weights.seed is not None:
-            lines.append(
-                "note: these weights are random: the features show the machinery, not what a network learned"
-            )
-        return lines
-
-    def _bytes_needed(self) -> int:
-        return sum(spec.bytes_per_image for spec in self.recipe.layer_specs()) * len(self.manifest)
-
-    def _refuse_what_cannot_fit(self) -> None:
-        if self.output.exists() or partial_path(self.output).exists():
-            return  # its space is reserved already
-        needed, folder = self._bytes_needed(), _existing_parent(self.output)
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise DiskError(
-                f"{self.output} needs {format_bytes(needed)}; {format_bytes(free)} are free in {folder}. Ask for "
-                f"fewer or later layers, --pool avg, or --dtype float16, or choose another disk with -o"
-            )
-
-    def _file_plan(self, weights_sha256: str) -> FilePlan:
-        from featx.activations import hardware, versions
-
-        manifest = self.manifest
-        provenance: dict[str, Any] = {
-            **self.recipe.describe(weights_sha256),
-            "request": self.config.recorded(),
-            "command": command_line("extract", "SOURCE", self.config),
-            "source": {"path": os.path.abspath(manifest.source), "kind": manifest.kind},
-            "images": manifest.digest,
-            "count": len(manifest),
-            "versions": versions(),
-            "hardware": hardware(self.extractor),
-        }
-        return FilePlan(
-            manifest.paths,
-            manifest.labels,
-            manifest.classes,
-            manifest.split_of,
-            manifest.splits,
-            self.recipe.layer_specs(),
-            _portable(provenance),
-        )
-
-    def go(self) -> ExtractReport:
-        if self.output.exists():
-            self._compare_with_finished()
-            if not (self.config.retry_failed and Features(self.output).failures()):
-                return _report(Features(self.output), self.manifest, self.config, 0, 0.0, None)
-            writer = FeatureWriter.open_failed(self.output, self.plan)
-        else:
-            writer = FeatureWriter.open(self.output, self.plan, retry_failed=self.config.retry_failed)
-        with writer:
-            return self._fill(writer)
-
-    def _fill(self, writer: FeatureWriter) -> ExtractReport:
-        from featx.activations import stream_features
-
-        blocks = writer.pending_blocks(self.recipe.batch_size)
-        started, before = time.perf_counter(), int((writer.status > 0).sum())
-        if 0 < before < len(self.manifest):
-            self.reporter.note(f"resuming: {before:,} of {len(self.manifest):,} images are there already")
-        self.reporter.begin("extract", len(self.manifest), before)
-        with graceful_stop() as stop:
-            self._stop_if_too_many_bad(writer, stop)
-            stages = stream_features(
-                self.manifest,
-                self.extractor,
-                lambda block, features: self._store(writer, stop, block, features),
-                blocks=blocks,
-                workers=self.config.workers,
-                stop=stop,
-            )
-        self.reporter.end()
-        self._raise_if_too_many_bad(writer)
-        if stop.signal is not None and writer.pending_blocks(1):
-            left = len(writer.pending_blocks(1))
-            raise Interrupted(
-                f"stopped by signal {stop.signal}: {left:,} of {len(self.manifest):,} images are left. "
-                f"Run the same command again to resume",
-                128 + stop.signal,
-            )
-        writer.finish()
-        seconds = time.perf_counter() - started
-        return _report(
-            Features(self.output), self.manifest, self.config, len(self.manifest) - before, seconds, stages
-        )
-
-    def _store(self, writer: FeatureWriter, stop: Stop, block: Any, features: dict[str, Any]) -> None:
-        writer.write_block(
-            block.first,
-            features,
-            status=block.status,
-            sha256=block.sha256,
-            orientation=block.orientation,
-            reasons=block.reasons,
-        )
-        self.reporter.advance(len(block.status))
-        if block.reasons:
-            with self.lock:
-                for place, reason in block.reasons.items():
-                    self.failed.append(f"{self.manifest.name(block.first + place)}: {reason}")
-            self._stop_if_too_many_bad(writer, stop)
-
-    def _allowed(self) -> int:
-        return math.floor(self.config.max_bad * len(self.manifest))
-
-    def _stop_if_too_many_bad(self, writer: FeatureWriter, stop: Stop) -> None:
-        if int((writer.status > DONE).sum()) > self._allowed():
-            stop.set()
-
-    def _raise_if_too_many_bad(self, writer: FeatureWriter) -> None:
-        bad = int((writer.status > DONE).sum())
-        if bad > self._allowed():
-            partial = partial_path(self.output)
-            examples = "; ".join(self.failed[:SHOWN_FAILURES]) or f"see featx inspect {partial}"
-            if self.manifest.kind in ("list", "csv"):
-                examples += f" (paths count from {printable(str(self.manifest.root))}, where the list is)"
-            raise TooManyBadImages(
-                f"{bad} of {len(self.manifest)} images are bad, --max-bad {self.config.max_bad:g} allows "
-                f"{self._allowed()}: {examples}. What is done is kept in {partial}: mend the images and run again "
-                f"with --retry-failed, or allow more with --max-bad 5%"
-            )
-
-    def _compare_with_finished(self) -> None:
-        features = Features(self.output)
-        have, want = essence(features.provenance), essence(self.plan.provenance)
-        named = differences(have, want)
-        if have["images"] != want["images"]:
-            named = [
-                _changed_images(features, self.manifest),
-                *(n for n in named if not n.startswith(("images:", "count:"))),
-            ]
-        named = [n for n in named if not n.startswith("versions.")]
-        if named:
-            raise PlanMismatch(
-                f"{self.output} exists and was made by another plan: {'; '.join(named[:3])}. "
-                f"Choose another output with -o, or delete it"
-            )
-
-
-def _portable(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The same with text that JSON can hold: undecodable bytes of a path as backslash escapes."""
-    import json
-
-    text: str = json.dumps(provenance).encode("ascii").decode()
-    plain: dict[str, Any] = json.loads(text)
-    return plain
-
-
-def _changed_images(features: Features, manifest: Manifest) -> str:
-    have, want = set(features.raw_paths), set(manifest.paths)
-    new, gone = sorted(want - have), sorted(have - want)
-    parts = []
-    for word, paths in (("new", new), ("gone", gone)):
-        if paths:
-            parts.append(f"{len(paths)} {word} (first: {os.fsdecode(paths[0])!r})")
-    return "images: " + (", ".join(parts) or "the same, with other labels, splits or order")
-
-
-def _existing_parent(path: Path) -> Path:
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    return folder
-
-
-def _report(
+def report_on(
     features: Features,
     manifest: Manifest,
     config: ExtractConfig,

@@ -23,6 +23,8 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
     steps = [
         ("check", photos),
         ("extract", photos, *NET, "-o", features),
+        ("extract", photos, *NET, "--shard", "0/1", "-o", tmp_path / "p.h5"),
+        ("merge", tmp_path / "p.0-of-1.h5", "-o", tmp_path / "merged.h5"),
         ("inspect", features),
         ("verify", features, "--rows", "2"),
         ("fit-svm", features, "--c", "0.1", "-o", head),
@@ -47,6 +49,8 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
+        (("extract", ".", "-o", "f.h5", "--shard", "8/8"), 2, "--shard 8/8 is part 8 of 8; write I/N with I from 0"),
+        (("merge", "a.h5", "-o", "f.h5"), 2, "no file a.h5"),
         (("layers", "alexnt"), 2, "no network 'alexnt'. Nearest: 'alexnet'"),
         (("extract", "nowhere", "-o", "f.h5"), 2, "nowhere: No such file or directory"),
         (("extract", ".", "-l", "fc9", "-o", "f.h5", "-w", "random:0"), 2, "no images in ."),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import queue
 import threading
 import time
 import zipfile
@@ -105,18 +104,16 @@ def run_workers(blocks: Iterable[int], workers: int, work: Callable[[int], None]
 
     When `stop` is set, blocks that were begun are finished and no others are begun.
     """
-    waiting: queue.SimpleQueue[int] = queue.SimpleQueue()
-    for first in blocks:
-        waiting.put(first)
+    waiting, turn = iter(blocks), threading.Lock()
     errors: list[BaseException] = []
 
     def go() -> None:
         while not (stop.is_set() or errors):
             try:
-                first = waiting.get_nowait()
-            except queue.Empty:
-                return
-            try:
+                with turn:
+                    first = next(waiting, None)
+                if first is None:
+                    return
                 work(first)
             except BaseException as error:
                 errors.append(error)

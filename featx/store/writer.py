@@ -83,6 +83,48 @@ class FeatureWriter:
                 raise
 
     @classmethod
+    def join(cls, path: Path, plan: FilePlan) -> FeatureWriter | None:
+        """Take part in filling a NAME.partial that another process has opened and shares.
+
+        Returns:
+            None if it is finished already, or being finished.
+        """
+        partial = partial_path(path)
+        with disk_errors(partial):
+            try:
+                descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                return None
+            try:
+                if not _take_lock(descriptor, fcntl.LOCK_SH):
+                    os.close(descriptor)
+                    return None
+                return cls(path, descriptor, _extents_of(partial, plan), plan.fingerprint)
+            except BaseException:
+                os.close(descriptor)
+                raise
+
+    def share(self) -> None:
+        """Let other processes `join`; runs that are not of this group are still kept out.
+
+        Raises:
+            Interrupted: another run has taken the file just now.
+        """
+        if not _take_lock(self._fd, fcntl.LOCK_SH):
+            raise _busy(partial_path(self.path))
+
+    def hold_alone(self) -> bool:
+        """Keep everybody else out again; False while processes that have joined are at work."""
+        if _take_lock(self._fd, fcntl.LOCK_EX):
+            return True
+        self.share()  # the failed attempt has cost the lock that was held
+        return False
+
+    def refresh(self) -> None:
+        """Learn what other processes have written."""
+        self.status = self._read_status()
+
+    @classmethod
     def open_failed(cls, path: Path, plan: FilePlan) -> FeatureWriter:
         """Take up the failed rows of a finished file, in a copy called NAME.partial.
 
@@ -234,17 +276,25 @@ def _lock(partial: Path, plan: FilePlan) -> int:
             descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             continue  # another process finished and renamed it just now
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if _is_still(partial, descriptor):
-                return descriptor
-        except BlockingIOError:
+        if not _take_lock(descriptor, fcntl.LOCK_EX):
             os.close(descriptor)
-            raise Interrupted(
-                f"{partial} is being written by another featx; wait for it, or choose another output"
-            ) from None
+            raise _busy(partial)
+        if _is_still(partial, descriptor):
+            return descriptor
         os.close(descriptor)
     raise FileNotFoundError(errno.ENOENT, "it comes and goes, or is a broken link")
+
+
+def _take_lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _busy(partial: Path) -> Interrupted:
+    return Interrupted(f"{partial} is being written by another featx; wait for it, or choose another output")
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

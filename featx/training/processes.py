@@ -49,13 +49,12 @@ def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
     """Join what torchrun's variables describe; without them this is the only process.
 
     Returns:
-        The processes, and this one's device: the GPU of its local rank, if GPUs are asked for.
+        The processes, and this one's device.
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes(), device
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if device.type == "cuda":
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         # Two processes on one GPU cannot talk through NCCL.

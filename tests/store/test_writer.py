@@ -315,3 +315,32 @@ def test_a_broken_link_in_the_place_of_the_unfinished_file_is_an_error_and_no_en
     partial_path(tmp_path / "f.h5").symlink_to("nowhere")
     with pytest.raises(DiskError, match="broken link"):
         FeatureWriter.open(tmp_path / "f.h5", plan())
+
+
+def test_those_that_join_share_the_file_and_nobody_else_gets_in(tmp_path):
+    path = tmp_path / "f.h5"
+    with FeatureWriter.open(path, plan()) as first:
+        assert FeatureWriter.join(path, plan()) is None, "before it is shared nobody joins"
+        first.share()
+        with FeatureWriter.join(path, plan()) as second:
+            assert not first.hold_alone()
+            with pytest.raises(Interrupted, match="another featx"):
+                FeatureWriter.open(path, plan())
+            job_of = {s.name: np.ones((len(plan().paths), *s.shape), s.dtype) for s in plan().layers}
+            write(second, 0, job_of, BATCH)
+            assert first.pending_blocks(BATCH)[0] == 0
+            first.refresh()
+            assert first.pending_blocks(BATCH)[0] == BATCH
+        assert first.hold_alone()
+        assert FeatureWriter.join(path, plan()) is None
+
+
+def test_a_file_taken_by_another_run_meanwhile_is_not_shared(tmp_path):
+    path = tmp_path / "f.h5"
+    with FeatureWriter.open(path, plan()) as first:
+        first.share()
+        with FeatureWriter.join(path, plan()) as other:
+            fcntl.flock(first._fd, fcntl.LOCK_UN)
+            assert other.hold_alone()
+            with pytest.raises(Interrupted, match="another featx"):
+                first.hold_alone()

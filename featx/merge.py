@@ -1,0 +1,187 @@
+"""`featx merge`: the shards of a job become the file that one process would have made, to the last byte."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.errors import FileFormatError, Interrupted, PlanMismatch, UsageError
+from featx.progress import SILENT, Reporter, format_bytes, graceful_stop
+from featx.report import Report
+from featx.store.reader import Features, open_features
+from featx.store.schema import DONE, PENDING, FilePlan, differences, essence
+from featx.store.writer import FeatureWriter
+
+BLOCK_BYTES = 64 << 20
+_OWN = ("shard", "images", "count")  # what only this shard's provenance says
+_SUFFIX = ".h5"
+
+
+@dataclass(frozen=True)
+class MergeReport(Report):
+    """What a merge made.
+
+    Attributes:
+        images, done, failed: rows of the file; of these successful; of these failed.
+        shards: how many files were joined.
+    """
+
+    output: Path
+    images: int
+    done: int
+    failed: int
+    shards: int
+    bytes: int
+
+    def lines(self) -> list[str]:
+        text = f"{self.output}: {self.done:,} of {self.images:,} images from {self.shards} shards"
+        return [f"{text}, {format_bytes(self.bytes)}"]
+
+
+def merge_shards(
+    shards: Sequence[str | os.PathLike[str]], output: str | os.PathLike[str], *, reporter: Reporter = SILENT
+) -> MergeReport:
+    """Join the files of `extract --shard 0/N .. N-1/N`.
+
+    The same call again resumes a merge that was interrupted, or does nothing if it is finished. The shards are kept.
+
+    Args:
+        shards: files, or folders whose .h5 files that are shards are meant.
+        output: the features file; NAME.partial until it is finished.
+
+    Raises:
+        UsageError: no shards, one is missing or there twice.
+        FileFormatError: a shard is damaged or not finished.
+        PlanMismatch: they are not of one job, or the output belongs to another.
+        DiskError: it does not fit, or the disk failed.
+    """
+    output = Path(output)
+    parts = _complete_job([open_features(path) for path in _files(shards, output)])
+    plan = _whole_plan(parts)
+    if output.exists():
+        have = Features(output)
+        if not have.complete or have.fingerprint != plan.fingerprint:
+            raise PlanMismatch(f"{output} exists and is something else; choose another output with -o, or delete it")
+        return _report(output, len(parts))
+    writer = FeatureWriter.open(output, plan)
+    with writer, graceful_stop() as stop:
+        reporter.begin("merge", len(plan.paths))
+        first = 0
+        rows_at_once = max(1, BLOCK_BYTES // sum(layer.bytes_per_image for layer in plan.layers))
+        for part in parts:
+            for start in range(0, len(part), rows_at_once):
+                if stop.is_set():
+                    raise Interrupted(
+                        f"stopped by signal {stop.signal}; run the same command again to resume",
+                        128 + (stop.signal or 0),
+                    )
+                rows = slice(start, min(start + rows_at_once, len(part)))
+                if (writer.status[first + start : first + rows.stop] == PENDING).any():
+                    _copy(part, rows, writer, first + start)
+                reporter.advance(rows.stop - start)
+            first += len(part)
+        reporter.end()
+        writer.finish()
+    return _report(output, len(parts))
+
+
+def _files(shards: Sequence[str | os.PathLike[str]], output: Path) -> list[Path]:
+    found: list[Path] = []
+    for given in map(Path, shards):
+        if given.is_dir():
+            found += [path for path in sorted(given.glob(f"*{_SUFFIX}")) if path != output and _is_shard(path)]
+        else:
+            found.append(given)
+    if not found:
+        raise UsageError(f"no shards in {', '.join(map(str, shards))}; featx extract --shard I/N makes them")
+    return found
+
+
+def _is_shard(path: Path) -> bool:
+    try:
+        return "shard" in Features(path).provenance
+    except FileFormatError:
+        return False
+
+
+def _complete_job(files: Sequence[Features]) -> list[Features]:
+    """The shards in order, of one job, each once and none missing."""
+    by_index: dict[int, Features] = {}
+    first = files[0]
+    for file in files:
+        shard = file.provenance.get("shard")
+        if shard is None:
+            raise UsageError(f"{file.path} is no shard: it was made without --shard")
+        named = differences(_common(first), _common(file))
+        if named:
+            raise PlanMismatch(f"{first.path} and {file.path} are not of one job: {_both(named[0])}")
+        if shard["index"] in by_index:
+            raise UsageError(
+                f"{by_index[shard['index']].path} and {file.path} are both part {shard['index']} of {shard['count']}"
+            )
+        by_index[shard["index"]] = file
+    count = first.provenance["shard"]["count"]
+    missing = [str(index) for index in range(count) if index not in by_index]
+    if missing:
+        raise UsageError(f"of {count} shards {len(missing)} are missing: {', '.join(missing[:10])}")
+    parts = [by_index[index] for index in range(count)]
+    total = sum(map(len, parts))
+    if total != first.provenance["shard"]["total"]:
+        raise FileFormatError(f"the shards hold {total} images, the job had {first.provenance['shard']['total']}")
+    return parts
+
+
+def _common(file: Features) -> dict[str, Any]:
+    """What must be the same in all shards of a job."""
+    shard = file.provenance["shard"]
+    common = {key: value for key, value in essence(file.provenance).items() if key not in _OWN}
+    return common | {
+        "shards": shard["count"],
+        "images": shard["images"],
+        "classes": file.classes,
+        "splits": file.splits,
+    }
+
+
+def _both(difference: str) -> str:
+    return difference.replace("in the file", "in one").replace("asked for", "in the other")
+
+
+def _whole_plan(parts: Sequence[Features]) -> FilePlan:
+    """The plan that one process would have had."""
+    first = parts[0]
+    shard = first.provenance["shard"]
+    whole = {**first.provenance, "images": shard["images"], "count": shard["total"]}
+    del whole["shard"]
+    return FilePlan(
+        paths=[path for part in parts for path in part.raw_paths],
+        labels=np.concatenate([part.labels for part in parts]).tolist(),
+        classes=first.classes,
+        split_of=np.concatenate([part.split_of for part in parts]).tolist(),
+        splits=first.splits,
+        layers=list(first.layers.values()),
+        provenance=whole,
+    )
+
+
+def _copy(part: Features, rows: slice, writer: FeatureWriter, first: int) -> None:
+    failed = [failure for failure in part.failures() if rows.start <= failure.row < rows.stop]
+    writer.write_block(
+        first,
+        {layer: part[layer][rows] for layer in part},
+        status=part.status[rows],
+        sha256=part.sha256[rows],
+        orientation=part.orientation[rows],
+        reasons={failure.row - rows.start: failure.reason for failure in failed},
+    )
+
+
+def _report(output: Path, shards: int) -> MergeReport:
+    features = Features(output)
+    done, failed = features.count(DONE), int((features.status > DONE).sum())
+    return MergeReport(output, len(features), done, failed, shards, output.stat().st_size)

@@ -1,0 +1,199 @@
+"""Several processes fill one features file: each takes the next block that none has taken.
+
+They are started by torchrun, or by anything else that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT, and talk
+through torch.distributed's key-value store alone: numbers of blocks, never features. The first process makes the
+file and finishes it. It knows by the locks on the file who is still at work: the system takes them from the dead,
+whose blocks it does again. If it dies itself, the others stop, and the same command resumes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from featx.errors import Interrupted, UsageError
+from featx.progress import Stop
+from featx.shards import parse_shard
+
+if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]  # torch exports it by a star
+
+Answer = TypeVar("Answer")
+POLL_S = 0.05
+STORE_PATIENCE = timedelta(minutes=10)  # for the others to start, and for one answer
+_ALL = 1 << 48  # more blocks than any file has
+# File systems whose clients write whole pages back: two machines would overwrite each other's rows.
+_NOT_COHERENT = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
+
+
+class Group:
+    """This process among those that fill a file together.
+
+    Attributes:
+        rank: 0 for the first, which makes the file, finishes it and speaks for all.
+        count: how many there are.
+    """
+
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
+        self._reported = 0
+        self._lock = threading.Lock()
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @cached_property
+    def _store(self) -> Store:
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # as above
+
+        address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
+        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun holds the store itself
+        try:
+            store = TCPStore(
+                address, int(port), None if agent else self.count, self.is_first and not agent, STORE_PATIENCE,
+                wait_for_workers=False,
+            )  # fmt: skip
+        except (RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split("\n")[0].split())
+            raise Interrupted(
+                f"process {self.rank} of {self.count} found no others at {address}:{port}: {reason}"
+            ) from None
+        return PrefixStore(f"featx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+
+    def announce(self, fingerprint: str, blocks: Sequence[int]) -> None:
+        """The first process: the file is there, and these blocks of it are to be done."""
+        self._ask(lambda: self._store.set("plan", f"{fingerprint} {_as_text(blocks)}"))
+
+    def listen(self) -> tuple[str, list[int]]:
+        """The other processes: wait for the file; its fingerprint and the blocks to be done."""
+        self._await("plan", None)
+        fingerprint, _, blocks = self._ask(lambda: self._store.get("plan")).decode().partition(" ")
+        return fingerprint, _from_text(blocks)
+
+    def claim(self, blocks: Sequence[int]) -> Iterator[int]:
+        """Blocks that no other process has; for one thread at a time."""
+        while (place := self._ask(lambda: self._store.add("claimed", 1)) - 1) < len(blocks):
+            yield blocks[place]
+
+    def drain(self) -> None:
+        """No process shall begin another block."""
+        self._ask(lambda: self._store.add("claimed", _ALL))
+
+    def advance(self, images: int) -> int:
+        """Count images; how many the first process has to report, those of the others included."""
+        done = self._ask(lambda: self._store.add("done", images))
+        with self._lock:
+            new, self._reported = max(0, done - self._reported), max(done, self._reported)
+        return new
+
+    def check_on_others(self) -> None:
+        """Raise what another process has told with `fail`.
+
+        Raises:
+            Interrupted: with its reason.
+        """
+        if self._ask(lambda: self._store.check(["failed"])):
+            raise Interrupted(self._ask(lambda: self._store.get("failed")).decode(errors="replace"))
+
+    def conclude(self) -> None:
+        """The first process: the file is finished."""
+        self._ask(lambda: self._store.set("finished", "yes"))
+
+    def wait_for_the_end(self, stop: Stop) -> None:
+        """The other processes: until the file is finished, or this one is asked to stop."""
+        self._await("finished", stop)
+
+    def fail(self, reason: BaseException) -> None:
+        """Tell the others that this process cannot go on."""
+        try:
+            self._store.set("failed", f"process {self.rank} of {self.count} stopped: {reason}")
+            self._store.add("claimed", _ALL)
+        except (RuntimeError, Interrupted):
+            pass  # they are gone, or will notice by themselves
+
+    def _await(self, key: str, stop: Stop | None) -> None:
+        while not self._ask(lambda: self._store.check([key])):
+            self.check_on_others()
+            if stop is not None and stop.signal:
+                return
+            time.sleep(POLL_S)
+
+    def _ask(self, question: Callable[[], Answer]) -> Answer:
+        try:
+            return question()
+        except RuntimeError as error:  # the store was in a process that is gone
+            raise Interrupted(
+                f"process {self.rank} of {self.count} cannot reach the others any more; run the same command again "
+                f"to resume"
+            ) from error
+
+
+def _as_text(numbers: Sequence[int]) -> str:
+    """Growing numbers as text; of a thousand million images the blocks are tens of millions, mostly neighbours.
+
+    >>> _as_text([0, 4, 8, 20]), _from_text("0:9:4 20:21:1")
+    ('0:9:4 20:21:1', [0, 4, 8, 20])
+    """
+    ranges: list[range] = []
+    for number in numbers:
+        last = ranges[-1] if ranges else range(0)
+        if len(last) == 1:
+            ranges[-1] = range(last.start, number + 1, number - last.start)
+        elif last and number == last[-1] + last.step:
+            ranges[-1] = range(last.start, number + 1, last.step)
+        else:
+            ranges.append(range(number, number + 1))
+    return " ".join(f"{part.start}:{part.stop}:{part.step}" for part in ranges)
+
+
+def _from_text(text: str) -> list[int]:
+    return [number for part in text.split() for number in range(*map(int, part.split(":")))]
+
+
+def join_group(shard: str | None = None) -> Group | None:
+    """The processes that torchrun's variables describe; None for a process that works alone.
+
+    Args:
+        shard: as asked for; where each process makes a shard of its own, it works alone.
+    """
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1 or (shard is not None and parse_shard(shard).from_rank):
+        return None
+    return Group(int(os.environ["RANK"]), count)
+
+
+def processes_here() -> int:
+    """How many processes share this machine's cores."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))))
+
+
+def refuse_incoherent_disk(output: Path) -> None:
+    """Refuse a file that several machines would fill on a disk where they overwrite each other's rows.
+
+    Raises:
+        UsageError: with the file system's name.
+    """
+    count, here = int(os.environ.get("WORLD_SIZE", "1")), processes_here()
+    kind = _file_system(output.absolute().parent)
+    if count > here and kind in _NOT_COHERENT:
+        raise UsageError(
+            f"{output} lies on {kind}, where several machines cannot write one file: use --shard "
+            f"auto/{count // here} on each and `featx merge` afterwards, or a disk made for it (Lustre, GPFS, CephFS)"
+        )
+
+
+def _file_system(folder: Path, mounts: Path = Path("/proc/self/mounts")) -> str:
+    """The kind of file system a folder lies on, as the kernel names it; empty if unknown."""
+    kinds: dict[str, str] = {}
+    if mounts.exists():
+        for line in mounts.read_text(errors="replace").splitlines():
+            _, place, kind, *_ = line.split(" ")
+            kinds[place.replace("\\040", " ")] = kind
+    return next((kinds[str(p)] for p in (folder, *folder.parents) if str(p) in kinds), "")
