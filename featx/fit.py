@@ -6,22 +6,25 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featx.config import HEADS, FitConfig
-from featx.device import choose_device, free_memory
-from featx.errors import FileFormatError, LabelError, NonFiniteRow, UsageError
+from featx.errors import FileFormatError, LabelError, NonFiniteRow, PlanMismatch, UsageError
 from featx.heads.calibrate import Calibration, calibrate
 from featx.heads.labels import Labels, classes_of, is_multilabel, labels_among
 from featx.heads.linear import LinearHead, recipe_of
-from featx.heads.metrics import LabelMetrics, Metrics, metric_lines
-from featx.heads.search import Found, GridPoint, fit_heads
-from featx.heads.solver.path import TOLERANCE, Uncertified
+from featx.heads.metrics import GridPoint, LabelMetrics, Metrics, metric_lines
 from featx.heads.split import Rows, split_by_name, split_by_share, split_per_class
 from featx.progress import SILENT, Reporter, format_duration
 from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
+from featx.store.schema import differences
+
+if TYPE_CHECKING:
+    from featx.heads.search import Found
+    from featx.heads.solver.path import Uncertified
 
 DEFAULT_TEST = 0.2
 SHOWN_CONFUSIONS = 5
@@ -67,7 +70,7 @@ class FitReport(Report):
         text.append(f"C = {self.c:g}; objective proven to be within {self.gap:.0e} of its optimum")
         if self.uncertified:
             shown = "; ".join(self.uncertified[:SHOWN_CONFUSIONS])
-            text.append(f"NOT proven to {TOLERANCE:g}: {len(self.uncertified)} fits, among them {shown}")
+            text.append(f"NOT proven to be at their optimum: {len(self.uncertified)} fits, among them {shown}")
         if self.metrics:
             text += metric_lines(self.metrics)
         text += [f"note: {note}" for note in self.notes]
@@ -95,12 +98,14 @@ def fit_svm(
 ) -> FitReport:
     """Fit a linear SVM on a layer of a features file and save it as a head.
 
-    The objective is that of scikit-learn's LinearSVC(loss="squared_hinge"), one class against the rest.
+    The objective is that of scikit-learn's LinearSVC(loss="squared_hinge"), one class against the rest. The same call
+    again does nothing if the head is there.
 
     Args:
         output: the head, NAME.safetensors; None to fit and report only.
 
     Raises:
+        PlanMismatch: the output is there and holds another head.
         LabelError: no labels, one class only, too few images of a class.
         FileFormatError, UnknownLayer: not a features file; it does not hold the layer.
     """
@@ -127,9 +132,13 @@ def _fit(
     started = time.perf_counter()
     if kind == "softmax" and config.calibrate != "none":
         raise UsageError("a softmax gives probabilities as it is; --calibrate is for featx fit-svm")
-    if output is not None and Path(output).exists():
-        LinearHead.load(output)  # overwrite a head, never anything else
     features = open_features(path)
+    plan = {"kind": kind, "features": features.digest, "request": config.recorded()}
+    if output is not None and Path(output).exists():
+        return _take_finished(Path(output), plan)
+    from featx.device import choose_device, free_memory
+    from featx.heads.search import fit_heads
+
     layer = features.only_layer(config.layer)
     rows = features.usable()
     train, test = _split(features, rows, config)
@@ -189,9 +198,29 @@ def _fit(
     )
     if output is not None:
         kept = {key: value for key, value in report.to_json().items() if key not in ("output", "seconds")}
-        object.__setattr__(head, "report", {**kept, "seed": config.seed})
+        object.__setattr__(head, "report", {**kept, "plan": plan})
         head.save(output)
     return report
+
+
+def _take_finished(output: Path, plan: dict[str, Any]) -> FitReport:
+    """The report of a head that is there already, without loading torch.
+
+    Raises:
+        PlanMismatch: it is another one.
+    """
+    head = LinearHead.load(output)
+    stored = dict(head.report)
+    changed = differences(stored.pop("plan", {}), plan)
+    if changed:
+        raise PlanMismatch(
+            f"{output} holds another head: {'; '.join(changed[:3])}. Choose another name with -o, or delete it"
+        )
+    metrics = stored.pop("metrics")
+    if metrics is not None:
+        metrics = LabelMetrics(**metrics) if head.multilabel else Metrics(**metrics)
+    curve = [GridPoint(**point) for point in stored.pop("curve")]
+    return FitReport(output=output, metrics=metrics, curve=curve, seconds=0.0, **stored)
 
 
 def _calibrated(found: Found, labels: Labels, config: FitConfig) -> Calibration | None:

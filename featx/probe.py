@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,19 +19,20 @@ import numpy.typing as npt
 
 from featx.atomic import replacing
 from featx.config import HEADS, ExtractConfig, ProbeConfig
-from featx.device import choose_device, free_memory
-from featx.errors import FileFormatError, LabelError, NonFiniteRow, UnknownLayer, UsageError
+from featx.errors import FileFormatError, LabelError, NonFiniteRow, PlanMismatch, UnknownLayer, UsageError
 from featx.extract import extract_features
 from featx.figures.layers import draw_layers
 from featx.fit import damaged_row
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear import LinearHead
 from featx.heads.metrics import measure
-from featx.heads.search import fit_heads
 from featx.heads.split import Rows, split_per_class
 from featx.progress import SILENT, Reporter, format_duration
 from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
+from featx.store.schema import differences
+
+JOURNAL = "probe.partial.jsonl"
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,10 @@ def probe_layers(
             first.
         output: a folder for probe.json, probe.csv and probe.png; None to report only.
 
+    The same call again goes on where an interrupted one has stopped, or does nothing if all is there.
+
     Raises:
+        PlanMismatch: the folder holds another probe.
         LabelError: no labels, or classes with too few images.
         FileFormatError: images as source but no output folder; damaged features.
     """
@@ -132,6 +137,10 @@ def probe_layers(
             f"with featx fit-svm {features.path} -l LAYER"
         )
     labels = labels_among(classes, features.classes, features.labels, multilabel=False).astype(np.int32)
+    plan = {"features": features.digest, "request": config.recorded(), "layers": layers}
+    if folder is not None and (folder / "probe.json").exists():
+        return _take_finished(folder, plan)
+    journal = _Journal(None if folder is None else folder / JOURNAL, plan)
     splits = [
         split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, most=config.test_per_class)
         for repeat in range(config.repeats)
@@ -146,8 +155,12 @@ def probe_layers(
         values = math.prod(features[layer].shape[1:])
         for head in heads:
             outcomes = []
-            for train, test in splits:
-                outcomes.append(_one(head, features, layer, labels, rows[train], rows[test], classes, config))
+            for repeat, (train, test) in enumerate(splits):
+                outcome = journal.done.get((layer, head, repeat))
+                if outcome is None:
+                    outcome = _one(head, features, layer, labels, rows[train], rows[test], classes, config)
+                    journal.write(layer, head, repeat, outcome)
+                outcomes.append(outcome)
                 reporter.advance(1)
             accuracies = [outcome[0] for outcome in outcomes]
             found.append(
@@ -177,8 +190,81 @@ def probe_layers(
         seconds=time.perf_counter() - started,
     )
     if folder is not None:
-        _save(report, folder)
+        _save(report, folder, plan)
+        journal.remove()
     return report
+
+
+Outcome = tuple[float, float, int]  # mean accuracy per class, C, fits not proven
+
+
+class _Journal:
+    """What a probe has found so far, one line per fit, so that a probe that was killed goes on."""
+
+    def __init__(self, path: Path | None, plan: dict[str, Any]) -> None:
+        """Take up an earlier probe's journal, or begin one.
+
+        Raises:
+            PlanMismatch: it belongs to another probe.
+        """
+        self.path = path
+        self.done: dict[tuple[str, str, int], Outcome] = {}
+        if path is None:
+            return
+        if path.exists():
+            self._read(path, plan)
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(plan) + "\n")
+
+    def _read(self, path: Path, plan: dict[str, Any]) -> None:
+        first, *lines = path.read_text().splitlines(keepends=True)
+        _refuse_other(path.parent, json.loads(first), plan)
+        kept = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one off
+        if len(kept) < len(lines):
+            with replacing(path) as partial:
+                partial.write_text("".join([first, *kept]))
+        for line in kept:
+            layer, head, repeat, *outcome = json.loads(line)
+            self.done[layer, head, repeat] = (outcome[0], outcome[1], outcome[2])
+
+    def write(self, layer: str, head: str, repeat: int, outcome: Outcome) -> None:
+        """Keep the outcome of one fit."""
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps([layer, head, repeat, *outcome]) + "\n")
+
+    def remove(self) -> None:
+        """The report holds it all now."""
+        if self.path is not None:
+            self.path.unlink()
+
+
+def _refuse_other(folder: Path, stored: dict[str, Any], plan: dict[str, Any]) -> None:
+    changed = differences(stored, plan)
+    if changed:
+        raise PlanMismatch(
+            f"{folder} holds another probe: {'; '.join(changed[:3])}. Choose another folder with -o, or delete it"
+        )
+
+
+def _take_finished(folder: Path, plan: dict[str, Any]) -> ProbeReport:
+    """The report of a probe that is done, without loading torch.
+
+    Raises:
+        PlanMismatch: the folder holds another one.
+        FileFormatError: it cannot be read.
+    """
+    path = folder / "probe.json"
+    try:
+        stored = json.loads(path.read_text())
+        _refuse_other(folder, stored.pop("plan", {}), plan)
+        rows = [ProbeRow(**row) for row in stored.pop("rows")]
+        (folder / JOURNAL).unlink(missing_ok=True)
+        return ProbeReport(output=folder, rows=rows, seconds=0.0, **stored)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise FileFormatError(f"{path} cannot be read: {error}") from error
 
 
 def _features_of(source: Path, folder: Path | None, config: ProbeConfig, reporter: Reporter) -> tuple[Features, bool]:
@@ -232,13 +318,16 @@ def _one(
     test: Rows,
     classes: list[str],
     config: ProbeConfig,
-) -> tuple[float, float, int]:
+) -> Outcome:
     """Mean accuracy per class, C, and fits not proven, of one layer, head and split.
 
     Args:
         labels: (N,) of all rows of the file, among `classes`.
         train, test: rows of the file.
     """
+    from featx.device import choose_device, free_memory
+    from featx.heads.search import fit_heads
+
     values, device = features[layer].reshape(len(features), -1), choose_device(config.device)
     try:
         found = fit_heads(
@@ -262,11 +351,9 @@ def _one(
     return metrics.mean_per_class, found.c, len(found.uncertified)
 
 
-def _save(report: ProbeReport, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _save(report: ProbeReport, folder: Path, plan: dict[str, Any]) -> None:
+    """Table and picture, and last of all the report: where it is, everything is."""
     kept = {key: value for key, value in report.to_json().items() if key not in ("output", "seconds")}
-    with replacing(folder / "probe.json") as partial:
-        partial.write_text(json.dumps(kept, indent=1) + "\n")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
@@ -277,4 +364,6 @@ def _save(report: ProbeReport, folder: Path) -> None:
         writer.writerow([printable(row.layer), row.head, row.values, *numbers])
     with replacing(folder / "probe.csv") as partial:
         partial.write_text(text.getvalue())
-    draw_layers(folder / "probe.json", folder / "probe.png")
+    with replacing(folder / "probe.json") as partial:
+        partial.write_text(json.dumps({**kept, "plan": plan}, indent=1) + "\n")
+        draw_layers(partial, folder / "probe.png")

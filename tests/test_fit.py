@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from featx.errors import (
     FeaturesMismatch,
     FileFormatError,
     LabelError,
+    PlanMismatch,
     TooManyBadImages,
     UnknownLayer,
     UsageError,
@@ -90,6 +94,36 @@ def test_c_auto_reports_its_curve_and_the_same_seed_gives_the_same_head(tmp_path
     assert next(p.accuracy for p in reports[0].curve if p.c == reports[0].c) == best
     assert (tmp_path / "0.safetensors").read_bytes() == (tmp_path / "1.safetensors").read_bytes()
     assert LinearHead.load(tmp_path / "0.safetensors").report["c"] == reports[0].c
+
+
+def test_the_same_fit_again_does_nothing_and_another_is_refused(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(), CLASSES)
+    for fit in (fit_svm, fit_softmax):
+        head = tmp_path / f"{fit.__name__}.safetensors"
+        first = fit(path, head, FitConfig(per_class=20))
+        before = head.stat().st_mtime_ns
+        again = fit(path, head, FitConfig(per_class=20))
+        assert head.stat().st_mtime_ns == before
+        assert dataclasses.replace(again, seconds=first.seconds) == first
+    with pytest.raises(PlanMismatch, match=r"holds another head: request.seed: 0 in the file, 1 asked for"):
+        fit_softmax(path, head, FitConfig(per_class=20, seed=1))
+    with pytest.raises(PlanMismatch, match="kind: softmax in the file, svm asked for"):
+        fit_svm(path, head, FitConfig(per_class=20))
+    other = write_features(tmp_path / "g.h5", *clusters(), CLASSES, failed=(3,))
+    with pytest.raises(PlanMismatch, match="features: "):
+        fit_softmax(other, head, FitConfig(per_class=20))
+    assert head.stat().st_mtime_ns == before
+
+
+def test_a_head_that_is_there_is_recognised_without_torch(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(), CLASSES)
+    fit_svm(path, tmp_path / "h.safetensors", FitConfig(c=1.0))
+    program = (
+        "import sys; from featx.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+    )
+    words = ["fit-svm", str(path), "--c", "1", "-o", str(tmp_path / "h.safetensors")]
+    ran = subprocess.run([sys.executable, "-c", program, *words], capture_output=True, text=True, check=True)
+    assert "saved as" in ran.stdout
 
 
 def test_classes_without_a_training_image_are_not_learned_and_two_are_enough(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 
 import numpy as np
@@ -14,8 +15,9 @@ from sklearn.metrics import balanced_accuracy_score
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
+from featx import probe
 from featx.config import ProbeConfig
-from featx.errors import FileFormatError, LabelError, UnknownLayer, UsageError
+from featx.errors import FileFormatError, LabelError, PlanMismatch, UnknownLayer, UsageError
 from featx.figures.layers import draw_layers
 from featx.heads.split import split_per_class
 from featx.probe import _layers_of, probe_layers
@@ -60,6 +62,41 @@ def test_table_and_picture_are_written_and_the_same_again(tmp_path):
     assert "fc7" in str(report)
     with Image.open(tmp_path / "one" / "probe.png") as picture:
         assert picture.size[0] > 500
+
+
+def test_a_probe_that_was_stopped_goes_on_and_ends_with_the_same_table(tmp_path, monkeypatch):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12, spread=3.0), ("a", "b", "c"))
+    config = ProbeConfig(per_class=6, repeats=3, c=1.0)
+    probe_layers(path, tmp_path / "whole", config)
+    real, calls = probe._one, []
+
+    def dies(*arguments):
+        calls.append(arguments[0])
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(probe, "_one", dies)
+    with pytest.raises(KeyboardInterrupt):
+        probe_layers(path, tmp_path / "killed", config)
+    assert not (tmp_path / "killed" / "probe.json").exists()
+    journal = tmp_path / "killed" / probe.JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-9])  # the fourth line was being written
+    with pytest.raises(PlanMismatch, match=r"holds another probe: request.repeats: 3 in the file, 2 asked for"):
+        probe_layers(path, tmp_path / "killed", ProbeConfig(per_class=6, repeats=2, c=1.0))
+    probe_layers(path, tmp_path / "killed", config)
+    assert len(calls) == 5 + 3, "three fits were kept, the other three were done"
+    names = ["probe.csv", "probe.json", "probe.png"]
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    report = probe_layers(path, tmp_path / "killed", config)
+    assert len(calls) == 8, "all was there"
+    assert dataclasses.replace(report, output=None, seconds=0) == dataclasses.replace(
+        probe_layers(path, None, config), seconds=0
+    )
+    with pytest.raises(PlanMismatch, match="holds another probe"):
+        probe_layers(path, tmp_path / "killed", ProbeConfig(per_class=5, repeats=3, c=1.0))
 
 
 def test_the_picture_shows_the_accuracies_of_the_table(tmp_path):

@@ -57,6 +57,18 @@ def measure(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], c
 
 
 @dataclass(frozen=True)
+class GridPoint:
+    """Cross-validated accuracy at one value of C: mean and standard deviation over the folds.
+
+    Where an image can be of several classes, mean average precision takes the place of accuracy.
+    """
+
+    c: float
+    accuracy: float
+    deviation: float
+
+
+@dataclass(frozen=True)
 class LabelMetrics:
     """Quality of scores where an image can be of several classes.
 

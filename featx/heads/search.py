@@ -14,7 +14,7 @@ from torch import Tensor
 
 from featx.errors import LabelError, NonFiniteRow
 from featx.heads.labels import Labels
-from featx.heads.metrics import measure_labels
+from featx.heads.metrics import GridPoint, measure_labels
 from featx.heads.normalize import Normalizer
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.path import Solution, Solver, Uncertified
@@ -23,18 +23,6 @@ from featx.progress import SILENT, Reporter
 
 GRID_DECADES = range(-3, 4)
 BlocksOf = Callable[[npt.NDArray[np.bool_] | None], Blocks]
-
-
-@dataclass(frozen=True)
-class GridPoint:
-    """Cross-validated accuracy at one value of C: mean and standard deviation over the folds.
-
-    Where an image can be of several classes, mean average precision takes the place of accuracy.
-    """
-
-    c: float
-    accuracy: float
-    deviation: float
 
 
 @dataclass(frozen=True)

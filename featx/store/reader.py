@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -192,6 +193,14 @@ class Features(Mapping[str, npt.NDArray[Any]]):
     def orientation(self) -> npt.NDArray[np.uint8]:
         """(N,) EXIF orientation of each image, 1 = upright."""
         return np.array(self._map("images/orientation"))
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over what the rows were made from, hexadecimal: the plan, and the bytes of every image."""
+        digest = hashlib.sha256(self.fingerprint.encode())
+        digest.update(self.status.tobytes())
+        digest.update(self.sha256.tobytes())
+        return digest.hexdigest()
 
     def count(self, status: int) -> int:
         """How many images have this status."""
