@@ -19,6 +19,8 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict featx
 	$(BIN)/python docs/commands.py --check
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/shellcheck pipelines/*/*.sh pipelines/cluster/*.sbatch
 
 test: check
 	$(BIN)/pytest

@@ -170,8 +170,8 @@ def join_group(shard: str | None = None) -> Group | None:
 
 
 def processes_here() -> int:
-    """How many processes share this machine's cores."""
-    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE", "1"))))
+    """How many processes share this machine's cores; without torchrun's word, one on each machine."""
+    return max(1, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def refuse_incoherent_disk(output: Path) -> None:

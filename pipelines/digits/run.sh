@@ -29,7 +29,7 @@ reports=""
 for layer in $layers; do
     for head in svm softmax; do
         name="$out/$layer-$head"
-        featx "fit-$head" "$out/digits.h5" -l "$layer" --per-class 30 --normalize standard --folds 3 \
+        featx "fit-$head" "$out/digits.h5" -l "$layer" --per-class "${PER_CLASS:-30}" --normalize standard --folds 3 \
             -o "$name.safetensors" --json > "$name.json"
         reports="$reports $name.json"
     done

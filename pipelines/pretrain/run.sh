@@ -13,10 +13,10 @@ mkdir -p "$out"
 
 reports=""
 for net in ${3:-alexnet-mini vgg-mini}; do
-    featx finetune "$data" -b "$net" --from-scratch --split-column --epochs 20 --batch-size 128 --lr '*=0.1' \
+    featx finetune "$data" -b "$net" --from-scratch --split-column --epochs "${EPOCHS:-20}" --batch-size 128 --lr '*=0.1' \
         --warmup 1 --no-bias-decay --label-smoothing 0.1 --precision bf16 --augment flip,shift:6 -o "$out/$net"
     python "$here/ship.py" "$out/$net" "$out/$net.safetensors"
-    featx evaluate "$out/$net" "$data" --split val --json > "$out/$net.json"
+    featx evaluate "$out/$net" "$data" --split "${SPLIT:-val}" --json > "$out/$net.json"
     reports="$reports $out/$net.json"
 done
 

@@ -13,7 +13,8 @@ def main() -> None:
     rows = []
     for path in reports:
         metrics = json.loads(path.read_text())["metrics"]
-        rows.append([path.stem, f"{metrics['accuracy']:.4f}", f"{metrics['top5']:.4f}"])
+        top5 = "" if metrics["top5"] is None else f"{metrics['top5']:.4f}"  # five classes or fewer
+        rows.append([path.stem, f"{metrics['accuracy']:.4f}", top5])
     with target.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["network", "top1", "top5"])

@@ -1,0 +1,53 @@
+# featx as a container: docker build -t featx .
+#
+#   BASE     Python 3.11 or newer on Debian, with pip and venv
+#   WEIGHTS  published weights to put into the image, so that it works without a network; "" for none
+ARG BASE=python:3.12-slim
+
+# The libraries are gigabytes and change rarely: a layer of their own, made from the list in pyproject.toml alone.
+FROM ${BASE} AS libraries
+RUN python -m venv /opt/libraries
+ENV PATH=/opt/libraries/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
+WORKDIR /src
+COPY pyproject.toml ./
+# What is removed serves torch.compile, which featx does not use, and those who compile extensions: a fifth of all.
+RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
+        > libraries.txt \
+    && pip install --no-cache-dir --requirement libraries.txt \
+    && pip uninstall --yes --quiet triton \
+    && rm -rf /opt/libraries/lib/python3*/site-packages/torch/include
+
+FROM libraries AS product
+COPY README.md LICENSE ./
+COPY featx featx
+RUN pip install --no-cache-dir --no-deps --target /opt/product .
+
+FROM libraries AS weights
+ARG WEIGHTS="alexnet vgg16"
+ENV PATH=/opt/product/bin:$PATH PYTHONPATH=/opt/product TORCH_HOME=/opt/weights
+COPY --from=product /opt/product /opt/product
+RUN mkdir -p /opt/weights \
+    && for net in ${WEIGHTS}; do \
+        featx weights fetch "$net" || echo "without a network $net stays out; it can be mounted on /opt/weights"; \
+    done
+
+FROM ${BASE}
+LABEL org.opencontainers.image.title="featx" \
+      org.opencontainers.image.description="Deep features you can trust, and linear heads on top of them" \
+      org.opencontainers.image.licenses="BSD-3-Clause"
+# HOME is where any user may write; nothing of featx's own is ever written there.
+ENV PATH=/opt/product/bin:/opt/libraries/bin:$PATH \
+    PYTHONPATH=/opt/product \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    TORCH_HOME=/opt/weights \
+    HOME=/tmp
+COPY --from=libraries /opt/libraries /opt/libraries
+COPY --from=weights /opt/weights /opt/weights
+COPY pipelines /pipelines
+COPY --from=product /opt/product /opt/product
+RUN mkdir /data /out && chown 10001:10001 /out
+USER 10001:10001
+WORKDIR /out
+ENTRYPOINT ["featx"]
+CMD ["--help"]
