@@ -26,7 +26,7 @@ FROM libraries AS weights
 ARG WEIGHTS="alexnet vgg16"
 ENV PATH=/opt/product/bin:$PATH PYTHONPATH=/opt/product TORCH_HOME=/opt/weights
 COPY --from=product /opt/product /opt/product
-RUN mkdir -p /opt/weights \
+RUN mkdir -p /opt/weights/hub/checkpoints && chmod 1777 /opt/weights/hub/checkpoints \
     && for net in ${WEIGHTS}; do \
         featx weights fetch "$net" || echo "without a network $net stays out; it can be mounted on /opt/weights"; \
     done
@@ -35,11 +35,13 @@ FROM ${BASE}
 LABEL org.opencontainers.image.title="featx" \
       org.opencontainers.image.description="Deep features you can trust, and linear heads on top of them" \
       org.opencontainers.image.licenses="BSD-3-Clause"
-# HOME is where any user may write; nothing of featx's own is ever written there.
+# HOME is where any user may write; nothing of featx's own is ever written there. TORCH_LOGS: no word about what was
+# removed above.
 ENV PATH=/opt/product/bin:/opt/libraries/bin:$PATH \
     PYTHONPATH=/opt/product \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
+    TORCH_LOGS=-all \
     TORCH_HOME=/opt/weights \
     HOME=/tmp
 COPY --from=libraries /opt/libraries /opt/libraries
