@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import os
 import threading
 import time
@@ -53,6 +54,8 @@ class Extractor:
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
         self.packed = recipe.device.type == "cpu" and self._pack()
         self._turn = threading.Lock()
+        del loaded, network
+        gc.collect()  # traced networks point at themselves: without this they keep the weights that packing gives free
 
     def _pack(self) -> bool:
         side = self.recipe.preprocess.crop

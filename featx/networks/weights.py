@@ -174,9 +174,11 @@ def _download(url: str, path: Path, progress: Progress | None) -> None:
             reason, final = str(getattr(error, "reason", error)), False
         partial.unlink(missing_ok=True)
         if final or attempt == ATTEMPTS:
+            shipped = [name for name in MINI_NAMES if shipped_weights(name).is_file()]
+            own = f"use -b {' or '.join(shipped)}, whose weights featx brings along; or " if shipped else ""
             raise WeightsUnavailable(
                 f"cannot download {url}: {reason}. Without a network: fetch that file elsewhere, put it at {path} "
-                f"or name it with --weights FILE; or try the machinery on untrained weights with --weights random:0"
+                f"or name it with --weights FILE; {own}try the machinery on untrained weights with --weights random:0"
             )
         time.sleep(attempt)
     if not digest.startswith(_hash_in(path.name)):
