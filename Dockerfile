@@ -26,9 +26,10 @@ FROM libraries AS weights
 ARG WEIGHTS="alexnet vgg16"
 ENV PATH=/opt/product/bin:$PATH PYTHONPATH=/opt/product TORCH_HOME=/opt/weights
 COPY --from=product /opt/product /opt/product
+# Status 1 is a download that failed: without a network they stay out, and can be mounted on /opt/weights.
 RUN mkdir -p /opt/weights/hub/checkpoints && chmod 1777 /opt/weights/hub/checkpoints \
     && for net in ${WEIGHTS}; do \
-        featx weights fetch "$net" || echo "without a network $net stays out; it can be mounted on /opt/weights"; \
+        featx weights fetch "$net" || [ $? -eq 1 ] || exit 1; \
     done
 
 FROM ${BASE}

@@ -55,7 +55,7 @@ class Extractor:
         self.packed = recipe.device.type == "cpu" and self._pack()
         self._turn = threading.Lock()
         del loaded, network
-        gc.collect()  # traced networks point at themselves: without this they keep the weights that packing gives free
+        gc.collect()  # traced networks point at themselves, and would keep the weights that packing gives free
 
     def _pack(self) -> bool:
         side = self.recipe.preprocess.crop
@@ -245,8 +245,9 @@ def keep_freed_memory() -> None:
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, _LARGEST)
-        library.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+        # Old versions take 32 MB at most. With neither the library is left to find its own thresholds.
+        if library.mallopt(_M_MMAP_THRESHOLD, _LARGEST) or library.mallopt(_M_MMAP_THRESHOLD, 32 << 20):
+            library.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
 
 
 def usable_cores() -> int:

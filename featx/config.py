@@ -75,6 +75,7 @@ def _memory() -> Any:
         "Memory the fit may use, as 4G or 512M; by default half of what is free. Larger features are streamed.",
         parse=parse_bytes,
         metavar="BYTES",
+        recorded=False,
     )
 
 

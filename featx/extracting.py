@@ -157,12 +157,22 @@ class Extraction:
 
     def go(self) -> ExtractReport:
         """Do what is left to be done."""
-        try:
+        group = self.group
+        if group is None:
             return self._go()
+        try:
+            return self._go() if group.open(self._is_finished) else self._report(0, 0.0, None)
         except BaseException as error:
-            if self.group is not None:
-                self.group.fail(error)
+            group.fail(error)
             raise
+        finally:
+            group.close()
+
+    def _is_finished(self) -> bool:
+        """Whether the first process has given the file its final name."""
+        if partial_path(self.output).exists() or not self.output.exists():
+            return False
+        return Features(self.output).fingerprint == self.plan.fingerprint
 
     def _go(self) -> ExtractReport:
         if self.output.exists():
@@ -258,6 +268,8 @@ class Extraction:
                 said = True
             time.sleep(POLL_S)
         writer.refresh()
+        self._stop_if_too_many_bad(writer, stop)
+        group.check_on_others()
         left = writer.pending_blocks(self.recipe.batch_size)
         if left and not stop.is_set():
             self.reporter.note(f"{len(left):,} blocks that lost processes had begun are done again")
@@ -267,8 +279,12 @@ class Extraction:
         try:
             group.wait_for_the_end(stop)
         except Interrupted:  # the first process may have finished and gone, and the store with it
-            if not (self.output.exists() and Features(self.output).fingerprint == self.plan.fingerprint):
+            if not self._is_finished():
                 raise
+        if stop.signal is not None and not self._is_finished():
+            raise Interrupted(
+                f"stopped by signal {stop.signal}; run the same command again to resume", 128 + stop.signal
+            )
 
     def _store(self, writer: FeatureWriter, stop: Stop, block: Any, features: dict[str, Any]) -> None:
         writer.write_block(

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featx import __version__
 from featx.config import HEADS, FitConfig
 from featx.errors import FileFormatError, LabelError, NonFiniteRow, PlanMismatch, UsageError
 from featx.heads.calibrate import Calibration, calibrate
@@ -17,6 +18,7 @@ from featx.heads.labels import Labels, classes_of, is_multilabel, labels_among
 from featx.heads.linear import LinearHead, recipe_of
 from featx.heads.metrics import GridPoint, LabelMetrics, Metrics, metric_lines
 from featx.heads.split import Rows, split_by_name, split_by_share, split_per_class
+from featx.options import Config
 from featx.progress import SILENT, Reporter, format_duration
 from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
@@ -133,13 +135,13 @@ def _fit(
     if kind == "softmax" and config.calibrate != "none":
         raise UsageError("a softmax gives probabilities as it is; --calibrate is for featx fit-svm")
     features = open_features(path)
-    plan = {"kind": kind, "features": features.digest, "request": config.recorded()}
+    layer = features.only_layer(config.layer)
+    plan = plan_of(config, kind=kind, features=features.digest, layer=layer)
     if output is not None and Path(output).exists():
         return _take_finished(Path(output), plan)
     from featx.device import choose_device, free_memory
     from featx.heads.search import fit_heads
 
-    layer = features.only_layer(config.layer)
     rows = features.usable()
     train, test = _split(features, rows, config)
     multilabel = is_multilabel([features.classes[label] for label in np.unique(features.labels[rows])])
@@ -201,6 +203,12 @@ def _fit(
         object.__setattr__(head, "report", {**kept, "plan": plan})
         head.save(output)
     return report
+
+
+def plan_of(config: Config, **more: Any) -> dict[str, Any]:
+    """What a result depends on, to tell whether one that is there is the one asked for; not the device."""
+    request = {name: value for name, value in config.recorded().items() if name not in ("device", "layer", "layers")}
+    return {**more, "request": request, "featx": __version__}
 
 
 def _take_finished(output: Path, plan: dict[str, Any]) -> FitReport:

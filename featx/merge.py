@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,12 @@ from featx.errors import FileFormatError, Interrupted, PlanMismatch, UsageError
 from featx.progress import SILENT, Reporter, format_bytes, graceful_stop
 from featx.report import Report
 from featx.store.reader import Features, open_features
-from featx.store.schema import DONE, PENDING, FilePlan, differences, essence
+from featx.store.schema import DONE, PENDING, FilePlan, differences, essence, partial_path
 from featx.store.writer import FeatureWriter
 
 BLOCK_BYTES = 64 << 20
 _OWN = ("shard", "images", "count")  # what only this shard's provenance says
-_SUFFIX = ".h5"
+_SHARD_NAME = re.compile(r"\.\d+-of-\d+(\.(?!partial)[^.]*)?$")
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ def merge_shards(
     The same call again resumes a merge that was interrupted, or does nothing if it is finished. The shards are kept.
 
     Args:
-        shards: files, or folders whose .h5 files that are shards are meant.
+        shards: files, or folders whose files called NAME.I-of-N... are meant.
         output: the features file; NAME.partial until it is finished.
 
     Raises:
@@ -61,13 +62,17 @@ def merge_shards(
         DiskError: it does not fit, or the disk failed.
     """
     output = Path(output)
-    parts = _complete_job([open_features(path) for path in _files(shards, output)])
+    parts = _complete_job([open_features(path) for path in _files(shards)])
     plan = _whole_plan(parts)
     if output.exists():
         have = Features(output)
         if not have.complete or have.fingerprint != plan.fingerprint:
             raise PlanMismatch(f"{output} exists and is something else; choose another output with -o, or delete it")
+        _refuse_other_rows(have, parts)
         return _report(output, len(parts))
+    partial = partial_path(output)
+    if partial.exists() and (have := open_features(partial, partial=True)).fingerprint == plan.fingerprint:
+        _refuse_other_rows(have, parts)
     writer = FeatureWriter.open(output, plan)
     with writer, graceful_stop() as stop:
         reporter.begin("merge", len(plan.paths))
@@ -90,23 +95,25 @@ def merge_shards(
     return _report(output, len(parts))
 
 
-def _files(shards: Sequence[str | os.PathLike[str]], output: Path) -> list[Path]:
+def _refuse_other_rows(have: Features, parts: Sequence[Features]) -> None:
+    """Refuse a merge, finished or not, of the same job whose shards have changed since: failed images tried again."""
+    done = have.status > PENDING
+    for name in ("status", "sha256"):
+        rows = np.concatenate([getattr(part, name) for part in parts])
+        if not np.array_equal(getattr(have, name)[done], rows[done]):
+            raise PlanMismatch(f"{have.path} was merged before the shards became what they are now; delete it")
+
+
+def _files(shards: Sequence[str | os.PathLike[str]]) -> list[Path]:
     found: list[Path] = []
     for given in map(Path, shards):
         if given.is_dir():
-            found += [path for path in sorted(given.glob(f"*{_SUFFIX}")) if path != output and _is_shard(path)]
+            found += [path for path in sorted(given.iterdir()) if _SHARD_NAME.search(path.name)]
         else:
             found.append(given)
     if not found:
         raise UsageError(f"no shards in {', '.join(map(str, shards))}; featx extract --shard I/N makes them")
     return found
-
-
-def _is_shard(path: Path) -> bool:
-    try:
-        return "shard" in Features(path).provenance
-    except FileFormatError:
-        return False
 
 
 def _complete_job(files: Sequence[Features]) -> list[Features]:

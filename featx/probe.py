@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import fcntl
 import fnmatch
 import io
 import json
@@ -11,18 +13,26 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featx.atomic import replacing
+from featx.atomic import disk_errors, replacing
 from featx.config import HEADS, ExtractConfig, ProbeConfig
-from featx.errors import FileFormatError, LabelError, NonFiniteRow, PlanMismatch, UnknownLayer, UsageError
+from featx.errors import (
+    FileFormatError,
+    Interrupted,
+    LabelError,
+    NonFiniteRow,
+    PlanMismatch,
+    UnknownLayer,
+    UsageError,
+)
 from featx.extract import extract_features
 from featx.figures.layers import draw_layers
-from featx.fit import damaged_row
+from featx.fit import damaged_row, plan_of
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear import LinearHead
 from featx.heads.metrics import measure
@@ -33,6 +43,7 @@ from featx.store.reader import Features, open_features
 from featx.store.schema import differences
 
 JOURNAL = "probe.partial.jsonl"
+REPORT, TABLE, PICTURE = "probe.json", "probe.csv", "probe.png"
 
 
 @dataclass(frozen=True)
@@ -137,10 +148,9 @@ def probe_layers(
             f"with featx fit-svm {features.path} -l LAYER"
         )
     labels = labels_among(classes, features.classes, features.labels, multilabel=False).astype(np.int32)
-    plan = {"features": features.digest, "request": config.recorded(), "layers": layers}
-    if folder is not None and (folder / "probe.json").exists():
+    plan = plan_of(config, features=features.digest, layers=layers)
+    if folder is not None and (folder / REPORT).exists():
         return _take_finished(folder, plan)
-    journal = _Journal(None if folder is None else folder / JOURNAL, plan)
     splits = [
         split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, most=config.test_per_class)
         for repeat in range(config.repeats)
@@ -150,32 +160,20 @@ def probe_layers(
         raise LabelError(
             f"{features.path}: no images are left to test on; --per-class {config.per_class} is too many"
         )
-    reporter.begin("probing", len(layers) * len(heads) * len(splits))
-    for layer in layers:
-        values = math.prod(features[layer].shape[1:])
-        for head in heads:
-            outcomes = []
-            for repeat, (train, test) in enumerate(splits):
-                outcome = journal.done.get((layer, head, repeat))
-                if outcome is None:
-                    outcome = _one(head, features, layer, labels, rows[train], rows[test], classes, config)
-                    journal.write(layer, head, repeat, outcome)
-                outcomes.append(outcome)
-                reporter.advance(1)
-            accuracies = [outcome[0] for outcome in outcomes]
-            found.append(
-                ProbeRow(
-                    layer,
-                    head,
-                    values,
-                    float(np.mean(accuracies)),
-                    float(np.std(accuracies)),
-                    accuracies,
-                    [outcome[1] for outcome in outcomes],
-                    sum(outcome[2] for outcome in outcomes),
-                )
-            )
-    reporter.end()
+    with contextlib.closing(_Journal(None if folder is None else folder / JOURNAL, plan)) as journal:
+        reporter.begin("probing", len(layers) * len(heads) * len(splits))
+        for layer in layers:
+            for head in heads:
+                outcomes = []
+                for repeat, (train, test) in enumerate(splits):
+                    outcome = journal.done.get((layer, head, repeat))
+                    if outcome is None:
+                        outcome = _one(head, features, layer, labels, rows[train], rows[test], classes, config)
+                        journal.write(layer, head, repeat, outcome)
+                    outcomes.append(outcome)
+                    reporter.advance(1)
+                found.append(_row(layer, head, math.prod(features[layer].shape[1:]), outcomes))
+        reporter.end()
     provenance = features.provenance
     report = ProbeReport(
         output=folder,
@@ -191,11 +189,25 @@ def probe_layers(
     )
     if folder is not None:
         _save(report, folder, plan)
-        journal.remove()
+        (folder / JOURNAL).unlink(missing_ok=True)
     return report
 
 
 Outcome = tuple[float, float, int]  # mean accuracy per class, C, fits not proven
+
+
+def _row(layer: str, head: str, values: int, outcomes: list[Outcome]) -> ProbeRow:
+    accuracies = [outcome[0] for outcome in outcomes]
+    return ProbeRow(
+        layer,
+        head,
+        values,
+        float(np.mean(accuracies)),
+        float(np.std(accuracies)),
+        accuracies,
+        [outcome[1] for outcome in outcomes],
+        sum(outcome[2] for outcome in outcomes),
+    )
 
 
 class _Journal:
@@ -206,39 +218,54 @@ class _Journal:
 
         Raises:
             PlanMismatch: it belongs to another probe.
+            Interrupted: another process is writing it.
         """
         self.path = path
         self.done: dict[tuple[str, str, int], Outcome] = {}
+        self._file: IO[str] | None = None
         if path is None:
             return
-        if path.exists():
-            self._read(path, plan)
-            return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(plan) + "\n")
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+")
+            try:
+                self._read(self._file, plan)
+            except BaseException:
+                self._file.close()
+                raise
 
-    def _read(self, path: Path, plan: dict[str, Any]) -> None:
-        first, *lines = path.read_text().splitlines(keepends=True)
-        _refuse_other(path.parent, json.loads(first), plan)
-        kept = [line for line in lines if line.endswith("\n")]  # a kill may have cut the last one off
-        if len(kept) < len(lines):
-            with replacing(path) as partial:
-                partial.write_text("".join([first, *kept]))
-        for line in kept:
-            layer, head, repeat, *outcome = json.loads(line)
-            self.done[layer, head, repeat] = (outcome[0], outcome[1], outcome[2])
+    def _read(self, file: IO[str], plan: dict[str, Any]) -> None:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            folder = Path(file.name).parent
+            raise Interrupted(f"{folder} is being written by another featx; wait for it") from None
+        file.seek(0)
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith("\n")]  # a kill may cut one
+        try:
+            if lines:
+                _refuse_other(Path(file.name).parent, json.loads(lines[0]), plan)
+            for line in lines[1:]:
+                layer, head, repeat, accuracy, c, unproven = json.loads(line)
+                self.done[layer, head, repeat] = (accuracy, c, unproven)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"{file.name} is damaged; delete it and run again") from error
+        file.truncate(sum(len(line.encode()) for line in lines))
+        file.seek(0, os.SEEK_END)
+        if not lines:
+            file.write(json.dumps(plan) + "\n")
+            file.flush()
 
     def write(self, layer: str, head: str, repeat: int, outcome: Outcome) -> None:
         """Keep the outcome of one fit."""
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(json.dumps([layer, head, repeat, *outcome]) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps([layer, head, repeat, *outcome]) + "\n")
+            self._file.flush()
 
-    def remove(self) -> None:
-        """The report holds it all now."""
-        if self.path is not None:
-            self.path.unlink()
+    def close(self) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            self._file.close()
 
 
 def _refuse_other(folder: Path, stored: dict[str, Any], plan: dict[str, Any]) -> None:
@@ -256,15 +283,17 @@ def _take_finished(folder: Path, plan: dict[str, Any]) -> ProbeReport:
         PlanMismatch: the folder holds another one.
         FileFormatError: it cannot be read.
     """
-    path = folder / "probe.json"
+    path = folder / REPORT
     try:
         stored = json.loads(path.read_text())
         _refuse_other(folder, stored.pop("plan", {}), plan)
         rows = [ProbeRow(**row) for row in stored.pop("rows")]
-        (folder / JOURNAL).unlink(missing_ok=True)
-        return ProbeReport(output=folder, rows=rows, seconds=0.0, **stored)
+        report = ProbeReport(output=folder, rows=rows, seconds=0.0, **stored)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise FileFormatError(f"{path} cannot be read: {error}") from error
+    if not ((folder / TABLE).exists() and (folder / PICTURE).exists()):
+        _save(report, folder, plan)
+    return report
 
 
 def _features_of(source: Path, folder: Path | None, config: ProbeConfig, reporter: Reporter) -> tuple[Features, bool]:
@@ -362,8 +391,8 @@ def _save(report: ProbeReport, folder: Path, plan: dict[str, Any]) -> None:
     for row in report.rows:
         numbers = [f"{value:.6f}" for value in (row.accuracy, row.deviation, *row.accuracies)]
         writer.writerow([printable(row.layer), row.head, row.values, *numbers])
-    with replacing(folder / "probe.csv") as partial:
+    with replacing(folder / TABLE) as partial:
         partial.write_text(text.getvalue())
-    with replacing(folder / "probe.json") as partial:
+    with replacing(folder / REPORT) as partial:
         partial.write_text(json.dumps({**kept, "plan": plan}, indent=1) + "\n")
-        draw_layers(partial, folder / "probe.png")
+        draw_layers(partial, folder / PICTURE)

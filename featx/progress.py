@@ -14,6 +14,7 @@ from typing import TextIO
 
 LOG_EVERY_S = 30.0
 DRAW_EVERY_S = 0.1
+ECHO_S = 10.0
 
 
 class Reporter:
@@ -144,18 +145,29 @@ class Stop(threading.Event):
 
 @contextmanager
 def graceful_stop() -> Iterator[Stop]:
-    """While inside, the first SIGINT or SIGTERM asks for a stop after the work in hand; the second one kills."""
+    """While inside, the first SIGINT or SIGTERM asks for a stop after the work in hand; the second one kills.
+
+    A second SIGTERM within ten seconds is the same request: a scheduler and torchrun both send one.
+    """
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
     before: dict[signal.Signals, object] = {}
 
+    first_at: list[float] = []
+
     def ask(number: int, frame: FrameType | None) -> None:
+        if first_at and time.monotonic() - first_at[0] < ECHO_S:
+            return  # SIGTERM's echo
+        for other, handler in before.items():
+            if first_at or signal.SIGINT in (number, other):
+                signal.signal(other, handler)  # type: ignore[arg-type]  # what signal.signal gave us itself
+        if first_at:
+            signal.raise_signal(number)
+        first_at.append(time.monotonic())
         stop.signal = number
         stop.set()
-        for other, handler in before.items():
-            signal.signal(other, handler)  # type: ignore[arg-type]  # what signal.signal gave us itself
 
     for wanted in (signal.SIGINT, signal.SIGTERM):
         before[wanted] = signal.signal(wanted, ask)

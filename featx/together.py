@@ -8,12 +8,13 @@ whose blocks it does again. If it dies itself, the others stop, and the same com
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 POLL_S = 0.05
-STORE_PATIENCE = timedelta(minutes=10)  # for the others to start, and for one answer
+PATIENCE_S, LINGER_S = 600.0, 5.0
+CONNECT_PATIENCE, ANSWER_PATIENCE = timedelta(seconds=2), timedelta(minutes=10)
+_GROUPS = itertools.count()
 _ALL = 1 << 48  # more blocks than any file has
 # File systems whose clients write whole pages back: two machines would overwrite each other's rows.
 _NOT_COHERENT = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs"}
@@ -42,6 +45,10 @@ class Group:
 
     def __init__(self, rank: int, count: int) -> None:
         self.rank, self.count = rank, count
+        self._address = f"{os.environ.get('MASTER_ADDR', '127.0.0.1')}:{os.environ.get('MASTER_PORT', '29500')}"
+        self._hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"  # torchrun has its own
+        self._number = next(_GROUPS)  # several files one after the other: each has its own keys
+        self._connected: Store | None = None
         self._reported = 0
         self._lock = threading.Lock()
 
@@ -49,30 +56,65 @@ class Group:
     def is_first(self) -> bool:
         return self.rank == 0
 
-    @cached_property
-    def _store(self) -> Store:
-        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # as above
+    def open(self, finished: Callable[[], bool]) -> bool:
+        """Meet the others: the first process opens the store, unless torchrun has, and the others look for it.
 
-        address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), os.environ.get("MASTER_PORT", "29500")
-        agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"  # torchrun holds the store itself
+        Args:
+            finished: whether the file is there already; asked while there is nobody to be found.
+
+        Returns:
+            False if it is: there is nothing to do.
+
+        Raises:
+            Interrupted: nobody was there for ten minutes.
+        """
+        until = time.monotonic() + PATIENCE_S
+        while not self._connect():
+            if finished():
+                return False
+            if time.monotonic() > until:
+                raise Interrupted(f"process {self.rank} of {self.count} found no others at {self._address}")
+            time.sleep(POLL_S)
+        return True
+
+    def _connect(self) -> bool:
+        from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]  # torch exports it by a star
+
+        host, _, port = self._address.rpartition(":")
         try:
-            store = TCPStore(
-                address, int(port), None if agent else self.count, self.is_first and not agent, STORE_PATIENCE,
-                wait_for_workers=False,
-            )  # fmt: skip
-        except (RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split("\n")[0].split())
-            raise Interrupted(
-                f"process {self.rank} of {self.count} found no others at {address}:{port}: {reason}"
-            ) from None
-        return PrefixStore(f"featx/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+            store = TCPStore(host, int(port), None, self._hosts, CONNECT_PATIENCE, wait_for_workers=False)
+        except RuntimeError as error:
+            if self._hosts:
+                raise Interrupted(f"cannot listen at {self._address}: {' '.join(str(error).split())[:200]}") from None
+            return False
+        store.set_timeout(ANSWER_PATIENCE)
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        self._connected = PrefixStore(f"featx/{restart}/{self._number}", store)
+        return True
+
+    @property
+    def _store(self) -> Store:
+        assert self._connected is not None, "open first"
+        return self._connected
+
+    def close(self) -> None:
+        """Leave; the first process stays for the others' last questions if the store is its own."""
+        if self._connected is None:
+            return
+        with contextlib.suppress(RuntimeError):
+            if not self.is_first:
+                self._store.add("gone", 1)
+            until = time.monotonic() + LINGER_S
+            while self._hosts and self._store.add("gone", 0) < self.count - 1 and time.monotonic() < until:
+                time.sleep(POLL_S)
+        self._connected = None
 
     def announce(self, fingerprint: str, blocks: Sequence[int]) -> None:
         """The first process: the file is there, and these blocks of it are to be done."""
         self._ask(lambda: self._store.set("plan", f"{fingerprint} {_as_text(blocks)}"))
 
     def listen(self) -> tuple[str, list[int]]:
-        """The other processes: wait for the file; its fingerprint and the blocks to be done."""
+        """The other processes: wait for the file to be made; its fingerprint and the blocks to be done."""
         self._await("plan", None)
         fingerprint, _, blocks = self._ask(lambda: self._store.get("plan")).decode().partition(" ")
         return fingerprint, _from_text(blocks)
@@ -112,11 +154,11 @@ class Group:
 
     def fail(self, reason: BaseException) -> None:
         """Tell the others that this process cannot go on."""
-        try:
+        if self._connected is None:
+            return
+        with contextlib.suppress(RuntimeError):  # they are gone, or will notice by themselves
             self._store.set("failed", f"process {self.rank} of {self.count} stopped: {reason}")
             self._store.add("claimed", _ALL)
-        except (RuntimeError, Interrupted):
-            pass  # they are gone, or will notice by themselves
 
     def _await(self, key: str, stop: Stop | None) -> None:
         while not self._ask(lambda: self._store.check([key])):
@@ -181,11 +223,11 @@ def refuse_incoherent_disk(output: Path) -> None:
         UsageError: with the file system's name.
     """
     count, here = int(os.environ.get("WORLD_SIZE", "1")), processes_here()
-    kind = _file_system(output.absolute().parent)
+    kind = _file_system(output.parent.resolve())
     if count > here and kind in _NOT_COHERENT:
         raise UsageError(
-            f"{output} lies on {kind}, where several machines cannot write one file: use --shard "
-            f"auto/{count // here} on each and `featx merge` afterwards, or a disk made for it (Lustre, GPFS, CephFS)"
+            f"{output} lies on {kind}, where several machines cannot write one file: use --shard auto, which makes a "
+            f"part of every process's own, and `featx merge`; or a disk made for it (Lustre, GPFS, CephFS)"
         )
 
 

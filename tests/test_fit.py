@@ -105,6 +105,7 @@ def test_the_same_fit_again_does_nothing_and_another_is_refused(tmp_path):
         again = fit(path, head, FitConfig(per_class=20))
         assert head.stat().st_mtime_ns == before
         assert dataclasses.replace(again, seconds=first.seconds) == first
+    fit_softmax(path, head, FitConfig(per_class=20, memory="1G", layer="fc7", device="cpu"))  # the same head
     with pytest.raises(PlanMismatch, match=r"holds another head: request.seed: 0 in the file, 1 asked for"):
         fit_softmax(path, head, FitConfig(per_class=20, seed=1))
     with pytest.raises(PlanMismatch, match="kind: softmax in the file, svm asked for"):

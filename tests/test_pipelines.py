@@ -33,7 +33,7 @@ KUBERNETES = "1.33"
 SMALL: dict[str, tuple[list[str], dict[str, str]]] = {
     "digits": ([], {"PER_CLASS": "3"}),
     "few-shot": (["alexnet-mini", "fc7"], {"SHOTS": "1 3", "REPEATS": "2"}),
-    "frozen-vs-finetuned": (["alexnet-mini", "fc7"], {"EPOCHS": "1", "C": "1"}),
+    "frozen-vs-finetuned": (["alexnet-mini", "fc7"], {"EPOCHS": "1", "C": "1", "VAL": "0.25"}),
     "layer-probe": (["alexnet-mini"], {"PER_CLASS": "3", "REPEATS": "1", "POOL": "avg", "C": "1"}),
     "predict-folder": (["HEAD", "alexnet-mini", "fc7", "2"], {"FEATX_BATCH_SIZE": "4"}),
     "pretrain": (["alexnet-mini"], {"EPOCHS": "1", "SPLIT": "test"}),
@@ -125,14 +125,14 @@ def test_a_pipeline_runs_end_to_end_and_again_to_the_same_table(folder, dozen, t
 def test_a_pipeline_that_was_killed_ends_with_the_same_table(folder, dozen, tmp_path):
     table = json.loads((folder / "expected.json").read_text())["table"]
     words, environment = command(folder, dozen, tmp_path / "whole", tmp_path)
-    started = time.monotonic()
     subprocess.run(words, env=environment, check=True, stdout=subprocess.DEVNULL)
-    took = time.monotonic() - started
+    whole = len(list((tmp_path / "whole").rglob("*")))
     words[2] = str(tmp_path / "out")
-    for share in (0.35, 0.7):
+    for share in (0.2, 0.6):
         running = subprocess.Popen(words, env=environment, stdout=subprocess.DEVNULL, process_group=0)
-        time.sleep(share * took)
-        assert running.poll() is None
+        while len(list((tmp_path / "out").rglob("*"))) < share * whole:
+            time.sleep(0.02)
+            assert running.poll() is None
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
     assert not (tmp_path / "out" / table).exists()
@@ -239,13 +239,37 @@ def test_the_slurm_script_runs_arrays_merges_trains_and_puts_interrupted_jobs_ba
     run_all([(train, about | {"PROCESSES": "2", "MASTER_PORT": port})])
     assert (tmp_path / "run" / "model.safetensors").exists()
     log = tmp_path / "scontrol.log"
-    log.write_text("")
-    for status, requeued in ((75, "requeue 7\n"), (143, "requeue 7\n"), (4, ""), (0, "")):
-        fake = about | {"FEATX": f"sh -c exit\\ {status}"}
-        (bin_folder / "srun").write_text(f"#!/bin/sh\nexit {status}\n")
-        assert subprocess.run(extract, env=os.environ | fake, check=False).returncode == status
-        assert log.read_text() == requeued
+    for status, requeued in ((75, "requeue 7\n"), (143, "requeue 7\n"), (4, ""), (1, ""), (0, "")):
         log.write_text("")
+        (bin_folder / "srun").write_text(f"#!/bin/sh\nexit {status}\n")
+        assert subprocess.run(extract, env=os.environ | about, check=False).returncode == status
+        assert log.read_text() == requeued
+
+
+@pytest.mark.parametrize("more", [{}, {"PROCESSES": "2"}], ids=["alone", "torchrun"])
+def test_a_slurm_job_whose_time_is_over_is_put_back(tmp_path, more):
+    """Its processes end as they like after SIGTERM, torchrun always with 1."""
+    bin_folder = tmp_path / "bin"
+    bin_folder.mkdir()
+    ready, log = tmp_path / "ready", tmp_path / "scontrol.log"
+    step = f"trap 'sleep 0.3; exit 1' TERM; echo $$ > {tmp_path}/pid; touch {ready}; while :; do sleep 0.05; done"
+    fakes = {
+        **FAKE_SLURM,
+        "srun": f"#!/bin/sh\n{step}\n",
+        "scancel": f'#!/bin/sh\nkill -TERM "$(cat {tmp_path}/pid)"\n',
+    }
+    for name, text in fakes.items():
+        (bin_folder / name).write_text(text)
+        (bin_folder / name).chmod(0o755)
+    about = {"PATH": f"{bin_folder}:{os.environ['PATH']}", "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "node1"}
+    about |= {"SLURM_NNODES": "1", "SCONTROL_LOG": str(log), **more}
+    script = str(ROOT / "pipelines" / "cluster" / "slurm.sbatch")
+    job = subprocess.Popen(["bash", script, "extract", "photos"], env=os.environ | about)
+    while not ready.exists():
+        time.sleep(0.01)
+    job.terminate()
+    assert job.wait(timeout=30) == 1
+    assert log.read_text().splitlines()[-1] == "requeue 7"
 
 
 @pytest.mark.slow

@@ -95,8 +95,19 @@ def test_a_probe_that_was_stopped_goes_on_and_ends_with_the_same_table(tmp_path,
     assert dataclasses.replace(report, output=None, seconds=0) == dataclasses.replace(
         probe_layers(path, None, config), seconds=0
     )
+    (tmp_path / "killed" / "probe.png").unlink()
+    probe_layers(path, tmp_path / "killed", config)
+    assert (tmp_path / "killed" / "probe.png").read_bytes() == (tmp_path / "whole" / "probe.png").read_bytes()
     with pytest.raises(PlanMismatch, match="holds another probe"):
         probe_layers(path, tmp_path / "killed", ProbeConfig(per_class=5, repeats=3, c=1.0))
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12), ("a", "b", "c"))
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / probe.JOURNAL).write_bytes(b"\0\0\n")
+    with pytest.raises(FileFormatError, match=r"probe\.partial\.jsonl is damaged; delete it"):
+        probe_layers(path, tmp_path / "probe", ProbeConfig(per_class=6, repeats=1, c=1.0))
 
 
 def test_the_picture_shows_the_accuracies_of_the_table(tmp_path):

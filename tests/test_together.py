@@ -55,13 +55,24 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(count: int, *words: str, differently: dict[int, list[str]] | None = None) -> list[subprocess.Popen[str]]:
-    """Processes as a scheduler starts them, without torchrun."""
+def start(
+    count: int,
+    *words: str,
+    differently: dict[int, list[str]] | None = None,
+    late: int | None = None,
+    delay: float = 0.0,
+) -> list[subprocess.Popen[str]]:
+    """Processes as a scheduler starts them, without torchrun; one of them perhaps later than the others."""
     about = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1"}
     about |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+    wait = (
+        "import sys, time, runpy; time.sleep(float(sys.argv.pop(1))); runpy.run_module('featx', run_name='__main__')"
+    )
     return [
         subprocess.Popen(
-            [sys.executable, *words, *(differently or {}).get(rank, [])],
+            [sys.executable, "-c", wait, str(delay), *words[2:]]
+            if rank == late
+            else [sys.executable, *words, *(differently or {}).get(rank, [])],
             env=os.environ | about | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -216,7 +227,7 @@ def test_what_is_not_one_whole_job_is_not_merged(many, shards, tmp_path, change,
     if change == "missing":
         files[1].unlink()
     elif change == "twice":
-        shutil.copy(files[0], folder / "copy.h5")
+        shutil.copy(files[0], folder / "copy.0-of-3.h5")
     elif change == "whole":
         files[1].unlink()
         extract_features(source, files[1], replaced())
@@ -269,6 +280,49 @@ def test_a_merge_that_was_killed_goes_on(many, shards, tmp_path, monkeypatch):
     assert output.read_bytes() == whole
 
 
+def test_a_merge_of_shards_that_have_changed_since_is_refused(many, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(many[0], photos)
+    for index in range(2):
+        extract_features(photos, tmp_path / "f.h5", replaced(shard=f"{index}/2"))
+    merge_shards([tmp_path], tmp_path / "f.h5")
+    whole = (tmp_path / "f.h5").read_bytes()
+    write_photo(photos / "b" / "77.jpg", 77, (300, 260))
+    for index in range(2):
+        extract_features(photos, tmp_path / "f.h5", replaced(shard=f"{index}/2", retry_failed=True))
+    with pytest.raises(PlanMismatch, match="before the shards became what they are now"):
+        merge_shards([tmp_path], tmp_path / "f.h5")
+    assert (tmp_path / "f.h5").read_bytes() == whole
+    os.rename(tmp_path / "f.h5", partial_path(tmp_path / "f.h5"))  # as if that merge had not been finished
+    with pytest.raises(PlanMismatch, match="before the shards became what they are now"):
+        merge_shards([tmp_path], tmp_path / "f.h5")
+
+
+def test_a_process_that_starts_late_finds_the_file_finished(many, tmp_path):
+    source, whole = many
+    output = tmp_path / "f.h5"
+    running = start(2, *command(source, output), late=1, delay=12.0)
+    statuses, _, complaints = finish(running)
+    assert statuses == [0, 0], complaints
+    assert output.read_bytes() == whole
+
+
+def test_two_files_one_after_the_other_in_the_same_processes(many, tmp_path):
+    source, whole = many
+    program = (
+        "import sys; from featx.extract import extract_features; from featx.together import join_group\n"
+        "from featx.config import ExtractConfig; from killing import CONFIG; import dataclasses\n"
+        "for mirror in (True, False):\n"
+        "    config = dataclasses.replace(CONFIG, mirror=mirror, max_bad=0.1)\n"
+        "    extract_features(sys.argv[1], f'{sys.argv[2]}/{mirror}.h5', config, group=join_group())\n"
+    )
+    (tmp_path / "two.py").write_text(f"import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n{program}")
+    statuses, _, complaints = finish(start(2, str(tmp_path / "two.py"), str(source), str(tmp_path)))
+    assert statuses == [0, 0], complaints
+    assert (tmp_path / "False.h5").read_bytes() == whole
+    assert "done again" not in complaints[0]
+
+
 def test_the_kind_of_disk_is_read_from_the_systems_table(tmp_path):
     mounts = tmp_path / "mounts"
     mounts.write_text(
@@ -282,7 +336,7 @@ def test_several_machines_on_nfs_are_refused(many, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setattr("featx.together._file_system", lambda _: "nfs4")
-    with pytest.raises(UsageError, match="--shard auto/2 on each"):
+    with pytest.raises(UsageError, match="use --shard auto, which makes"):
         refuse_incoherent_disk(tmp_path / "f.h5")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     refuse_incoherent_disk(tmp_path / "f.h5")

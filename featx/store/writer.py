@@ -96,7 +96,7 @@ class FeatureWriter:
             except FileNotFoundError:
                 return None
             try:
-                if not _take_lock(descriptor, fcntl.LOCK_SH):
+                if not (_take_lock(descriptor, fcntl.LOCK_SH) and _is_still(partial, descriptor)):
                     os.close(descriptor)
                     return None
                 return cls(path, descriptor, _extents_of(partial, plan), plan.fingerprint)

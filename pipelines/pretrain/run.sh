@@ -9,17 +9,15 @@
 #
 # Usage: run.sh DATA OUT [NET]      (featx and python on PATH; NET is alexnet-mini, vgg-mini or, by default, both)
 set -eu
-data=$1 out=$2 here=$(dirname "$0")
+data=$1 out=$2 nets=${3:-alexnet-mini vgg-mini} here=$(dirname "$0")
 mkdir -p "$out"
 
-reports=""
-for net in ${3:-alexnet-mini vgg-mini}; do
+set --
+for net in $nets; do
     featx finetune "$data" -b "$net" --from-scratch --split-column --epochs "${EPOCHS:-20}" --batch-size 128 --lr '*=0.1' \
         --warmup 1 --no-bias-decay --label-smoothing 0.1 --precision bf16 --augment flip,shift:6 -o "$out/$net"
     featx evaluate "$out/$net" "$data" --split "${SPLIT:-val}" --json > "$out/$net.json"
     python "$here/ship.py" "$out/$net" "$net" "$out/pretrained" "$out/$net.json"
-    reports="$reports $out/$net.json"
+    set -- "$@" "$out/$net.json"
 done
-
-# shellcheck disable=SC2086  # the names hold no spaces but those between them
-python "$here/table.py" "$out/table.csv" $reports
+python "$here/table.py" "$out/table.csv" "$@"

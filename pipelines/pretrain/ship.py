@@ -24,12 +24,13 @@ CARD = """# {net}
 
 {parameters:,} parameters for {side} x {side} pixels, {megabytes:.1f} MB as float16 (BatchNorm's counters left out).
 
-- **Data**: Tiny ImageNet: {train:,} training images of {classes} classes, {val:,} validation images that took no part.
+- **Data**: Tiny ImageNet: {train:,} training images of {classes} classes, {val:,} validation images that took no
+  part in the training.
 - **Recipe**: `pipelines/pretrain/run.sh`, that is
   `{command}`
 - **Seed** {seed}; {versions}; on a CPU.
 - **Accuracy** on the {images:,} validation images: **{accuracy:.1%}** top-1, {top5:.1%} top-5 (float32 weights, by
-  `featx evaluate`). The epoch was chosen on the same images, as is usual for this data set: it flatters by some tenths.
+  `featx evaluate`). The epoch was chosen on the same images, as is usual for this data set: that flatters by tenths.
 - **Limits**: photographs of everyday things and animals, 64 pixels wide. Good for trying featx, for teaching, and for
   small images without a network; for photographs of full size AlexNet and VGG16 with their published weights transfer
   better. Handwritten digits hardly tell trained weights from random ones. The images come from the web as ImageNet's
@@ -54,6 +55,7 @@ def main(run: Path, net: str, folder: Path, evaluation: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     weights = folder / f"{net}.safetensors"
     save_file(kept, weights)
+    weights.chmod(0o644)  # safetensors makes its files private
     shutil.copy(run / "curves.png", folder / f"{net}.png")
     report, metrics = json.loads((run / "report.json").read_text()), json.loads(evaluation.read_text())["metrics"]
     config = json.loads((run / "config.json").read_text())

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import json
+import zipfile
 
 import pytest
 import torch
+from conftest import SHARED
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.transforms._presets import ImageClassification
 
+from featx.config import ExtractConfig
+from featx.extract import extract_features
 from featx.networks.backbones import Backbone, load_network
 from featx.networks.construct import construct
 from featx.networks.mini import MINI_NAMES, shipped_weights
 from featx.networks.weights import weights_of
+from featx.store.reader import open_features
 
 
 @pytest.mark.parametrize("name", MINI_NAMES)
@@ -49,6 +57,35 @@ def test_shipped_weights_are_small_finite_and_fit(name):
     assert {p.dtype for p in loaded.network.parameters()} == {torch.float32}
     assert all(bool(torch.isfinite(p).all()) for p in loaded.network.parameters())
     assert path.with_suffix(".md").is_file()
+    assert path.with_suffix(".png").is_file()
+
+
+@pytest.mark.parametrize("name", MINI_NAMES)
+def test_shipped_weights_know_the_photographs_they_have_not_seen(name, tmp_path):
+    archive = SHARED / "tiny-imagenet" / "val.zip"
+    if not archive.is_file() or not shipped_weights(name).is_file():
+        pytest.skip(f"the real images are not on this machine, or {name} has no weights yet")
+    with zipfile.ZipFile(archive) as photos:
+        names = sorted(member for member in photos.namelist() if member.endswith(".webp"))
+        classes = sorted({member.split("/")[1] for member in names})
+        chosen = sorted({n for c in classes for n in [m for m in names if m.split("/")[1] == c][:2]})
+        photos.extractall(tmp_path, chosen)
+    config = ExtractConfig(backbone=name, layers="fc8", device="cpu")
+    extract_features(tmp_path / "val", tmp_path / "f.h5", config)
+    features = open_features(tmp_path / "f.h5")
+    assert len(features) == 400
+    right = features["fc8"].argmax(axis=1) == features.labels  # both count the classes in the order of their names
+    assert right.mean() > 0.42, "the model card says half of them"
+    network = construct(name, seed=0)  # and once by PyTorch and torchvision alone
+    state = load_file(shipped_weights(name))
+    network.load_state_dict({**network.state_dict(), **{k: v.float() for k, v in state.items()}})
+    transform = ImageClassification(crop_size=64, resize_size=64)
+    pixels = torch.stack(
+        [transform(Image.open(tmp_path / "val" / path).convert("RGB")) for path in features.paths[:8]]
+    )
+    with torch.inference_mode():
+        expected = network.eval()(pixels).numpy()
+    assert abs(features["fc8"][:8] - expected).max() <= 1e-5 * abs(expected).max()
 
 
 def test_weights_are_listed_where_they_are(featx, tmp_path, monkeypatch):
