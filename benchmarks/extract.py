@@ -4,9 +4,9 @@
 
 The usual script: ImageFolder, a DataLoader at the best of several worker counts, torchvision's
 create_feature_extractor (which stops at the layer), h5py. Same network, same random weights, same layer, same
-preprocessing; both from the construction of the network to the closed file, imports left out. The two take turns;
-the median and the spread of all repeats are shown. PHOTOS is a folder of JPEGs; without one, pictures of noise are
-made, which decode more slowly than photos do.
+preprocessing, the script always in fp32; both from the construction of the network to the closed file, imports left
+out. The two take turns; the median and the spread of all repeats are shown. PHOTOS is a folder of JPEGs; without one,
+pictures of noise are made, which decode more slowly than photos do.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 
 import h5py
@@ -35,10 +36,11 @@ from featx.report import table
 from featx.store.reader import open_features
 
 CASES = [
-    ("alexnet", "fc7", "classifier.5", 1),
-    ("alexnet", "conv3", "features.7", 1),
-    ("vgg16", "fc7", "classifier.4", 8),
-]
+    ("alexnet", "fc7", "classifier.5", "fp32", 1),
+    ("alexnet", "conv3", "features.7", "fp32", 1),
+    ("vgg16", "fc7", "classifier.4", "fp32", 8),
+    ("alexnet", "fc7", "classifier.5", "bf16", 1),
+]  # network, layer, its node, featx's precision, images to leave out: all but one in so many
 WORKER_COUNTS = (0, 1, 2, 4)
 BATCH = 32
 
@@ -77,19 +79,20 @@ def usual_script(source: Path, output: Path, name: str, node: str, workers: int)
     return time.perf_counter() - started
 
 
-def featx_itself(source: Path, output: Path, name: str, layer: str) -> float:
+def featx_itself(source: Path, output: Path, name: str, layer: str, precision: str) -> float:
     """Seconds featx takes."""
     output.unlink(missing_ok=True)
+    config = ExtractConfig(backbone=name, layers=layer, weights="random:0", device="cpu", precision=precision)
     started = time.perf_counter()
-    extract_features(source, output, ExtractConfig(backbone=name, layers=layer, weights="random:0", device="cpu"))
+    extract_features(source, output, config)
     return time.perf_counter() - started
 
 
-def compare(source: Path, scratch: Path, case: tuple[str, str, str, int], repeats: int) -> list[str]:
+def compare(source: Path, scratch: Path, case: tuple[str, str, str, str, int], repeats: int) -> list[str]:
     """One line of the table."""
-    name, layer, node, share = case
+    name, layer, node, precision, share = case
     count = len(list((source / "all").iterdir()))
-    used = scratch / f"{name}-{layer}"
+    used = scratch / f"{name}-{layer}-{precision}"
     (used / "all").mkdir(parents=True)
     for path in sorted((source / "all").iterdir())[: count // share]:
         os.link(path, used / "all" / path.name)
@@ -99,13 +102,13 @@ def compare(source: Path, scratch: Path, case: tuple[str, str, str, int], repeat
     ours, theirs = [], []
     for _ in range(repeats):
         theirs.append(count / usual_script(used, scratch / "usual.h5", name, node, best))
-        ours.append(count / featx_itself(used, scratch / "ours.h5", name, layer))
+        ours.append(count / featx_itself(used, scratch / "ours.h5", name, layer, precision))
     with h5py.File(scratch / "usual.h5") as file:
         expected, found = file["features"][:], open_features(scratch / "ours.h5")[layer]
         difference = np.abs(expected - found).max() / np.abs(expected).max()
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
     return [
-        f"{name} {layer}",
+        f"{name} {layer} {precision}",
         f"{count}",
         f"{statistics.median(theirs):.1f} ({best} workers)",
         f"{statistics.median(ours):.1f}",
@@ -120,11 +123,14 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=534)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="cases with this in their name, as bf16")
     options = parser.parse_args()
+    warnings.filterwarnings("ignore", message="This DataLoader will create")
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "photos"
         collect_photos(options.photos, source, options.images)
-        rows = [compare(source, Path(scratch), case, options.repeats) for case in CASES]
+        cases = [case for case in CASES if options.only in " ".join(case[:4])]
+        rows = [compare(source, Path(scratch), case, options.repeats) for case in cases]
     print(machine())
     header = ["case", "images", "usual script, images/s", "featx, images/s", "ratio", "spread", "largest difference"]
     print("\n".join(table(header, rows)))
