@@ -173,5 +173,5 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found: dict[str, object] = {}
     exec(compile(story, "README.md", "exec"), found)
-    assert found["features"]["fc7"].shape == (93, 4096)
+    assert found["features"]["fc7"].shape == (93, 384)
     assert found["report"].train == 90
