@@ -108,14 +108,23 @@ def extract_features(
     with disk_errors(output):
         if output.is_symlink():  # it means the file it points to
             output = Path(os.path.realpath(output))
-        exists = output.exists()
-    if exists:
+        before = identity(output)
+    if before is not None:
         finished = _take_finished(output, manifest, config, shard)
         if finished is not None:
             return finished
     from featx.extracting import Extraction
 
-    return Extraction(manifest, output, config, shard=shard, group=group, reporter=reporter).go()
+    return Extraction(manifest, output, config, shard=shard, group=group, before=before, reporter=reporter).go()
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None if there is none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # whoever makes it says what is wrong
+    return found.st_ino, found.st_mtime_ns
 
 
 def _take_finished(

@@ -14,7 +14,7 @@ from typing import Any
 from featx.activations import Extractor, Stages, hardware, stream_features, usable_cores, versions
 from featx.config import ExtractConfig
 from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
-from featx.extract import ExtractReport, report_on
+from featx.extract import ExtractReport, identity, report_on
 from featx.images.scan import Manifest
 from featx.networks.pooling import parse_pooling
 from featx.options import command_line
@@ -42,6 +42,7 @@ class Extraction:
         *,
         shard: Shard | None,
         group: Group | None,
+        before: tuple[int, int] | None,
         reporter: Reporter,
     ) -> None:
         """Plan it and load the network; nothing is computed yet.
@@ -50,8 +51,9 @@ class Extraction:
             manifest: all images, also of the other shards.
             shard: the part of them that is meant; None for all.
             group: the processes that fill the file together; None for one that works alone.
+            before: identity of the output when this process began to look; None if it was not there.
         """
-        self.output, self.config, self.shard, self.group = output, config, shard, group
+        self.output, self.config, self.shard, self.group, self.before = output, config, shard, group, before
         self.reporter = reporter = reporter if group is None or group.is_first else SILENT
         self.recipe: Recipe = plan_recipe(
             backbone=config.backbone,
@@ -169,10 +171,15 @@ class Extraction:
             group.close()
 
     def _is_finished(self) -> bool:
-        """Whether the first process has given the file its final name."""
-        if partial_path(self.output).exists() or not self.output.exists():
+        """Whether the first process has given the file its final name since this one was started.
+
+        Raises:
+            PlanMismatch: it is another file.
+        """
+        if partial_path(self.output).exists() or identity(self.output) in (None, self.before):
             return False
-        return Features(self.output).fingerprint == self.plan.fingerprint
+        self._compare_with_finished()
+        return True
 
     def _go(self) -> ExtractReport:
         if self.output.exists():
