@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import fcntl
 import fnmatch
 import io
 import json
@@ -13,20 +12,18 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featx.atomic import disk_errors, replacing
+from featx.atomic import replacing
 from featx.config import HEADS, ExtractConfig, ProbeConfig
 from featx.errors import (
     FileFormatError,
-    Interrupted,
     LabelError,
     NonFiniteRow,
-    PlanMismatch,
     UnknownLayer,
     UsageError,
 )
@@ -37,12 +34,11 @@ from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear import LinearHead
 from featx.heads.metrics import measure
 from featx.heads.split import Rows, split_per_class
+from featx.probe_journal import JOURNAL, Journal, Outcome, refuse_other_probe
 from featx.progress import SILENT, Reporter, format_duration
 from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
-from featx.store.schema import differences
 
-JOURNAL = "probe.partial.jsonl"
 REPORT, TABLE, PICTURE = "probe.json", "probe.csv", "probe.png"
 
 
@@ -120,12 +116,12 @@ def probe_layers(
 ) -> ProbeReport:
     """Measure how well each layer of a features file separates the classes.
 
+    The same call again goes on where an interrupted one has stopped, or does nothing if all is there.
+
     Args:
         source: a features file; or images (folder, list, CSV, zip), whose layers are extracted into the output folder
             first.
         output: a folder for probe.json, probe.csv and probe.png; None to report only.
-
-    The same call again goes on where an interrupted one has stopped, or does nothing if all is there.
 
     Raises:
         PlanMismatch: the folder holds another probe.
@@ -160,7 +156,7 @@ def probe_layers(
         raise LabelError(
             f"{features.path}: no images are left to test on; --per-class {config.per_class} is too many"
         )
-    with contextlib.closing(_Journal(None if folder is None else folder / JOURNAL, plan)) as journal:
+    with contextlib.closing(Journal(None if folder is None else folder / JOURNAL, plan)) as journal:
         reporter.begin("probing", len(layers) * len(heads) * len(splits))
         for layer in layers:
             for head in heads:
@@ -193,9 +189,6 @@ def probe_layers(
     return report
 
 
-Outcome = tuple[float, float, int]  # mean accuracy per class, C, fits not proven
-
-
 def _row(layer: str, head: str, values: int, outcomes: list[Outcome]) -> ProbeRow:
     accuracies = [outcome[0] for outcome in outcomes]
     return ProbeRow(
@@ -210,72 +203,6 @@ def _row(layer: str, head: str, values: int, outcomes: list[Outcome]) -> ProbeRo
     )
 
 
-class _Journal:
-    """What a probe has found so far, one line per fit, so that a probe that was killed goes on."""
-
-    def __init__(self, path: Path | None, plan: dict[str, Any]) -> None:
-        """Take up an earlier probe's journal, or begin one.
-
-        Raises:
-            PlanMismatch: it belongs to another probe.
-            Interrupted: another process is writing it.
-        """
-        self.path = path
-        self.done: dict[tuple[str, str, int], Outcome] = {}
-        self._file: IO[str] | None = None
-        if path is None:
-            return
-        with disk_errors(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+")
-            try:
-                self._read(self._file, plan)
-            except BaseException:
-                self._file.close()
-                raise
-
-    def _read(self, file: IO[str], plan: dict[str, Any]) -> None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            folder = Path(file.name).parent
-            raise Interrupted(f"{folder} is being written by another featx; wait for it") from None
-        file.seek(0)
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith("\n")]  # a kill may cut one
-        try:
-            if lines:
-                _refuse_other(Path(file.name).parent, json.loads(lines[0]), plan)
-            for line in lines[1:]:
-                layer, head, repeat, accuracy, c, unproven = json.loads(line)
-                self.done[layer, head, repeat] = (accuracy, c, unproven)
-        except (ValueError, TypeError, AttributeError) as error:
-            raise FileFormatError(f"{file.name} is damaged; delete it and run again") from error
-        file.truncate(sum(len(line.encode()) for line in lines))
-        file.seek(0, os.SEEK_END)
-        if not lines:
-            file.write(json.dumps(plan) + "\n")
-            file.flush()
-
-    def write(self, layer: str, head: str, repeat: int, outcome: Outcome) -> None:
-        """Keep the outcome of one fit."""
-        if self._file is not None:
-            self._file.write(json.dumps([layer, head, repeat, *outcome]) + "\n")
-            self._file.flush()
-
-    def close(self) -> None:
-        """Let go of it."""
-        if self._file is not None:
-            self._file.close()
-
-
-def _refuse_other(folder: Path, stored: dict[str, Any], plan: dict[str, Any]) -> None:
-    changed = differences(stored, plan)
-    if changed:
-        raise PlanMismatch(
-            f"{folder} holds another probe: {'; '.join(changed[:3])}. Choose another folder with -o, or delete it"
-        )
-
-
 def _take_finished(folder: Path, plan: dict[str, Any]) -> ProbeReport:
     """The report of a probe that is done, without loading torch.
 
@@ -286,7 +213,7 @@ def _take_finished(folder: Path, plan: dict[str, Any]) -> ProbeReport:
     path = folder / REPORT
     try:
         stored = json.loads(path.read_text())
-        _refuse_other(folder, stored.pop("plan", {}), plan)
+        refuse_other_probe(folder, stored.pop("plan", {}), plan)
         rows = [ProbeRow(**row) for row in stored.pop("rows")]
         report = ProbeReport(output=folder, rows=rows, seconds=0.0, **stored)
     except (OSError, ValueError, TypeError, KeyError) as error:
