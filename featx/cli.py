@@ -172,7 +172,7 @@ def inspect_command(file: Path, as_json: bool) -> None:
 @options_of(VerifyConfig)
 @common
 def verify_command(file: Path, config: VerifyConfig, as_json: bool) -> None:
-    """Recompute rows of a features FILE one by one with torchvision alone, and compare.
+    """Recompute rows of a features FILE one by one with PyTorch and torchvision alone, and compare.
 
     \b
     featx verify photos.h5 --rows 64

@@ -154,7 +154,6 @@ def graceful_stop() -> Iterator[Stop]:
         yield stop
         return
     before: dict[signal.Signals, object] = {}
-
     first_at: list[float] = []
 
     def ask(number: int, frame: FrameType | None) -> None:

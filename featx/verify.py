@@ -79,7 +79,8 @@ class VerifyReport(Report):
             for c in self.layers
         ]
         return [
-            f"{self.path}: {self.rows} of {self.images:,} rows recomputed one by one with torchvision alone",
+            f"{self.path}: {self.rows} of {self.images:,} rows recomputed one by one with PyTorch and "
+            f"torchvision alone",
             *table(["layer", "difference", "allowed", "", "largest in"], rows),
         ]
 

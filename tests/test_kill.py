@@ -16,6 +16,7 @@ from killing import CONFIG
 
 from featx.extract import extract_features
 from featx.options import command_line
+from featx.progress import graceful_stop
 from featx.store.reader import open_features
 from featx.store.schema import partial_path
 
@@ -95,3 +96,28 @@ def test_a_finished_file_is_recognised_in_under_two_seconds_without_torch(many, 
         [sys.executable, "-c", program, *words, "-o", output], capture_output=True, text=True, check=True
     )
     assert "nothing to do" in ran.stdout
+
+
+def test_a_second_sigterm_at_once_is_the_same_request_and_later_it_kills(monkeypatch):
+    """Under Slurm a process of torchrun's gets one from each."""
+    killed: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: killed.append(number))
+    try:
+        with graceful_stop() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.signal == signal.SIGTERM
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert killed == []
+            monkeypatch.setattr("featx.progress.ECHO_S", 0.0)
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert killed == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_second_interrupt_kills_at_once():
+    with graceful_stop() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGINT
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

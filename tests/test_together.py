@@ -333,6 +333,15 @@ def test_the_kind_of_disk_is_read_from_the_systems_table(tmp_path):
     assert kinds == ["nfs4", "nfs4", "ext4", "lustre"]
 
 
+def test_nfs_is_found_behind_a_link(tmp_path, monkeypatch):
+    (tmp_path / "nfs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "nfs")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr("featx.together._file_system", lambda f: "nfs4" if f == tmp_path / "nfs" else "ext4")
+    with pytest.raises(UsageError, match="lies on nfs4"):
+        refuse_incoherent_disk(tmp_path / "link" / "f.h5")
+
+
 def test_several_machines_on_nfs_are_refused(many, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "8")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
