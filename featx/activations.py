@@ -9,7 +9,6 @@ the workers decode and take turns on the device.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import os
 import threading
@@ -24,6 +23,7 @@ import torch
 import torchvision
 from torch import Tensor, fx
 
+from featx.device import keep_freed_memory
 from featx.errors import FeatxError
 from featx.images.decode import Status, quiet_pillow
 from featx.images.feed import Block, BlockReader, run_workers
@@ -35,7 +35,6 @@ from featx.networks.weights import Progress
 from featx.recipe import Recipe
 
 FLOAT16_MAX = 65504.0
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 1 << 30  # of glibc's malloc.h
 _COMPUTE_TYPE = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -235,19 +234,6 @@ def stream_features(
     with quiet_pillow(), one_thread():
         run_workers(blocks, workers or usable_cores(), work, stop)
     return stages
-
-
-def keep_freed_memory() -> None:
-    """Have the C library use freed memory again instead of giving it back, where it is glibc.
-
-    Every activation is some megabytes. By default each is taken from the system and given back, and the system clears
-    it every time: a tenth of VGG16's time.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        # Old versions take 32 MB at most. With neither the library is left to find its own thresholds.
-        if library.mallopt(_M_MMAP_THRESHOLD, _LARGEST) or library.mallopt(_M_MMAP_THRESHOLD, 32 << 20):
-            library.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
 
 
 def usable_cores() -> int:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from featx.activations import strict_precision, versions
 from featx.atomic import disk_errors, replacing
 from featx.config import ExtractConfig, FinetuneConfig
-from featx.device import free_memory
+from featx.device import free_memory, keep_freed_memory
 from featx.errors import Interrupted, PlanMismatch, TooManyBadImages, UsageError
 from featx.extract import extract_features
 from featx.figures.curves import draw_curves
@@ -78,6 +78,8 @@ class FineTuning:
             as `featx.finetune.finetune_network`.
         """
         config = self.config
+        if self.device.type == "cpu":
+            keep_freed_memory()
         network = self._network()
         self.lr = expand_policy(self._policy(), network, len(self.task.train))
         rates = assign_rates(self.lr, network)

@@ -28,8 +28,8 @@ def test_a_mini_has_the_layers_of_its_family_under_their_names(name):
     if name == "alexnet-mini":
         expected = "conv1 pool1 conv2 pool2 conv3 conv4 conv5 pool5 fc6 fc7 fc8"
     else:
-        blocks = [f"conv{b}_1 conv{b}_2 pool{b}" for b in range(1, 5)]
-        expected = f"{' '.join(blocks)} fc6 fc7 fc8"
+        blocks = [f"conv{b}_1 conv{b}_2 pool{b}" for b in range(2, 6)]
+        expected = f"conv1_1 pool1 {' '.join(blocks)} fc6 fc7 fc8"
     assert [layer.name for layer in layers] == expected.split()
     # Each convolution's layer is what comes out of the ReLU behind its BatchNorm.
     pixels = torch.rand(2, 3, 64, 64)
