@@ -1,10 +1,4 @@
-"""Images in, features out, block by block: what `extract`, `predict` and `check` have in common.
-
-On a CPU every worker thread is a pipeline of its own: it reads, decodes, computes and hands over one block after
-the other, using one core. So the result cannot depend on the number of workers, decoding overlaps the network
-without being arranged, and memory is bounded by the number of workers whatever the number of images. On a GPU
-the workers decode and take turns on the device.
-"""
+"""A recipe at work: blocks of pixels go in, pooled features come out, on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -13,8 +7,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -23,19 +16,23 @@ import torch
 import torchvision
 from torch import Tensor, fx
 
-from featx.device import keep_freed_memory
 from featx.errors import FeatxError
-from featx.images.decode import Status, quiet_pillow
-from featx.images.feed import Block, BlockReader, run_workers
+from featx.images.decode import Decoder
+from featx.images.feed import Block, BlockReader
+from featx.images.on_device import DeviceDecoder, NotDecodable
 from featx.images.preprocess import Preprocess
-from featx.images.scan import Manifest
 from featx.networks.backbones import LoadedNetwork, load_network
 from featx.networks.packed import pack
 from featx.networks.weights import Progress
+from featx.on_gpu import GpuPipeline
 from featx.recipe import Recipe
 
 FLOAT16_MAX = 65504.0
+AT_ONCE = 2  # blocks that the GPU's decoder works on or has waiting while `--decode auto` leaves others to the CPU
 _COMPUTE_TYPE = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_EXTREMES = "\0extremes"  # beside the layers' names: least and greatest value of each image in each layer
+Arrays = dict[str, npt.NDArray[Any]]
+Uploads = tuple[npt.NDArray[np.uint8], tuple[Tensor, Tensor] | None]
 
 
 class Extractor:
@@ -51,10 +48,20 @@ class Extractor:
         network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
         self._network: fx.GraphModule = network.eval()
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
-        self.packed = recipe.device.type == "cpu" and self._pack()
-        self._turn = threading.Lock()
+        self.packed = recipe.device.type == "cpu" and recipe.decode == "cpu" and self._pack()
+        self._decoder = None if recipe.decode == "cpu" else DeviceDecoder(recipe.preprocess, recipe.device)
+        self._free_decoders = threading.Semaphore(AT_ONCE)
         del loaded, network
         gc.collect()  # traced networks point at themselves, and would keep the weights that packing gives free
+        self.gpu: GpuPipeline | None = None
+        if recipe.device.type == "cuda" or recipe.decode != "cpu":
+            with self._on_the_gpu():
+                self.gpu = GpuPipeline(
+                    self._compute_on_gpu,
+                    batch_size=recipe.batch_size,
+                    side=recipe.preprocess.crop,
+                    device=recipe.device,
+                )
 
     def _pack(self) -> bool:
         side = self.recipe.preprocess.crop
@@ -64,59 +71,132 @@ class Extractor:
         self._network = packed or self._network
         return packed is not None
 
-    def __call__(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
+    def __call__(self, pixels: npt.NDArray[np.uint8]) -> Arrays:
         """The pooled features of a block, as arrays of the recipe's dtype.
 
         Raises:
             FeatxError: a layer came out NaN or infinite, or does not fit into float16.
         """
+        if self.gpu is None:
+            return self._compute_on_cpu(pixels)
+        with self._on_the_gpu(), self.gpu.features(lambda: (pixels, None)) as found:
+            return {name: values.copy() for name, values in self._checked(found).items()}
+
+    def claim_decoder(self) -> bool:
+        """Whether the GPU is to decode the JPEGs of a block: with `--decode auto` if it has nothing else to do.
+
+        Who has claimed it brings the block to `features`.
+        """
+        if self._decoder is None:
+            return False
+        return self.recipe.decode == "gpu" or self._free_decoders.acquire(blocking=False)
+
+    @contextlib.contextmanager
+    def features(self, block: Block, reader: BlockReader) -> Iterator[Arrays]:
+        """As a call with the block's pixels, for arrays that need not live longer than the `with` statement.
+
+        What the block has kept encoded is decoded here; if the GPU refuses it, by Pillow after all.
+        """
+        if self.gpu is None:
+            yield self._compute_on_cpu(block.pixels)
+            return
+        with self._on_the_gpu(), self.gpu.features(lambda: self._pixels_of(block, reader)) as found:
+            yield self._checked(found)
+
+    def _pixels_of(self, block: Block, reader: BlockReader) -> Uploads:
+        """The block's pixels, and what of them the GPU has decoded."""
+        if block.encoded is None or self._decoder is None:
+            return block.pixels, None
+        start = time.perf_counter()
+        try:
+            if not block.encoded:
+                return block.pixels, None
+            places = torch.tensor(list(block.encoded), device=self.recipe.device)
+            pixels = self._decoder(list(block.encoded.values()))
+            block.decoder[list(block.encoded)] = Decoder.NVJPEG
+            return block.pixels, (places, pixels)
+        except NotDecodable:
+            reader.decode_encoded(block)
+            return block.pixels, None
+        finally:
+            block.device_decode_s = time.perf_counter() - start
+            if self.recipe.decode == "auto":
+                self._free_decoders.release()
+
+    def _compute_on_cpu(self, pixels: npt.NDArray[np.uint8]) -> Arrays:
         with torch.inference_mode():
-            if self.recipe.device.type == "cpu":
-                torch.set_num_threads(1)  # the other cores have pipelines of their own
-                return self._compute(pixels)
-            with self._turn, strict_precision(self.recipe.precision):
-                return self._compute(pixels)
+            torch.set_num_threads(1)  # the other cores have pipelines of their own
+            found = self._pooled(self._pixels(pixels))
+            return {name: self._finish(name, values) for name, values in found.items()}
 
-    def _compute(self, pixels: npt.NDArray[np.uint8]) -> dict[str, npt.NDArray[Any]]:
-        activations: dict[str, Tensor] = self._network(self._pixels(pixels))
-        return {name: self._finish(name, values) for name, values in activations.items()}
+    def _pooled(self, images: Tensor) -> dict[str, Tensor]:
+        activations: dict[str, Tensor] = self._network(images)
+        return {name: self.recipe.pooling(values.float()) for name, values in activations.items()}
 
-    def _finish(self, name: str, activations: Tensor) -> npt.NDArray[Any]:
-        features = self.recipe.pooling(activations.float())
+    def _finish(self, name: str, features: Tensor) -> npt.NDArray[Any]:
         least, greatest = (float(v) for v in torch.aminmax(features))
+        self._refuse_extremes(name, least, greatest)
+        return self._as_stored(features).numpy()
+
+    def _as_stored(self, features: Tensor) -> Tensor:
+        return (features.half() if self.recipe.dtype == "float16" else features).contiguous()
+
+    def _compute_on_gpu(self, images: Tensor) -> dict[str, Tensor]:
+        """(rows, S, S, 3) uint8 -> layers, and their extremes (rows, L, 2); nothing in it waits for the device.
+
+        The precision is set for the whole process: one thread at a time, which the pipeline sees to.
+        """
+        with strict_precision(self.recipe.precision):
+            found = self._pooled(self._pixels.on_gpu(images))
+        ends = [torch.stack(torch.aminmax(values.flatten(1), dim=1), 1) for values in found.values()]
+        return {name: self._as_stored(values) for name, values in found.items()} | {_EXTREMES: torch.stack(ends, 1)}
+
+    def _checked(self, found: Arrays) -> Arrays:
+        """The layers of what the GPU gave, after a look at their extremes."""
+        extremes = found[_EXTREMES]
+        for index, spec in enumerate(self.specs):
+            least, greatest = extremes[:, index, 0].min(), extremes[:, index, 1].max()  # NaN stays NaN in both
+            self._refuse_extremes(spec.name, float(least), float(greatest))
+        return {spec.name: found[spec.name] for spec in self.specs}
+
+    def _refuse_extremes(self, name: str, least: float, greatest: float) -> None:
         if not (np.isfinite(least) and np.isfinite(greatest)):
             raise FeatxError(
                 f"layer {name} came out NaN or infinite with --precision {self.recipe.precision}; "
                 f"{'the weights are broken' if self.recipe.precision == 'fp32' else 'use --precision fp32'}"
             )
-        if self.recipe.dtype == "float16":
-            if max(-least, greatest) > FLOAT16_MAX:
-                raise FeatxError(
-                    f"layer {name} reaches {max(-least, greatest):g}; float16 ends at 65504. Use float32"
-                )
-            features = features.half()
-        return features.contiguous().cpu().numpy()
+        if self.recipe.dtype == "float16" and max(-least, greatest) > FLOAT16_MAX:
+            raise FeatxError(f"layer {name} reaches {max(-least, greatest):g}; float16 ends at 65504. Use float32")
+
+    @contextlib.contextmanager
+    def _on_the_gpu(self) -> Iterator[None]:
+        torch.set_num_threads(1)  # the other cores decode
+        device = self.recipe.device
+        with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext(), torch.inference_mode():
+            yield
 
 
 class NormalisedPixels:
     """(B, 3, S, S) uint8 -> the same scaled to 0..1, less the mean, over the deviation; channels last, on the device.
 
-    On a CPU the result lies in memory that belongs to the thread and is overwritten by its next block: fresh memory
-    costs more than the arithmetic. Image by image, for the same reason: one fits the cache.
+    The result of a call, on a CPU, lies in memory that belongs to the thread and is overwritten by its next block:
+    fresh memory costs more than the arithmetic. Image by image, for the same reason: one fits the cache.
     """
 
     def __init__(self, preprocess: Preprocess, dtype: torch.dtype, device: torch.device) -> None:
-        self._dtype, self._device = dtype, device
+        self._dtype = dtype
         self._mean = torch.tensor(preprocess.mean, device=device)
         self._std = torch.tensor(preprocess.std, device=device)
         self._own = threading.local()
 
     def __call__(self, pixels: npt.NDArray[np.uint8]) -> Tensor:
         images = torch.from_numpy(pixels).permute(0, 2, 3, 1)
-        if self._device.type == "cpu":
-            return self._by_rows(images.contiguous()).permute(0, 3, 1, 2)
-        normalised = images.to(self._device).float().div_(255).sub_(self._mean).div_(self._std)
-        return normalised.to(self._dtype).contiguous().permute(0, 3, 1, 2)
+        return self._by_rows(images.contiguous()).permute(0, 3, 1, 2)
+
+    def on_gpu(self, images: Tensor) -> Tensor:
+        """The same of (B, S, S, 3) on the device."""
+        normalised = images.float().div_(255).sub_(self._mean).div_(self._std)
+        return normalised.to(self._dtype).permute(0, 3, 1, 2)
 
     def _by_rows(self, images: Tensor) -> Tensor:
         """(B, H, W, 3) -> the same; a row of W pixels is one long vector for the processor."""
@@ -164,78 +244,6 @@ def strict_precision(precision: str) -> Iterator[None]:
                 backend.fp32_precision = value
 
 
-@dataclass
-class Stages:
-    """Seconds the workers spent on each stage, summed over workers."""
-
-    seconds: dict[str, float] = field(
-        default_factory=lambda: {"read": 0.0, "decode": 0.0, "network": 0.0, "write": 0.0}
-    )
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def add(self, **seconds: float) -> None:
-        with self.lock:
-            for stage, value in seconds.items():
-                self.seconds[stage] += value
-
-    def shares(self) -> dict[str, float]:
-        """Stage -> share of the workers' time."""
-        total = sum(self.seconds.values()) or 1.0
-        return {stage: value / total for stage, value in self.seconds.items()}
-
-    @property
-    def bound_by(self) -> str:
-        """What takes most of the time: decode, network or disk."""
-        shares = self.shares()
-        groups = {
-            "decode": shares["decode"],
-            "network": shares["network"],
-            "disk": shares["read"] + shares["write"],
-        }
-        return max(groups, key=lambda group: groups[group])
-
-
-Sink = Callable[[Block, dict[str, npt.NDArray[Any]]], None]
-
-
-def stream_features(
-    manifest: Manifest,
-    extractor: Extractor,
-    sink: Sink,
-    *,
-    blocks: Iterable[int],
-    workers: int | None,
-    stop: threading.Event,
-) -> Stages:
-    """Compute the features of some blocks and hand each to `sink`, from several threads, in any order.
-
-    Args:
-        sink: gets the block and {layer: (B, ...)}, B without padding, failed images' rows NaN.
-        blocks: their first rows, multiples of the recipe's batch size.
-        workers: threads; by default one per core this process may use.
-        stop: set it to finish the blocks in hand and return.
-    """
-    recipe, stages = extractor.recipe, Stages()
-    reader = BlockReader(manifest, recipe.preprocess, recipe.batch_size, exif=recipe.exif)
-
-    def work(first: int) -> None:
-        block = reader.block(first)
-        start = time.perf_counter()
-        features = extractor(block.pixels)
-        for values in features.values():
-            values[: len(block.status)][block.status != Status.DONE] = np.nan
-        middle = time.perf_counter()
-        sink(block, {name: values[: len(block.status)] for name, values in features.items()})
-        end = time.perf_counter()
-        stages.add(read=block.read_s, decode=block.decode_s, network=middle - start, write=end - middle)
-
-    if recipe.device.type == "cpu":
-        keep_freed_memory()
-    with quiet_pillow(), one_thread():
-        run_workers(blocks, workers or usable_cores(), work, stop)
-    return stages
-
-
 def usable_cores() -> int:
     """Cores this process may run on."""
     return len(os.sched_getaffinity(0))
@@ -257,7 +265,9 @@ def versions() -> dict[str, str]:
 def hardware(extractor: Extractor) -> str:
     """The processor's instruction set and how the network runs on it, or the GPU's name."""
     device = extractor.recipe.device
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
+    if extractor.gpu is not None:
+        how = "a CUDA graph" if extractor.gpu.is_graph else "kernel by kernel"
+        parts = "" if extractor.gpu.rows == extractor.recipe.batch_size else f", {extractor.gpu.rows} images at once"
+        return f"{torch.cuda.get_device_name(device)}, {how}{parts}"
     how = "packed weights" if extractor.packed else "PyTorch's modules"
     return f"CPU {torch.backends.cpu.get_cpu_capability()}, {how}"

@@ -26,6 +26,14 @@ def _batch_size() -> Any:
     )
 
 
+def _decode() -> Any:
+    return option(
+        "cpu",
+        "Who decodes JPEGs: cpu (Pillow, exact), gpu (nvJPEG, a level or two off), or auto: both, whoever is free.",
+        choices=("cpu", "gpu", "auto"),
+    )
+
+
 def _workers() -> Any:
     return option(
         None,
@@ -130,6 +138,7 @@ class ExtractConfig(Config):
     precision: str = option("fp32", "Arithmetic of the network.", choices=PRECISIONS)
     dtype: str = option("float32", "Number type in the file.", choices=("float32", "float16"))
     device: str = _device()
+    decode: str = _decode()
     batch_size: int | None = _batch_size()
     resize: int | None = _resize()
     crop: int | None = option(
@@ -342,6 +351,7 @@ class PredictConfig(Config):
     """Options of `featx predict`."""
 
     device: str = _device()
+    decode: str = _decode()
     batch_size: int | None = _batch_size()
     weights: str | None = option(
         None, "Where the weights file is now, if it has moved since the head was fitted.", metavar="FILE"

@@ -15,6 +15,7 @@ FeatxError                      exit  when
 │   └── FeaturesMismatch              a head was given features of another layer or network
 ├── TooManyBadImages               3  more failures than --max-bad allows
 ├── VerificationFailed             5  recomputed rows differ from the file
+├── OutOfMemory                    1  the GPU has too little memory even for one image
 ├── Diverged                       1  a training's loss has become NaN or infinite
 ├── DiskError                     74  not enough space, or the disk refused
 └── Interrupted             75/130/143  stopped half-way; the same command resumes
@@ -78,6 +79,10 @@ class WeightsMismatch(FeatxError):
     """A checkpoint does not fit the network, holds code, or does not have the hash it should."""
 
     exit_status = 4
+
+
+class OutOfMemory(FeatxError):
+    """The GPU has too little memory even for one image."""
 
 
 class Diverged(FeatxError):

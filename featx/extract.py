@@ -20,7 +20,7 @@ from featx.store.schema import DONE
 from featx.together import Group
 
 if TYPE_CHECKING:
-    from featx.activations import Stages
+    from featx.streaming import Stages
 
 
 @dataclass(frozen=True)

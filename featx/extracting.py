@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from featx.activations import Extractor, Stages, hardware, stream_features, usable_cores, versions
+from featx.activations import Extractor, hardware, usable_cores, versions
 from featx.config import ExtractConfig
 from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
 from featx.extract import ExtractReport, identity, report_on
@@ -25,6 +25,7 @@ from featx.shards import Shard
 from featx.store.reader import Features
 from featx.store.schema import DONE, FilePlan, differences, essence, partial_path
 from featx.store.writer import FeatureWriter
+from featx.streaming import Stages, stream_features
 from featx.together import Group, processes_here, refuse_incoherent_disk
 
 SHOWN_FAILURES = 3
@@ -69,12 +70,19 @@ class Extraction:
             squash=config.squash,
             exif=config.exif,
             mirror=config.mirror,
+            decode=config.decode,
         )
         self.whole, self.manifest = manifest, self._part_of(manifest)
         self._refuse_what_cannot_fit()
         for line in self.plan_lines():
             reporter.note(line)
         self.extractor = Extractor(self.recipe, reporter.download)
+        gpu = self.extractor.gpu
+        if gpu is not None and gpu.rows < self.recipe.batch_size:
+            reporter.note(
+                f"note: the GPU's memory holds {gpu.rows} images of a block of {self.recipe.batch_size} at once; a "
+                f"block goes through the network in parts"
+            )
         self.plan = self._file_plan(self.extractor.weights_sha256)
         self.failed: list[str] = []
         self.lock = threading.Lock()
@@ -300,6 +308,7 @@ class Extraction:
             status=block.status,
             sha256=block.sha256,
             orientation=block.orientation,
+            decoder=block.decoder,
             reasons=block.reasons,
         )
         count = len(block.status)

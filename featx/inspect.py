@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featx.images.decode import Status
+from featx.images.decode import Decoder, Status
 from featx.progress import format_bytes
 from featx.report import Report, printable, table
 from featx.store.reader import Failure, Features, open_features
@@ -63,6 +63,7 @@ class InspectReport(Report):
     unlabelled: int
     splits: dict[str, int]
     turned: int
+    by_nvjpeg: int
     layers: list[LayerHealth]
     provenance: dict[str, Any]
     fingerprint: str
@@ -87,6 +88,8 @@ class InspectReport(Report):
             text.append("splits: " + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()))
         if self.turned:
             text.append(f"{self.turned:,} images have an EXIF orientation other than upright")
+        if self.by_nvjpeg:
+            text.append(f"{self.by_nvjpeg:,} images were decoded by nvJPEG, not by {made['versions']['decoder']}")
         text += self._layer_lines() + self._failure_lines()
         return text
 
@@ -160,6 +163,7 @@ def inspect_file(path: str | os.PathLike[str]) -> InspectReport:
         unlabelled=int((features.labels < 0).sum()),
         splits=_counts(features.split_of, features.splits),
         turned=int((features.orientation > 1).sum()),
+        by_nvjpeg=int((features.decoder == Decoder.NVJPEG).sum()),
         layers=[layer_health(features, name, done) for name in features],
         provenance=features.provenance,
         fingerprint=features.fingerprint,

@@ -184,6 +184,7 @@ def _copy(part: Features, rows: slice, writer: FeatureWriter, first: int) -> Non
         status=part.status[rows],
         sha256=part.sha256[rows],
         orientation=part.orientation[rows],
+        decoder=part.decoder[rows],
         reasons={failure.row - rows.start: failure.reason for failure in failed},
     )
 

@@ -165,6 +165,7 @@ def _from_images(head: LinearHead, source: Path, config: PredictConfig, reporter
         weights=config.weights,
         device=config.device,
         batch_size=config.batch_size,
+        decode=config.decode,
     )
     extractor = Extractor(recipe, reporter.download)
     if extractor.weights_sha256 != head.recipe["weights"]["sha256"]:
@@ -203,6 +204,7 @@ def run_outputs(run: Run, manifest: Manifest, config: PredictConfig, reporter: R
         pooling=parse_pooling("none"),
         device=config.device,
         batch_size=config.batch_size,
+        decode=config.decode,
         exif=bool(run.plan["request"]["exif"]),
     )
     recipe = replace(recipe, preprocess=Preprocess.from_values(run.preprocess))
@@ -222,7 +224,7 @@ def _stream(
     workers: int | None,
     reporter: Reporter,
 ) -> Scored:
-    from featx.activations import stream_features
+    from featx.streaming import stream_features
 
     outputs = np.zeros((len(manifest), classes))
     errors: dict[int, str] = {}

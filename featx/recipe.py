@@ -21,7 +21,7 @@ from featx.store.schema import LayerSpec
 # Activations of one block should stay in the processor's cache; measured best: AlexNet 16-32, VGG16 4 images.
 CPU_BLOCK_BYTES = 64 << 20
 GPU_BLOCK_BYTES = 1 << 30
-MAX_CPU_BATCH, MAX_GPU_BATCH = 32, 256
+MAX_CPU_BATCH, MAX_GPU_BATCH = 32, 128
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Recipe:
     Attributes:
         layers: what is captured, in the order asked for.
         dtype: of the result, "float32" or "float16".
+        decode: who decodes: "cpu", "gpu", or "auto" for both at once.
     """
 
     backbone: Backbone
@@ -43,6 +44,7 @@ class Recipe:
     device: torch.device
     batch_size: int
     exif: bool
+    decode: str = "cpu"
 
     def layer_specs(self) -> list[LayerSpec]:
         """Name, shape after pooling and type of every captured layer.
@@ -80,6 +82,7 @@ class Recipe:
             "dtype": self.dtype,
             "batch_size": self.batch_size,
             "device": self.device.type,
+            "decode": self.decode,
         }
 
 
@@ -98,6 +101,7 @@ def plan_recipe(
     squash: bool = False,
     exif: bool = False,
     mirror: bool = False,
+    decode: str = "cpu",
 ) -> Recipe:
     """Resolve names into a Recipe; nothing is downloaded or computed.
 
@@ -107,6 +111,8 @@ def plan_recipe(
     chosen = choose_device(device)
     if precision not in PRECISIONS or (precision in ("tf32", "fp16") and chosen.type == "cpu"):
         raise UsageError(f"--precision {precision} needs a GPU; on the CPU choose fp32 or bf16")
+    if decode != "cpu" and chosen.type == "cpu":
+        raise UsageError(f"--decode {decode} needs a GPU; on the CPU it is --decode cpu")
     refuse_unknown(backbone)  # before its weights, which cannot be known either
     source = weights_of(backbone, weights)
     network = Backbone(backbone, crop, source.published)
@@ -125,17 +131,19 @@ def plan_recipe(
         device=chosen,
         batch_size=batch_size or default_batch_size(network.largest_activation(captured), chosen),
         exif=exif,
+        decode=decode,
     )
 
 
 def recipe_from(
-    stored: dict[str, Any], *, layer: str, weights: str | None, device: str, batch_size: int | None
+    stored: dict[str, Any], *, layer: str, weights: str | None, device: str, batch_size: int | None, decode: str
 ) -> Recipe:
     """The recipe of one layer as a head stores it (see `featx.heads.linear.recipe_of`).
 
     Args:
         weights: where the weights are now, if not where they were.
-        device, batch_size: these may differ from the stored ones; the features then differ by rounding.
+        device, batch_size, decode: these may differ from the stored ones; the features then differ by rounding, and
+            by what decoders differ in.
     """
     preprocess = stored["preprocess"]
     recipe = plan_recipe(
@@ -148,6 +156,7 @@ def recipe_from(
         batch_size=batch_size,
         crop=preprocess["crop"],
         exif=stored["exif"],
+        decode=decode,
     )
     return replace(recipe, preprocess=Preprocess.from_values(preprocess))
 

@@ -109,7 +109,7 @@ def write_features(
         "weights": {"name": "random:0", "spec": "random:0", "url": None, "sha256": "0" * 64},
         "preprocess": {"resize": 256, "crop": 224, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1],
                        "squash": False},
-        "exif": False, "pooling": "none", "precision": "fp32", "dtype": "float32", "batch_size": 32,
+        "exif": False, "pooling": "none", "precision": "fp32", "decode": "cpu", "dtype": "float32", "batch_size": 32,
         "layers": {layer: {"node": "classifier.5", "relu": "after"}}, "command": "featx extract SOURCE",
         "images": "x", "request": {}, "source": {"path": "/nowhere", "kind": "folder"}, "hardware": "CPU",
         "versions": {"decoder": "Pillow", "torch": "2"},
@@ -122,7 +122,7 @@ def write_features(
     with FeatureWriter.open(path, plan) as writer:
         writer.write_block(
             0, {layer: rows}, status=status, sha256=np.zeros((count, 32), np.uint8),
-            orientation=np.ones(count, np.uint8), reasons=dict.fromkeys(failed, "broken"),
+            orientation=np.ones(count, np.uint8), decoder=np.zeros(count, np.uint8), reasons=dict.fromkeys(failed, "broken"),
         )  # fmt: skip
         writer.finish()
     return path

@@ -47,6 +47,13 @@ class Status(IntEnum):
     SPECIAL_FILE = 9
 
 
+class Decoder(IntEnum):
+    """The byte in /images/decoder: what made the pixels."""
+
+    PILLOW = 0
+    NVJPEG = 1
+
+
 class BadImage(Exception):
     """This image cannot become pixels: the kind of failure, and the reason in one line."""
 

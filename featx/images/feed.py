@@ -12,15 +12,28 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
-from featx.images.decode import BadImage, Status, decode, read_file, read_member
-from featx.images.preprocess import Preprocess, TooElongated
+from featx.images.decode import (
+    BadImage,
+    Decoder,
+    Status,
+    decode,
+    open_image,
+    orientation_of,
+    read_file,
+    read_member,
+)
+from featx.images.preprocess import MAX_RESIZED_PIXELS, Preprocess, TooElongated, resized_size
 from featx.images.scan import Manifest
 
+_END_OF_IMAGE = b"\xff\xd9"
+_TAIL = 64  # bytes at the end among which the end marker stands; some cameras append a few zeros
 
-@dataclass(frozen=True)
+
+@dataclass
 class Block:
-    """Rows first .. first + B - 1 of a manifest, decoded.
+    """Rows first .. first + B - 1 of a manifest, decoded, or kept for the device to decode.
 
     Attributes:
         pixels: (batch_size, 3, S, S) uint8, channels last in memory; failed images and rows past the end are zero.
@@ -28,7 +41,10 @@ class Block:
         sha256: (B, 32) uint8 of the files' bytes; zero where there were none.
         reasons: row in the block -> why it failed.
         orientation: (B,) uint8, EXIF orientation, 1 = upright.
-        read_s, decode_s: seconds spent.
+        decoder: (B,) uint8, see `Decoder`.
+        encoded: row in the block -> the bytes of a file that the device may decode, its pixels zero; None if nothing
+            was to be kept.
+        read_s, decode_s, device_decode_s: seconds spent.
     """
 
     first: int
@@ -37,8 +53,11 @@ class Block:
     sha256: npt.NDArray[np.uint8]
     reasons: dict[int, str]
     orientation: npt.NDArray[np.uint8]
-    read_s: float
-    decode_s: float
+    decoder: npt.NDArray[np.uint8]
+    encoded: dict[int, bytes] | None
+    read_s: float = 0.0
+    decode_s: float = 0.0
+    device_decode_s: float = 0.0
 
 
 class BlockReader:
@@ -72,31 +91,85 @@ class BlockReader:
         except TooElongated as bad:
             raise BadImage(Status.TOO_LARGE, str(bad)) from bad
 
-    def block(self, first: int) -> Block:
-        """The block that begins at row `first`, in the fixed size the network always sees."""
+    def block(self, first: int, *, keep_encoded: bool = False) -> Block:
+        """The block that begins at row `first`, in the fixed size the network always sees.
+
+        Args:
+            keep_encoded: leave the files that the device can decode as they are.
+        """
         rows = range(first, min(first + self.batch_size, len(self.manifest)))
         side = self.preprocess.crop
-        pixels = np.zeros((self.batch_size, side, side, 3), np.uint8).transpose(0, 3, 1, 2)
-        status = np.full(len(rows), Status.DONE, np.uint8)
-        sha256 = np.zeros((len(rows), 32), np.uint8)
-        reasons: dict[int, str] = {}
-        orientation = np.ones(len(rows), np.uint8)
-        read_s, decode_s = 0.0, 0.0
+        block = Block(
+            first,
+            pixels=np.zeros((self.batch_size, side, side, 3), np.uint8).transpose(0, 3, 1, 2),
+            status=np.full(len(rows), Status.DONE, np.uint8),
+            sha256=np.zeros((len(rows), 32), np.uint8),
+            reasons={},
+            orientation=np.ones(len(rows), np.uint8),
+            decoder=np.full(len(rows), Decoder.PILLOW, np.uint8),
+            encoded={} if keep_encoded else None,
+        )
         for place, row in enumerate(rows):
             started = time.perf_counter()
             try:
                 content = self.read_bytes(row)
-                sha256[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-                read_s += (mark := time.perf_counter()) - started
-                started = mark
-                image, orientation[place] = decode(content, exif=self.exif)
-                pixels[place] = self.preprocess.pixels(image)
+                block.sha256[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
             except BadImage as bad:
-                status[place], reasons[place] = bad.status, str(bad)
-            except TooElongated as bad:
-                status[place], reasons[place] = Status.TOO_LARGE, str(bad)
-            decode_s += time.perf_counter() - started
-        return Block(first, pixels, status, sha256, reasons, orientation, read_s, decode_s)
+                block.status[place], block.reasons[place] = bad.status, str(bad)
+                continue
+            finally:
+                block.read_s += (mark := time.perf_counter()) - started
+            if not (block.encoded is not None and self._keep(block, place, content)):
+                self._decode(block, place, content)
+            block.decode_s += time.perf_counter() - mark
+        return block
+
+    def _keep(self, block: Block, place: int, content: bytes) -> bool:
+        """Keep a file for the device if that can decode it."""
+        try:
+            image = open_image(content)
+        except BadImage:
+            return False  # Pillow will say so once more, with its reason
+        orientation = orientation_of(image)
+        if (self.exif and orientation != 1) or not suits_the_device(image, content, self.preprocess):
+            return False
+        assert block.encoded is not None
+        block.orientation[place], block.encoded[place] = orientation, content
+        return True
+
+    def decode_encoded(self, block: Block) -> None:
+        """Decode what a block has kept by Pillow after all."""
+        for place, content in (block.encoded or {}).items():
+            self._decode(block, place, content)
+
+    def _decode(self, block: Block, place: int, content: bytes) -> None:
+        try:
+            image, block.orientation[place] = decode(content, exif=self.exif)
+            block.pixels[place] = self.preprocess.pixels(image)
+        except BadImage as bad:
+            block.status[place], block.reasons[place] = bad.status, str(bad)
+        except TooElongated as bad:
+            block.status[place], block.reasons[place] = Status.TOO_LARGE, str(bad)
+
+
+def suits_the_device(image: Image.Image, content: bytes, preprocess: Preprocess) -> bool:
+    """Whether the device may decode a file: a whole baseline JPEG, grey or YCbCr, of an ordinary shape.
+
+    Everything else is Pillow's: progressive files, which no hardware engine takes; CMYK and RGB kept as such; files
+    that are cut off, of which nvJPEG makes half a picture without a word.
+
+    Args:
+        image: the file as Pillow has opened it, header read, pixels not yet.
+    """
+    if image.format != "JPEG" or image.mode not in ("L", "RGB") or image.info.get("progressive"):
+        return False
+    if image.mode == "RGB" and image.info.get("adobe_transform", 1) != 1:
+        return False
+    if not preprocess.squash:
+        width, height = resized_size(image.size, preprocess.resize)
+        if width * height > MAX_RESIZED_PIXELS:
+            return False
+    return _END_OF_IMAGE in content[-_TAIL:]
 
 
 def run_workers(blocks: Iterable[int], workers: int, work: Callable[[int], None], stop: threading.Event) -> None:

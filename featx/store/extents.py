@@ -39,6 +39,7 @@ _REQUIRED = {
     "images/reason": ("S", 1),
     "images/sha256": ("u", 2),
     "images/orientation": ("u", 1),
+    "images/decoder": ("u", 1),
     "classes": ("S", 1),
     "splits": ("S", 1),
     "provenance": ("S", 0),
@@ -93,8 +94,8 @@ def read_provenance(file: h5py.File) -> dict[str, Any]:
 
 _PROVENANCE = {
     "backbone": str, "weights": dict, "preprocess": dict, "exif": bool, "pooling": str, "layers": dict,
-    "precision": str, "dtype": str, "batch_size": int, "request": dict, "command": str, "source": dict, "images": str,
-    "versions": dict, "hardware": str,
+    "precision": str, "decode": str, "dtype": str, "batch_size": int, "request": dict, "command": str,
+    "source": dict, "images": str, "versions": dict, "hardware": str,
 }  # fmt: skip
 
 

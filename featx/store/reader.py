@@ -17,7 +17,7 @@ import numpy.typing as npt
 from featx.atomic import refuse_special_file
 from featx.errors import FileFormatError, LabelError, UnknownLayer
 from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance
-from featx.store.schema import DONE, MAX_STATUS, PENDING, LayerSpec, partial_path
+from featx.store.schema import DONE, MAX_DECODER, MAX_STATUS, PENDING, LayerSpec, partial_path
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -102,6 +102,8 @@ class Features(Mapping[str, npt.NDArray[Any]]):
                 raise ValueError(f"/images/{name} points outside of its {len(names)} names")
         if len(self.status) and self.status.max() > MAX_STATUS:
             raise ValueError(f"/images/status holds {self.status.max()}, which means nothing")
+        if len(self.decoder) and self.decoder.max() > MAX_DECODER:
+            raise ValueError(f"/images/decoder holds {self.decoder.max()}, which means nothing")
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Features, (self.path,))
@@ -193,6 +195,11 @@ class Features(Mapping[str, npt.NDArray[Any]]):
     def orientation(self) -> npt.NDArray[np.uint8]:
         """(N,) EXIF orientation of each image, 1 = upright."""
         return np.array(self._map("images/orientation"))
+
+    @cached_property
+    def decoder(self) -> npt.NDArray[np.uint8]:
+        """(N,) what made the pixels of each image: 0 Pillow, 1 nvJPEG."""
+        return np.array(self._map("images/decoder"))
 
     @cached_property
     def digest(self) -> str:

@@ -8,6 +8,7 @@
     /images/reason       (N,) fixed-length UTF-8: why an image failed, empty if it did not
     /images/sha256       (N, 32) uint8, of the image file's bytes
     /images/orientation  (N,) uint8, EXIF orientation, 1 = upright
+    /images/decoder      (N,) uint8, what made the pixels: 0 Pillow, 1 nvJPEG
     /classes             (K,) UTF-8
     /splits              (S,) UTF-8
     /provenance          one JSON text: everything the features depend on
@@ -36,6 +37,7 @@ from featx.errors import FileFormatError
 FORMAT = "featx"
 SCHEMA = 1
 PENDING, DONE, MAX_STATUS = 0, 1, 9  # from 2 on: the kinds of failure, see featx.images.decode.Status
+MAX_DECODER = 1  # see featx.images.decode.Decoder
 REASON_BYTES = 120
 _ALIGNMENT = 64  # bytes: every array starts where any processor likes to read
 _HEAD_BYTES = 1 << 16  # the root's attributes are created first and lie well within this
@@ -92,7 +94,7 @@ class FilePlan:
     def bytes_total(self) -> int:
         """Size of the finished file, to within a few kilobytes."""
         per_image = sum(layer.bytes_per_image for layer in self.layers)
-        return len(self.paths) * (per_image + self._path_bytes + REASON_BYTES + 4 + 4 + 1 + 1 + 32)
+        return len(self.paths) * (per_image + self._path_bytes + REASON_BYTES + 4 + 4 + 1 + 1 + 1 + 32)
 
     @property
     def _path_bytes(self) -> int:
@@ -116,6 +118,7 @@ class FilePlan:
         return known | {
             "images/status": ((count,), np.dtype("u1")),
             "images/orientation": ((count,), np.dtype("u1")),
+            "images/decoder": ((count,), np.dtype("u1")),
             "images/reason": ((count,), np.dtype(f"S{REASON_BYTES}")),
             "images/sha256": ((count, 32), np.dtype("u1")),
             **{

@@ -161,6 +161,7 @@ class FeatureWriter:
         status: npt.NDArray[np.uint8],
         sha256: npt.NDArray[np.uint8],
         orientation: npt.NDArray[np.uint8],
+        decoder: npt.NDArray[np.uint8],
         reasons: Mapping[int, str],
     ) -> None:
         """Write B rows from `first` on; when this returns they survive whatever happens to the process.
@@ -168,7 +169,7 @@ class FeatureWriter:
         Args:
             features: layer -> (B, ...) in the file's type; failed rows are NaN.
             status: (B,) DONE or a kind of failure.
-            sha256, orientation: (B, 32) and (B,).
+            sha256, orientation, decoder: (B, 32), (B,) and (B,).
             reasons: row in the block -> why it failed.
         """
         count = len(status)
@@ -178,7 +179,8 @@ class FeatureWriter:
         for place, text in reasons.items():
             texts[place] = _cut_utf8(text, texts.dtype.itemsize)
         arrays: dict[str, npt.NDArray[Any]] = {f"features/{layer}": rows for layer, rows in features.items()}
-        arrays |= {"images/sha256": sha256, "images/orientation": orientation, "images/reason": texts}
+        arrays |= {"images/sha256": sha256, "images/orientation": orientation}
+        arrays |= {"images/decoder": decoder, "images/reason": texts}
         runs = _runs(self.status[first : first + count] == PENDING)  # what is done is never written again
         with disk_errors(self.path):
             if not _is_still(partial_path(self.path), self._fd):

@@ -30,7 +30,7 @@ from featx.heads.split import split_by_name, split_by_share, split_per_class
 
 RECIPE = {
     "backbone": "alexnet", "node": "classifier.5", "pooling": "none", "weights": {"sha256": "ab", "name": "x", "spec": "x"},
-    "preprocess": {"crop": 224}, "exif": False, "precision": "fp32", "command": "featx extract SOURCE --layers fc7",
+    "preprocess": {"crop": 224}, "exif": False, "precision": "fp32", "decode": "cpu", "command": "featx extract SOURCE --layers fc7",
 }  # fmt: skip
 
 

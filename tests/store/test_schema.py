@@ -20,7 +20,7 @@ from featx.store.writer import FeatureWriter
 
 PROVENANCE = {
     "backbone": "alexnet", "weights": {"name": "random:0", "spec": "random:0", "url": None, "sha256": "0" * 64},
-    "preprocess": {}, "exif": False, "pooling": "none", "precision": "fp32", "dtype": "float32", "batch_size": 2,
+    "preprocess": {}, "exif": False, "pooling": "none", "precision": "fp32", "decode": "cpu", "dtype": "float32", "batch_size": 2,
     "request": {}, "command": "featx extract SOURCE", "source": {"path": "/nowhere", "kind": "folder"}, "images": "x",
     "versions": {}, "hardware": "CPU",
 }  # fmt: skip
@@ -62,7 +62,13 @@ def write(writer: FeatureWriter, first: int, values: dict[str, np.ndarray], batc
             array[3 - first] = np.nan
     hashes = np.repeat((np.arange(first, first + count) % 256).astype(np.uint8)[:, None], 32, axis=1)
     writer.write_block(
-        first, rows, status=status, sha256=hashes, orientation=np.full(count, 8, np.uint8), reasons=reasons
+        first,
+        rows,
+        status=status,
+        sha256=hashes,
+        orientation=np.full(count, 8, np.uint8),
+        decoder=np.ones(count, np.uint8),
+        reasons=reasons,
     )
 
 
@@ -197,7 +203,7 @@ def test_every_dataset_is_contiguous_aligned_and_little_endian(tmp_path):
     fill(tmp_path / "f.h5", plan())
     with h5py.File(tmp_path / "f.h5") as file:
         extents = read_extents(file, "f.h5")
-    assert len(extents) == 12
+    assert len(extents) == 13
     for name, extent in extents.items():
         assert extent.offset is not None or 0 in extent.shape, name
         assert (extent.offset or 0) % 64 == 0, name

@@ -172,7 +172,7 @@ def test_a_rows_bytes_are_flushed_before_its_status_is_written(tmp_path, monkeyp
         monkeypatch.setattr("featx.store.writer.os.fdatasync", lambda fd: (log.append(("sync", 0)), real_sync(fd))[1])
         values = {"fc7": np.ones((5, 6), np.float32), "conv5:pre": np.ones((5, 3, 2, 2), np.float32)}
         write(writer, 0, values, 2)
-    assert [what for what, _ in log] == ["write"] * 5 + ["sync", "write"]
+    assert [what for what, _ in log] == ["write"] * 6 + ["sync", "write"]
     assert log[-1] == ("write", offset)
 
 
@@ -238,7 +238,7 @@ def test_rows_that_do_not_fit_are_refused_and_not_written_elsewhere(tmp_path, fi
         with pytest.raises(ValueError, match=r"fc7 takes|the file has 5 rows"):
             writer.write_block(
                 first, {"fc7": np.zeros(shape, dtype)}, status=np.ones(2, np.uint8),
-                sha256=np.zeros((2, 32), np.uint8), orientation=np.ones(2, np.uint8), reasons={},
+                sha256=np.zeros((2, 32), np.uint8), orientation=np.ones(2, np.uint8), decoder=np.zeros(2, np.uint8), reasons={},
             )  # fmt: skip
         assert partial_path(tmp_path / "f.h5").read_bytes() == before
 
@@ -257,7 +257,7 @@ def test_rows_that_are_done_are_never_written_again(tmp_path):
         wrong = {name: array[2:4] * 0 - 7 for name, array in values.items()}
         writer.write_block(
             2, wrong, status=np.array([2, 1], np.uint8), sha256=np.full((2, 32), 9, np.uint8),
-            orientation=np.ones(2, np.uint8), reasons={0: "no such file"},
+            orientation=np.ones(2, np.uint8), decoder=np.zeros(2, np.uint8), reasons={0: "no such file"},
         )  # fmt: skip
         writer.finish()
     features = open_features(tmp_path / "f.h5")

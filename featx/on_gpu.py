@@ -1,0 +1,183 @@
+"""A network on a GPU, with several blocks under way at once.
+
+Every block has a lane: pinned memory, memory on the device, a stream of its own. Its pixels are copied up, the
+network computes, its features are copied down, all queued without waiting; only the worker that brought it waits for
+the end of it, and meanwhile the others decode, queue and store theirs. The network itself runs on one stream, block
+after block, as a CUDA graph: one call instead of a hundred, each of which would have to wait for Python's lock.
+
+All memory is taken at the start: there is either too little from the beginning or never. Then the network runs a
+block in halves, quarters, ..., which changes nothing but the rounding, and the file says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from featx.errors import OutOfMemory
+
+LANE_BYTES = 4 << 30  # of all lanes together, on the device and once more as pinned memory
+_WARM_UP = 3  # runs before a graph is recorded: libraries choose and allocate what they need in the first
+
+Outputs = dict[str, Tensor]
+Compute = Callable[[Tensor], Outputs]
+
+
+class GpuPipeline:
+    """Blocks of pixels -> what `compute` makes of them, for several threads.
+
+    Attributes:
+        rows: images that go through the network at once; less than the batch size where memory is short.
+        is_graph: the network runs as a CUDA graph.
+    """
+
+    def __init__(
+        self, compute: Compute, *, batch_size: int, side: int, device: torch.device, lanes: int | None = None
+    ) -> None:
+        """Take all the memory that is needed, and record the network.
+
+        Args:
+            compute: (rows, S, S, 3) uint8 on the device -> tensors of `rows` rows each.
+            lanes: blocks under way at once; by default as many as `LANE_BYTES` hold, two at least, 16 at most.
+
+        Raises:
+            OutOfMemory: not even one image fits.
+        """
+        self._compute, self._batch, self._side, self._device = compute, batch_size, side, device
+        self._api = _api(device)
+        self._stream = _stream(device)
+        self._turn = threading.Lock()
+        self.rows = batch_size
+        shapes = self._fit()
+        self.is_graph = self._record()
+        block_bytes = sum(values.nbytes // self.rows for values in shapes.values()) * batch_size
+        count = lanes or max(2, min(16, LANE_BYTES // (block_bytes + batch_size * side * side * 3)))
+        self._lanes: queue.Queue[_Lane] = queue.Queue()
+        for _ in range(count):
+            self._lanes.put(_Lane(batch_size, side, shapes, device))
+        self._api.synchronize(device)  # what the lanes were made of may have been somebody else's a moment ago
+
+    def _fit(self) -> Outputs:
+        """The first runs, with as many rows as there is memory for; what they give."""
+        while True:
+            try:
+                self._input = torch.zeros(
+                    self.rows, self._side, self._side, 3, dtype=torch.uint8, device=self._device
+                )
+                self._stream.wait_stream(self._api.current_stream(self._device))
+                with self._api.stream(self._stream):
+                    for _ in range(_WARM_UP):
+                        found = self._compute(self._input)
+                self._api.synchronize(self._device)
+                return found
+            except torch.OutOfMemoryError as error:
+                if self.rows == 1:
+                    raise OutOfMemory(
+                        f"not even one image fits into the memory of {self._device}: {str(error).splitlines()[0]} "
+                        f"Ask for fewer or later layers, --pool avg, a smaller --crop, or --device cpu"
+                    ) from error
+            torch.cuda.empty_cache()
+            self.rows = -(-self.rows // 2)
+
+    def _record(self) -> bool:
+        """Record the network as a CUDA graph; False where it waits for the device half-way and so cannot be one."""
+        if self._device.type != "cuda":
+            return False
+        self._graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(self._graph, stream=self._stream):
+                self._output = self._compute(self._input)
+        except RuntimeError:  # CUDA's word for it, and that of a graph's own memory when it is short
+            torch.cuda.synchronize(self._device)
+            torch.cuda.empty_cache()
+            return False
+        return True
+
+    def _run(self) -> Outputs:
+        """What the network makes of `_input`; queued on the network's stream."""
+        if not self.is_graph:
+            return self._compute(self._input)
+        self._graph.replay()
+        return self._output
+
+    @contextlib.contextmanager
+    def features(
+        self, prepare: Callable[[], tuple[npt.NDArray[np.uint8], tuple[Tensor, Tensor] | None]]
+    ) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """The outputs for a block, as arrays that are overwritten after the `with` statement.
+
+        Args:
+            prepare: called with the lane's stream as the current one; gives pixels (B, 3, S, S) uint8, channels last
+                in memory, and, of those that were made on the device, places (n,) and pixels (n, 3, S, S), or None.
+        """
+        lane = self._lanes.get()
+        try:
+            with self._api.stream(lane.stream):
+                pixels, made_here = prepare()
+                lane.pinned.copy_(torch.from_numpy(pixels.transpose(0, 2, 3, 1)))
+                lane.pixels.copy_(lane.pinned, non_blocking=True)
+                if made_here is not None:
+                    lane.pixels[made_here[0]] = made_here[1].permute(0, 2, 3, 1)
+                lane.uploaded.record()
+            with self._turn, self._api.stream(self._stream):
+                self._stream.wait_event(lane.uploaded)
+                self._go_through(lane)
+                lane.computed.record()
+            with self._api.stream(lane.stream):
+                lane.stream.wait_event(lane.computed)
+                for name, values in lane.results.items():
+                    lane.downloads[name].copy_(values, non_blocking=True)
+                lane.downloaded.record()
+            lane.downloaded.synchronize()
+            yield {name: values.numpy() for name, values in lane.downloads.items()}
+        finally:
+            self._lanes.put(lane)
+
+    def _go_through(self, lane: _Lane) -> None:
+        for start in range(0, self._batch, self.rows):
+            part = slice(start, min(start + self.rows, self._batch))
+            count = part.stop - part.start
+            self._input[:count].copy_(lane.pixels[part])
+            for name, values in self._run().items():
+                lane.results[name][part].copy_(values[:count])
+
+
+class _Lane:
+    """The memory and the stream of one block on its way."""
+
+    def __init__(self, batch: int, side: int, like: Outputs, device: torch.device) -> None:
+        self.stream = _stream(device)
+        pin = device.type == "cuda"
+        self.pinned = torch.empty(batch, side, side, 3, dtype=torch.uint8, pin_memory=pin)
+        self.pixels = torch.empty(batch, side, side, 3, dtype=torch.uint8, device=device)
+        self.results = {
+            name: torch.empty(batch, *values.shape[1:], dtype=values.dtype, device=device)
+            for name, values in like.items()
+        }
+        self.downloads = {
+            name: torch.empty(values.shape, dtype=values.dtype, pin_memory=pin)
+            for name, values in self.results.items()
+        }
+        # Waiting for `downloaded` must not keep a core busy that could decode.
+        self.uploaded, self.computed, self.downloaded = _event(device), _event(device), _event(device, blocking=True)
+
+
+def _api(device: torch.device) -> Any:
+    """Streams, events and waiting: CUDA's, or a CPU's that does everything at once, for the tests."""
+    return torch.cuda if device.type == "cuda" else torch.cpu
+
+
+def _stream(device: torch.device) -> Any:
+    return torch.cuda.Stream(device) if device.type == "cuda" else torch.cpu.Stream()  # type: ignore[no-untyped-call]  # torch's own
+
+
+def _event(device: torch.device, *, blocking: bool = False) -> Any:
+    return torch.cuda.Event(blocking=blocking) if device.type == "cuda" else torch.cpu.Event()  # type: ignore[no-untyped-call]  # torch's own
