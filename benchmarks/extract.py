@@ -59,19 +59,22 @@ def collect_photos(photos: Path | None, folder: Path, count: int) -> None:
         shutil.copy(sources[index % len(sources)], folder / "all" / f"{index:05d}.jpg")
 
 
-def usual_script(source: Path, output: Path, name: str, node: str, workers: int) -> float:
+def usual_script(
+    source: Path, output: Path, name: str, node: str, workers: int, device: torch.device | str = "cpu"
+) -> float:
     """Seconds the hand-written way takes."""
     started = time.perf_counter()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = get_model(name, weights=None).eval()
-    network = create_feature_extractor(network, [node])
+    network = create_feature_extractor(network, [node]).to(device)
+    on_gpu = torch.device(device).type == "cuda"
     dataset = ImageFolder(source, get_model_weights(name).DEFAULT.transforms())
-    loader = DataLoader(dataset, batch_size=BATCH, num_workers=workers)
+    loader = DataLoader(dataset, batch_size=256 if on_gpu else BATCH, num_workers=workers, pin_memory=on_gpu)
     with h5py.File(output, "w") as file, torch.inference_mode():
         start = 0
         for pixels, _ in loader:
-            rows = network(pixels)[node].numpy()
+            rows = network(pixels.to(device, non_blocking=True))[node].cpu().numpy()
             if start == 0:
                 target = file.create_dataset("features", (len(dataset), *rows.shape[1:]), "f4")
             target[start : start + len(rows)] = rows

@@ -255,7 +255,7 @@ class FineTuning:
         def load(rows: Any, preprocess: Preprocess, part: float) -> Pixels:
             return Pixels(
                 self.manifest, preprocess, rows, exif=config.exif, memory_bytes=int(part * memory),
-                workers=config.workers, reporter=self.reporter,
+                device=self.device, workers=config.workers, reporter=self.reporter,
             )  # fmt: skip
 
         train, val = load(task.train, wider, share), load(task.val, exact, 1 - share)

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from conftest import write_photo
+from corpus import write_corpus
+from safetensors.torch import load_file
+from test_on_gpu import recipe_for, streamed
 
-from featx.config import ExtractConfig, VerifyConfig
+from featx.activations import Extractor
+from featx.config import ExtractConfig, FinetuneConfig, FitConfig, VerifyConfig
 from featx.extract import extract_features
+from featx.finetune import finetune_network
+from featx.fit import fit_svm
+from featx.heads.solver.path import solve
+from featx.images.decode import Decoder, Status
+from featx.images.on_device import DeviceDecoder
+from featx.networks.mini import shipped_weights
+from featx.networks.pooling import Pooling
+from featx.recipe import plan_recipe
 from featx.store.reader import open_features
 from featx.verify import verify_file
 
@@ -22,6 +41,14 @@ def extract(photos, out, device, **options):
     chosen = ExtractConfig(layers=LAYERS, weights="random:0", device=device, **options)
     extract_features(photos, out, chosen)
     return open_features(out)
+
+
+@pytest.fixture
+def many(tmp_path):
+    """Sixty photos of three classes."""
+    for index in range(60):
+        write_photo(tmp_path / "many" / "abc"[index % 3] / f"{index:02d}.jpg", index, (90 + index, 80))
+    return tmp_path / "many"
 
 
 def test_strict_fp32_on_the_gpu_agrees_with_the_cpu(photos, tmp_path):
@@ -49,3 +76,147 @@ def test_tf32_is_off_unless_asked_for(photos, tmp_path):
     loose = extract(photos, tmp_path / "b.h5", "cuda", precision="tf32")
     assert not np.array_equal(strict["fc7"], loose["fc7"])
     assert torch.backends.cuda.matmul.fp32_precision == before
+
+
+@pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet18", "vgg-mini"])
+def test_a_graph_gives_what_the_same_network_gives_kernel_by_kernel(name):
+    recipe = plan_recipe(backbone=name, layers="all", weights="random:0", pooling=Pooling("avg"), device="cuda",
+                         batch_size=8)  # fmt: skip
+    extractor, side = Extractor(recipe), recipe.preprocess.crop
+    assert extractor.gpu is not None
+    assert extractor.gpu.is_graph
+    pixels = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), np.uint8)
+    found = extractor(pixels.transpose(0, 3, 1, 2))
+    with torch.inference_mode():
+        expected = extractor._compute_on_gpu(torch.from_numpy(pixels).cuda())
+    for layer, values in found.items():
+        np.testing.assert_array_equal(values, expected[layer].cpu().numpy(), err_msg=layer)
+
+
+def test_too_little_memory_changes_nothing_but_the_rounding(many, tmp_path):
+    whole = extract(many, tmp_path / "whole.h5", "cuda", batch_size=64)
+    total = torch.cuda.mem_get_info()[1]
+    torch.cuda.empty_cache()
+    torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 900e6) / total)
+    try:
+        parts = extract(many, tmp_path / "parts.h5", "cuda", batch_size=64)
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert "images at once" in parts.provenance["hardware"], "the limit was too generous for this test"
+    for layer in whole:
+        assert np.abs(parts[layer] - whole[layer]).max() <= 1e-5 * np.abs(whole[layer]).max(), layer
+
+
+@pytest.mark.parametrize("decode", ["gpu", "auto"])
+def test_whoever_decodes_every_row_is_its_image_or_its_failure(tmp_path, decode):
+    cases = write_corpus(tmp_path / "corpus")
+    options = {"batch_size": 8, "max_bad": 1.0}
+    exact = extract(tmp_path / "corpus", tmp_path / "cpu.h5", "cuda", **options)
+    mixed = extract(tmp_path / "corpus", tmp_path / "gpu.h5", "cuda", decode=decode, **options)
+    np.testing.assert_array_equal(mixed.status, exact.status)
+    assert len(cases) == len(mixed)
+    good, pillow = exact.status == Status.DONE, mixed.decoder == Decoder.PILLOW
+    for layer in exact:
+        np.testing.assert_array_equal(mixed[layer][good & pillow], exact[layer][good & pillow])
+        most = np.abs(exact[layer][good]).max()
+        assert np.abs(mixed[layer] - exact[layer])[good].max() <= 5e-2 * most, layer
+
+
+def test_most_photos_are_decoded_on_the_device_and_verify_passes_them(many, tmp_path):
+    features = extract(many, tmp_path / "f.h5", "cuda", decode="gpu", batch_size=8)
+    assert (features.decoder == Decoder.NVJPEG).all()
+    assert verify_file(tmp_path / "f.h5", VerifyConfig(rows=8)).passed
+
+
+def test_decoding_beside_queued_kernels_gives_the_same_pixels_every_time(many):
+    """The hardware engine does not wait for streams: memory given to it must not be in use any more."""
+    recipe = recipe_for("cpu")
+    contents = [path.read_bytes() for path in sorted(many.rglob("*.jpg"))]
+    decoder = DeviceDecoder(recipe.preprocess, torch.device("cuda"))
+    expected, wrong = decoder(contents).cpu(), []
+
+    def work() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(20):
+                busy = torch.randn(2048, 2048, device="cuda")
+                for _ in range(10):
+                    busy = busy @ busy / 2048
+                del busy  # its memory is free for the next tensor while the products are still queued
+                if not torch.equal(decoder(contents).cpu(), expected):
+                    wrong.append(threading.current_thread().name)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_streams_of_many_workers_do_not_mix_their_blocks(many):
+    recipe = replace(recipe_for("cpu"), device=torch.device("cuda"))
+    one, many_workers = streamed(many, recipe, workers=1)[0], streamed(many, recipe, workers=12)[0]
+    for layer, values in one.items():
+        np.testing.assert_array_equal(values, many_workers[layer])
+
+
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+@pytest.mark.parametrize("shape", [(300, 1000), (3000, 60)])
+def test_a_head_fitted_on_the_gpu_reaches_the_cpus_optimum(kind, shape):
+    generator = np.random.default_rng(0)
+    labels = np.arange(shape[0]) % 5
+    values = generator.normal(size=shape).astype(np.float32) + generator.normal(size=(5, shape[1]))[labels]
+    values = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    for c in (0.1, 10.0):
+        here = solve(kind, values, labels, c, device=torch.device("cuda"))
+        there = solve(kind, values, labels, c, tolerance=1e-6)
+        assert here.certified.all()
+        assert here.values.sum() <= there.values.sum() * (1 + 1e-4)
+
+
+def test_extraction_and_head_on_the_gpu_classify_as_on_the_cpu(many, tmp_path):
+    accuracy = []
+    for device in ("cuda", "cpu"):
+        extract(many, tmp_path / f"{device}.h5", device)
+        config = FitConfig(layer="fc7", c=10.0, device=device)
+        accuracy.append(
+            fit_svm(tmp_path / f"{device}.h5", tmp_path / f"{device}.safetensors", config).metrics.accuracy
+        )
+    assert accuracy[0] == accuracy[1]
+
+
+def tuned(photos, out, **options):
+    chosen = {"backbone": "alexnet-mini", "lr": "conv1-conv2=0,conv3-fc8=1e-3", "epochs": 2, "batch_size": 16,
+              "augment": "flip,crop", "device": "cuda", **options}  # fmt: skip
+    finetune_network(photos, out, FinetuneConfig(**chosen))
+    return load_file(out / "model.safetensors")
+
+
+def test_images_kept_on_the_gpu_train_to_the_same_weights_as_images_decoded_each_time(many, tmp_path):
+    kept, decoded = tuned(many, tmp_path / "kept"), tuned(many, tmp_path / "decoded", memory=1_000_000)
+    for name, tensor in kept.items():
+        torch.testing.assert_close(tensor, decoded[name], rtol=1e-5, atol=1e-6)
+
+
+def test_frozen_layers_are_unchanged_to_the_last_bit_in_bf16_too(many, tmp_path):
+    state = tuned(many, tmp_path / "run", precision="bf16")
+    shipped = load_file(shipped_weights("alexnet-mini"))
+    frozen = [
+        name for name in shipped if name.startswith(("features.0.", "features.1.", "features.4.", "features.5."))
+    ]
+    assert len(frozen) >= 8
+    for name in frozen:
+        assert torch.equal(state[name], shipped[name].float()), name
+
+
+def test_two_processes_on_one_gpu_train_as_one(many, tmp_path):
+    words = ["finetune", str(many), "-b", "alexnet", "-w", "random:0", "--crop", "96", "--lr", "conv1-conv5=0,*=1e-3",
+             "--epochs", "1", "--batch-size", "16", "--init-head", "random", "--dropout", "0", "--augment", "flip",
+             "--device", "cuda:0"]  # fmt: skip
+    for count in (1, 2):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        run = [*command, "-m", "featx", *words, "-o", str(tmp_path / str(count))]
+        subprocess.run(run, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    one, two = (load_file(tmp_path / str(count) / "model.safetensors") for count in (1, 2))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5, msg=name)

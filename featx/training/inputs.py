@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.device import free_memory
 from featx.images.preprocess import Preprocess
 from featx.training.augment import Augmentation, Draws, augment, draw
 from featx.training.pixels import Pixels, Rows
@@ -40,7 +41,7 @@ class ImageInputs:
 
         source: side of the pixels; `preprocess.crop` is what the network takes.
         """
-        self._pixels, self._how, self._source, self._device = pixels, augmentation, source, device
+        self._pixels, self._how, self._source = pixels, augmentation, source
         self._side = preprocess.crop
         colours = (1, 3, 1, 1)
         self._mean = torch.tensor(preprocess.mean, device=device).view(colours)
@@ -56,7 +57,7 @@ class ImageInputs:
         self._pixels.expect(places)
 
     def take(self, places: Rows, draws: Draws | None) -> Tensor:
-        pixels = self._pixels.take(places).to(self._device)
+        pixels = self._pixels.take(places)
         how = self._how if draws is not None else Augmentation()
         choices = draws or draw(how, len(pixels), self._source, self._side, torch.Generator())
         images = augment(pixels, how, choices, self._side)
@@ -73,6 +74,15 @@ class FeatureInputs:
         rows: the n rows of them that are used.
         """
         self._views, self._rows, self._device = views, rows, device
+        self._kept: list[Tensor] = []
+        if device.type == "cuda" and sum(4 * view[:1].size * len(rows) for view in views) <= free_memory(device) // 3:
+            self.keep_on_device()
+
+    def keep_on_device(self) -> None:
+        """Read everything now, once, and take it from the device from now on."""
+        self._kept = [
+            torch.from_numpy(np.asarray(view[self._rows], np.float32)).to(self._device) for view in self._views
+        ]
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -86,8 +96,13 @@ class FeatureInputs:
         """Reading them is all there is to do."""
 
     def take(self, places: Rows, draws: Draws | None) -> Tensor:
-        found = np.asarray(self._views[0][self._rows[places]], np.float32)
+        found = self._read(0, places)
         if draws is not None:
-            mirrored = draws.mirrored.numpy()
-            found[mirrored] = self._views[1][self._rows[places[mirrored]]]
-        return torch.from_numpy(found).to(self._device)
+            turned = torch.nonzero(draws.mirrored)[:, 0]
+            found[turned.to(found.device)] = self._read(1, places[turned.numpy()])
+        return found
+
+    def _read(self, view: int, places: Rows) -> Tensor:
+        if self._kept:
+            return self._kept[view][torch.from_numpy(places).to(self._device)]
+        return torch.from_numpy(np.asarray(self._views[view][self._rows[places]], np.float32)).to(self._device)

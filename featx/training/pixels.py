@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.device import free_memory
 from featx.images.decode import BadImage, quiet_pillow
 from featx.images.feed import BlockReader, run_workers
 from featx.images.preprocess import Preprocess
@@ -36,10 +37,15 @@ class Pixels:
         *,
         exif: bool,
         memory_bytes: int,
+        device: torch.device,
         workers: int | None,
         reporter: Reporter,
     ) -> None:
-        """Decode all rows once, to know which can be, and keep them if they fit into `memory_bytes`."""
+        """Decode all rows once, to know which can be, and keep them if they fit into `memory_bytes`.
+
+        On a GPU they are kept there if a third of what is free holds them: the network needs the rest.
+        """
+        self._device = device
         self._reader = BlockReader(manifest, preprocess, 1, exif=exif)
         self._workers = workers or len(os.sched_getaffinity(0))
         self._side = preprocess.crop
@@ -64,13 +70,17 @@ class Pixels:
             run_workers(range(len(rows)), self._workers, load, threading.Event())
         reporter.end()
         self.rows = rows[good]
-        self._kept = kept if kept is None or good.all() else kept[good]
+        self._kept: Tensor | None = None
+        if kept is not None:
+            self._kept = torch.from_numpy(kept if good.all() else kept[good])
+            if device.type == "cuda" and self._kept.nbytes <= free_memory(device) // 3:
+                self._kept = self._kept.to(device)
         self._pool = ThreadPoolExecutor(self._workers) if kept is None else None
         self._ahead: tuple[bytes, list[Future[npt.NDArray[np.uint8]]]] | None = None
 
     @property
     def resident(self) -> bool:
-        """All of them are kept in memory."""
+        """All of them are kept in memory, or on the device."""
         return self._kept is not None
 
     def expect(self, places: Rows) -> None:
@@ -79,15 +89,15 @@ class Pixels:
             self._ahead = places.tobytes(), self._submit(places)
 
     def take(self, places: Rows) -> Tensor:
-        """(B, 3, S, S) uint8 of some places of `rows`."""
+        """(B, 3, S, S) uint8 of some places of `rows`, on the device."""
         if self._kept is not None:
-            return torch.from_numpy(self._kept[places])
+            return self._kept[torch.from_numpy(places).to(self._kept.device)].to(self._device)
         if self._ahead is None or self._ahead[0] != places.tobytes():
             self.expect(places)
         assert self._ahead is not None
         _, futures = self._ahead
         self._ahead = None
-        return torch.from_numpy(np.stack([future.result() for future in futures]))
+        return torch.from_numpy(np.stack([future.result() for future in futures])).to(self._device)
 
     def _submit(self, places: Rows) -> list[Future[npt.NDArray[np.uint8]]]:
         assert self._pool is not None

@@ -1,0 +1,371 @@
+"""A GPU's ceilings first, then every path of featx as a share of them: one run, under ten minutes.
+
+    python benchmarks/gpu.py PHOTOS [--images 20000] [--only extract] [--imagenet]
+
+PHOTOS is a folder of JPEGs, linked as often as needed; without one, pictures of noise are made. The table goes to the
+screen, everything as JSON into benchmarks/results/. `--imagenet` adds a head of ImageNet's size (1.28 million rows of
+4,096 values, 1,000 classes; 32 GB of memory). `--device cpu --quick` runs the same lines without a GPU, to see
+that they do: its figures mean nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from environment import machine
+from extract import collect_photos, usual_script
+from heads import FOLDS, objective, relu_like
+from torchvision.models import get_model
+
+from featx.activations import Extractor, strict_precision, usable_cores
+from featx.config import ExtractConfig, FinetuneConfig, VerifyConfig
+from featx.extract import extract_features
+from featx.finetune import finetune_network
+from featx.heads.search import fit_heads
+from featx.heads.solver.path import solve
+from featx.images.feed import BlockReader, run_workers
+from featx.images.on_device import DeviceDecoder
+from featx.images.scan import scan
+from featx.networks.pooling import Pooling
+from featx.progress import Reporter
+from featx.recipe import plan_recipe
+from featx.report import table
+from featx.store.reader import open_features
+from featx.verify import verify_file
+
+GFLOP = {"alexnet": 1.420, "vgg16": 30.93}  # of one image up to fc7
+EXTRACTIONS = [
+    ("alexnet", "fp32", "cpu"), ("alexnet", "bf16", "cpu"), ("alexnet", "bf16", "auto"), ("alexnet", "bf16", "gpu"),
+    ("vgg16", "fp32", "cpu"), ("vgg16", "tf32", "cpu"), ("vgg16", "bf16", "cpu"), ("vgg16", "bf16", "auto"),
+]  # fmt: skip
+CLASSES = 10
+Rows = list[list[str]]
+
+
+class Bench:
+    """The device, how much of everything, and what was found."""
+
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        self.device, self.quick, self.scratch = torch.device(options.device), options.quick, scratch
+        self.images = 64 if options.quick else options.images
+        self.photos = scratch / "photos"
+        collect_photos(options.photos, scratch / "some", min(self.images, 500))
+        some = sorted((scratch / "some" / "all").iterdir())
+        for index in range(self.images):
+            folder = self.photos / f"class{index % CLASSES}"
+            folder.mkdir(parents=True, exist_ok=True)
+            os.link(some[index % len(some)], folder / f"{index:06d}.jpg")
+        self.found: dict[str, Any] = {"machine": machine(), "images": self.images}
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def wait(self) -> None:
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def seconds(self, work: Callable[[], object], repeats: int = 5) -> float:
+        """Of one call, the best of a few, after one to warm up."""
+        work()
+        best = float("inf")
+        for _ in range(1 if self.quick else repeats):
+            self.wait()
+            start = time.perf_counter()
+            work()
+            self.wait()
+            best = min(best, time.perf_counter() - start)
+        return best
+
+
+def show(title: str, header: list[str], rows: Rows) -> None:
+    print(f"\n{title}", *table(header, rows), sep="\n", flush=True)
+
+
+def ceilings(bench: Bench) -> None:
+    """What the machine allows, whoever asks."""
+    size = 512 if bench.quick else 8192
+    found: dict[str, float] = {}
+    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
+        a, b = (torch.randn(size, size, device=bench.device, dtype=dtype) for _ in range(2))
+        with strict_precision(name):
+            found[f"matrix product {name}, Tflop/s"] = 2e-12 * size**3 / bench.seconds(lambda a=a, b=b: a @ b)
+    block = torch.empty((1 << 24) if bench.quick else (1 << 30), dtype=torch.uint8, device=bench.device)
+    other, host = torch.empty_like(block), torch.empty(len(block), dtype=torch.uint8, pin_memory=bench.on_gpu)
+    found["copy on the device, GB/s"] = 2e-9 * len(block) / bench.seconds(lambda: other.copy_(block))
+    found["copy to the device, GB/s"] = (
+        1e-9 * len(block) / bench.seconds(lambda: block.copy_(host, non_blocking=True))
+    )
+    found["copy from the device, GB/s"] = (
+        1e-9 * len(block) / bench.seconds(lambda: host.copy_(block, non_blocking=True))
+    )
+    values = np.ones(len(block) // 4, np.float32)
+
+    def write() -> None:
+        with (bench.scratch / "disk").open("wb") as file:
+            file.write(memoryview(values))
+            os.fsync(file.fileno())
+
+    found["disk, flushed, GB/s"] = 1e-9 * values.nbytes / bench.seconds(write, 2)
+    found |= _decoding(bench)
+    bench.found["ceilings"] = found
+    show("ceilings", ["what", "found"], [[name, f"{value:,.1f}"] for name, value in found.items()])
+
+
+def _decoding(bench: Bench) -> dict[str, float]:
+    """Images per second of Pillow on all cores, of the device's decoder, and of its resizing."""
+    recipe = plan_recipe(
+        backbone="alexnet", layers="fc7", weights="random:0", pooling=Pooling("none"), device=str(bench.device)
+    )
+    manifest = scan(bench.photos)
+    count, size = min(len(manifest), 64 * usable_cores() * (1 if bench.quick else 4)), 64
+    reader, stop = BlockReader(manifest, recipe.preprocess, size), threading.Event()
+    blocks = range(0, count - size + 1, size)
+    pillow = bench.seconds(lambda: run_workers(blocks, usable_cores(), lambda b: _ignore(reader.block(b)), stop), 2)
+    contents = [reader.read_bytes(row) for row in range(min(128, len(manifest)))]
+    decoder = DeviceDecoder(recipe.preprocess, bench.device)
+    return {
+        "decoding by Pillow, all cores, images/s": len(blocks) * size / pillow,
+        "decoding on the device, images/s": len(contents) / bench.seconds(lambda: decoder._decode(contents)),
+        "decoding and resizing there, images/s": len(contents) / bench.seconds(lambda: decoder(contents)),
+    }
+
+
+def _ignore(_: object) -> None:
+    """What a worker gives back is not wanted."""
+
+
+def extraction(bench: Bench) -> None:
+    """Files to HDF5, the network alone, and the usual script."""
+    rows, results = [], {}
+    limits = bench.found["ceilings"]
+    for name, precision, decode in EXTRACTIONS:
+        if not bench.on_gpu and (precision == "tf32" or decode != "cpu"):
+            continue
+        alone = _network_alone(bench, name, precision)
+        config = ExtractConfig(
+            backbone=name,
+            layers="fc7",
+            weights="random:0",
+            device=str(bench.device),
+            precision=precision,
+            decode=decode,
+        )
+        output = bench.scratch / f"{name}-{precision}-{decode}.h5"
+        report = extract_features(bench.photos, output, config)
+        verify_file(output, VerifyConfig(rows=4))
+        pillow = limits["decoding by Pillow, all cores, images/s"]
+        decoding = {"cpu": pillow, "gpu": limits["decoding and resizing there, images/s"]}
+        decoding["auto"] = sum(decoding.values())
+        limit, by = min((decoding[decode], "decode"), (alone, "network"))
+        product = limits[f"matrix product {precision}, Tflop/s"]
+        results[f"{name} {precision} {decode}"] = {
+            "images_per_second": report.images_per_second, "network_alone": alone, "decode_limit": decoding[decode],
+            "shares": report.shares, "of_product": alone * GFLOP[name] / 1000 / product, "of_limit":
+            report.images_per_second / limit, "by_device": int(open_features(output).decoder.sum()),
+        }  # fmt: skip
+        rows.append([
+            f"{name} fc7 {precision}, decode {decode}", f"{report.images_per_second:,.0f}", f"{alone:,.0f}",
+            f"{alone * GFLOP[name] / 1000 / product:.0%}", f"{decoding[decode]:,.0f}",
+            f"{report.images_per_second / limit:.0%} of {by}",
+        ])  # fmt: skip
+        if decode != "auto":
+            output.unlink()
+    header = ["case", "images/s", "network alone", "of the product", "decoding alone", "share of the limit"]
+    show("extraction", header, rows)
+    if bench.on_gpu:
+        results["usual script alexnet fp32"] = rate = _usual_script(bench)
+        ours = results["alexnet fp32 cpu"]["images_per_second"]
+        print(
+            f"the usual script, AlexNet fc7, fp32, {usable_cores()} workers: {rate:,.0f}/s; featx {ours / rate:.1f} x"
+        )
+    bench.found["extraction"] = results
+
+
+def _network_alone(bench: Bench, name: str, precision: str) -> float:
+    """Images per second of the network with blocks on the device already."""
+    recipe = plan_recipe(
+        backbone=name, layers="fc7", weights="random:0", pooling=Pooling("none"), device=str(bench.device),
+        precision=precision,
+    )  # fmt: skip
+    extractor = Extractor(recipe)
+    count = 1 if bench.quick else 20
+    if extractor.gpu is None:
+        pixels = np.zeros((recipe.batch_size, 224, 224, 3), np.uint8).transpose(0, 3, 1, 2)
+        return recipe.batch_size / bench.seconds(lambda: extractor(pixels))
+    gpu = extractor.gpu
+
+    def run() -> None:
+        with torch.inference_mode(), torch.cuda.stream(gpu._stream):
+            for _ in range(count):
+                gpu._run()
+
+    return gpu.rows * count / bench.seconds(run)
+
+
+def _usual_script(bench: Bench) -> float:
+    """The hand-written way: DataLoader at one worker per core, pinned memory, the network on the GPU, h5py."""
+    spent = usual_script(
+        bench.photos, bench.scratch / "usual.h5", "alexnet", "classifier.5", usable_cores(), device=bench.device
+    )
+    return bench.images / spent
+
+
+def heads(bench: Bench, *, imagenet: bool) -> None:
+    """The whole grid at Caltech's size, one fit beside the CPU's float64 objective, and ImageNet's size."""
+    n, width, classes = (202, 64, 101) if bench.quick else (3030, 4096, 101)
+    values, labels = relu_like(n, width, classes, 0.78)
+    values /= np.linalg.norm(values, axis=1, keepdims=True)
+    names = [str(k) for k in range(classes)]
+    rows, results = [], {}
+    for kind in ("svm", "softmax"):
+        on_device, on_cpu = solve(kind, values, labels, 1.0, device=bench.device), solve(kind, values, labels, 1.0)
+        best = objective(kind, values, labels, on_cpu.weights, on_cpu.bias, 1.0)
+        above = objective(kind, values, labels, on_device.weights, on_device.bias, 1.0) / best - 1
+
+        def grid(kind: str = kind) -> Any:
+            return fit_heads(
+                kind, values, np.arange(n), labels, names, c=None, folds=2 if bench.quick else FOLDS, seed=0,
+                normalize="none", device=bench.device, memory_bytes=8 << 30,
+            )  # fmt: skip
+
+        def fit(kind: str = kind) -> Any:
+            return solve(kind, values, labels, 1.0, device=bench.device)
+
+        open_ = len(grid().uncertified)
+        grid_s, fit_s = bench.seconds(grid, 2), bench.seconds(fit)
+        results[kind] = {"grid_s": grid_s, "fit_s": fit_s, "above_cpu": above, "uncertified": open_}
+        rows.append(
+            [f"{kind} {n}x{width}x{classes}", f"{fit_s:.3f} s", f"{grid_s:.2f} s", f"{above:.0e}", f"{open_}"]
+        )
+    show("heads", ["problem", "one fit", "7 C x 5 folds", "above the CPU's objective", "not certified"], rows)
+    if imagenet:
+        results["imagenet"] = _imagenet(bench)
+    bench.found["heads"] = results
+
+
+def _imagenet(bench: Bench) -> dict[str, Any]:
+    """1.28 million rows, made of a few thousand by mixing pairs of one class, at one C."""
+    n, width, classes = (4000, 64, 20) if bench.quick else (1_281_167, 4096, 1000)
+    some, _ = relu_like(classes * 8, width, classes, 0.78)
+    generator = np.random.default_rng(0)
+    of = generator.integers(0, classes, n)
+    values = np.empty((n, width), np.float16)
+    for start in range(0, n, 1 << 15):
+        part = of[start : start + (1 << 15)]
+        pick = [part + classes * generator.integers(0, 8, len(part)) for _ in range(2)]
+        share = generator.random((len(part), 1), np.float32)
+        mixed = share * some[pick[0]] + (1 - share) * some[pick[1]]
+        values[start : start + len(part)] = mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+    if bench.on_gpu:
+        torch.cuda.reset_peak_memory_stats(bench.device)
+    start_s = time.perf_counter()
+    found = solve("softmax", values, of.astype(np.int32), 1e-2, device=bench.device)
+    spent = time.perf_counter() - start_s
+    peak = torch.cuda.max_memory_allocated(bench.device) if bench.on_gpu else 0
+    print(
+        f"softmax {n:,} x {width} x {classes}: {spent:.0f} s, {peak / 1e9:.0f} GB on the device, proven within "
+        f"{float(found.gaps.sum() / found.values.sum()):.0e}, certified: {bool(found.certified.all())}"
+    )
+    return {"seconds": spent, "peak_bytes": peak, "certified": bool(found.certified.all())}
+
+
+class _Clock(Reporter):
+    """Notes when steps of the training are done."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._training = False
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        self._training = what == "train"
+
+    def advance(self, steps: int) -> None:
+        if self._training:
+            self.times.append(time.perf_counter())
+
+
+def training(bench: Bench) -> None:
+    """Steps of a full fine-tuning, and of the same network on made-up images that are on the device already."""
+    rows, results = [], {}
+    for name in ("alexnet",) if bench.quick else ("alexnet", "vgg16"):
+        batch = 8 if bench.quick else {"alexnet": 512, "vgg16": 128}[name]
+        clock, config = _Clock(), FinetuneConfig(
+            backbone=name, weights="random:0", lr="*=1e-4", epochs=2, batch_size=batch, init_head="random", val=0.0,
+            precision="bf16", device=str(bench.device),
+        )  # fmt: skip
+        finetune_network(bench.photos, bench.scratch / f"run-{name}", config, reporter=clock)
+        half = len(clock.times) // 2  # the second epoch: everything is loaded and chosen
+        steps = clock.times[half:]
+        real = batch * (len(steps) - 1) / (steps[-1] - steps[0])
+        made_up = _synthetic(bench, name, batch)
+        results[name] = {"images_per_second": real, "synthetic": made_up}
+        rows.append(
+            [f"{name}, {batch} images a step, bf16", f"{real:,.0f}", f"{made_up:,.0f}", f"{real / made_up:.0%}"]
+        )
+    show("training", ["case", "images/s", "on made-up images", "share"], rows)
+    bench.found["training"] = results
+
+
+def _synthetic(bench: Bench, name: str, batch: int) -> float:
+    network = (
+        get_model(name, weights=None, num_classes=CLASSES).to(bench.device).to(memory_format=torch.channels_last)
+    )
+    optimiser = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9)
+    pixels = torch.randn(batch, 3, 224, 224, device=bench.device).contiguous(memory_format=torch.channels_last)
+    labels = torch.zeros(batch, dtype=torch.int64, device=bench.device)
+    count = 1 if bench.quick else 10
+
+    def steps() -> None:
+        for _ in range(count):
+            optimiser.zero_grad(set_to_none=True)
+            with torch.autocast(bench.device.type, torch.bfloat16):
+                logits = network(pixels)
+            F.cross_entropy(logits.float(), labels).backward()
+            optimiser.step()
+
+    return batch * count / bench.seconds(steps, 3)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos", type=Path, nargs="?")
+    parser.add_argument("--images", type=int, default=20_000)
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--imagenet", action="store_true")
+    parser.add_argument("--only", default="", choices=["", "extract", "heads", "train"])
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(options, Path(scratch))
+        print(bench.found["machine"])
+        ceilings(bench)
+        if options.only in ("", "extract"):
+            extraction(bench)
+        if options.only in ("", "heads"):
+            heads(bench, imagenet=options.imagenet)
+        if options.only in ("", "train"):
+            training(bench)
+        if not options.quick:
+            name = torch.cuda.get_device_name(bench.device) if bench.on_gpu else "cpu"
+            target = Path(__file__).parent / "results" / f"gpu-{name.lower().replace(' ', '-')}.json"
+            target.parent.mkdir(exist_ok=True)
+            target.write_text(json.dumps(bench.found, indent=1) + "\n")
+            print(f"\nwritten to {target}")
+
+
+if __name__ == "__main__":
+    main()
