@@ -3,7 +3,7 @@
 PyTorch's own modules hand their weights to oneDNN, or to MKL, in the layout of training: they are rearranged on every
 call, the ReLU behind them is a pass of its own, and MKL leaves half of an AMD core unused. Here the weights are
 rearranged once, the originals are given free, and the ReLU is part of the product: the same sums, rounded in another
-order.
+order. Convolutions of 3 x 3 over many channels become fewer products: see `winograd`.
 
 The operators are those that torch.compile emits. They are private to PyTorch: where they are missing, or give
 something else than the modules do, the network stays as it was.
@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from featx.networks.winograd import WinogradConvolution, is_winograds
+
 # Of a layer's maximum. Looser than any rounding: it is to find operators that have come to mean something else.
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-TRIED = 64  # outputs of a linear layer
+TRIED = 64  # outputs of a layer
 _RELUS = (torch.relu, nn.functional.relu, "relu")
 
 
@@ -55,6 +57,7 @@ class _Packed(nn.Module):
         super().__init__()
         self.plain: nn.Conv2d | nn.Linear | None = plain
         self.relu = relu
+        self._by_winograd = is_winograds(plain)
         self._run: Callable[[Tensor], Tensor] | None = None
         self._lock = threading.Lock()
 
@@ -71,11 +74,19 @@ class _Packed(nn.Module):
         operators: Any = torch.ops.mkldnn
         bias, activation = plain.bias, "relu" if self.relu else "none"
         if isinstance(plain, nn.Linear):
-            laid_out = operators._reorder_linear_weight(plain.weight, values.shape[0])
-            return lambda x: operators._linear_pointwise(x, laid_out, bias, activation, [], "")
+            return _product(plain.weight, bias, values.shape[0], activation)
+        if self._by_winograd:
+            return WinogradConvolution(plain, relu=self.relu, pack=_product)
         how = plain.padding, plain.stride, plain.dilation, plain.groups
         laid_out = operators._reorder_convolution_weight(plain.weight, *how, list(values.shape))
         return lambda x: operators._convolution_pointwise(x, laid_out, bias, *how, activation, [], "")
+
+
+def _product(weights: Tensor, bias: Tensor | None, rows: int, activation: str = "none") -> Callable[[Tensor], Tensor]:
+    """(rows, C) -> (rows, K) with weights (K, C), laid out for about so many rows."""
+    operators: Any = torch.ops.mkldnn
+    laid_out = operators._reorder_linear_weight(weights, rows)
+    return lambda x: operators._linear_pointwise(x, laid_out, bias, activation, [], "")
 
 
 class _Trial(fx.Interpreter):
@@ -88,9 +99,9 @@ class _Trial(fx.Interpreter):
         assert layer.plain is not None
         outputs = layer.plain(args[0])
         outputs = outputs.relu() if layer.relu else outputs
-        part = _first_outputs(layer.plain)
-        found = layer.packed_for(part, args[0])(args[0])
-        expected = outputs if part is layer.plain else outputs[..., :TRIED]
+        found = layer.packed_for(_first_outputs(layer.plain), args[0])(args[0])
+        is_map = isinstance(layer.plain, nn.Conv2d)
+        expected = outputs[:, : found.shape[1]] if is_map else outputs[..., : found.shape[-1]]
         allowed = AGREEMENT[expected.dtype] * float(expected.abs().max())
         if found.shape != expected.shape or not float((found - expected).abs().max()) <= allowed:
             raise _Disagreement(target)
@@ -99,9 +110,18 @@ class _Trial(fx.Interpreter):
 
 def _first_outputs(plain: nn.Conv2d | nn.Linear) -> nn.Conv2d | nn.Linear:
     """Enough of a layer to see whether packing does what it should: fc6 of VGG16 has 400 MB of weights."""
-    if isinstance(plain, nn.Conv2d) or plain.out_features <= TRIED:
+    if isinstance(plain, nn.Linear):
+        part: nn.Conv2d | nn.Linear = nn.Linear(
+            plain.in_features, min(TRIED, plain.out_features), bias=plain.bias is not None, device="meta"
+        )
+    elif plain.groups == 1:
+        convolution: Any = nn.Conv2d  # its arguments are typed more narrowly than its attributes
+        part = convolution(
+            plain.in_channels, min(TRIED, plain.out_channels), plain.kernel_size, plain.stride, plain.padding,
+            plain.dilation, bias=plain.bias is not None, device="meta",
+        )  # fmt: skip
+    else:
         return plain
-    part = nn.Linear(plain.in_features, TRIED, bias=plain.bias is not None, device="meta")
     part.weight = nn.Parameter(plain.weight[:TRIED], requires_grad=False)
     if plain.bias is not None:
         part.bias = nn.Parameter(plain.bias[:TRIED], requires_grad=False)
