@@ -4,7 +4,7 @@
 
 PHOTOS is a folder of JPEGs, linked as often as needed; without one, pictures of noise are made. The table goes to the
 screen, everything as JSON into benchmarks/results/. `--imagenet` adds a head of ImageNet's size (1.28 million rows of
-4,096 values, 1,000 classes; 32 GB of memory). `--device cpu --quick` runs the same lines without a GPU, to see
+4,096 values, 1,000 classes; 48 GB of memory). `--device cpu --quick` runs the same lines without a GPU, to see
 that they do: its figures mean nothing.
 """
 
@@ -29,8 +29,10 @@ from extract import collect_photos, usual_script
 from heads import FOLDS, objective, relu_like
 from torchvision.models import get_model
 
-from featx.activations import Extractor, strict_precision, usable_cores
+from featx.activations import Extractor, usable_cores
 from featx.config import ExtractConfig, FinetuneConfig, VerifyConfig
+from featx.device import strict_precision
+from featx.errors import VerificationFailed
 from featx.extract import extract_features
 from featx.finetune import finetune_network
 from featx.heads.search import fit_heads
@@ -134,12 +136,13 @@ def _decoding(bench: Bench) -> dict[str, float]:
     reader, stop = BlockReader(manifest, recipe.preprocess, size), threading.Event()
     blocks = range(0, count - size + 1, size)
     pillow = bench.seconds(lambda: run_workers(blocks, usable_cores(), lambda b: _ignore(reader.block(b)), stop), 2)
-    contents = [reader.read_bytes(row) for row in range(min(128, len(manifest)))]
-    decoder = DeviceDecoder(recipe.preprocess, bench.device)
+    block = BlockReader(manifest, recipe.preprocess, min(128, len(manifest))).block(0, keep_encoded=True)
+    files = list((block.encoded or {}).values())
+    contents, decoder = [file.content for file in files], DeviceDecoder(recipe.preprocess, bench.device)
     return {
         "decoding by Pillow, all cores, images/s": len(blocks) * size / pillow,
-        "decoding on the device, images/s": len(contents) / bench.seconds(lambda: decoder._decode(contents)),
-        "decoding and resizing there, images/s": len(contents) / bench.seconds(lambda: decoder(contents)),
+        "decoding on the device, images/s": len(contents) / bench.seconds(lambda: decoder.decode(contents)),
+        "decoding and resizing there, images/s": len(contents) / bench.seconds(lambda: decoder(files)),
     }
 
 
@@ -165,7 +168,10 @@ def extraction(bench: Bench) -> None:
         )
         output = bench.scratch / f"{name}-{precision}-{decode}.h5"
         report = extract_features(bench.photos, output, config)
-        verify_file(output, VerifyConfig(rows=4))
+        try:
+            verify_file(output, VerifyConfig(rows=4))
+        except VerificationFailed as error:  # said, and the other figures kept
+            print(f"NOT RIGHT: {error}")
         pillow = limits["decoding by Pillow, all cores, images/s"]
         decoding = {"cpu": pillow, "gpu": limits["decoding and resizing there, images/s"]}
         decoding["auto"] = sum(decoding.values())
@@ -272,11 +278,11 @@ def _imagenet(bench: Bench) -> dict[str, Any]:
     if bench.on_gpu:
         torch.cuda.reset_peak_memory_stats(bench.device)
     start_s = time.perf_counter()
-    found = solve("softmax", values, of.astype(np.int32), 1e-2, device=bench.device)
+    found = solve("svm", values, of.astype(np.int32), 1.0, device=bench.device)  # a softmax needs all classes at once
     spent = time.perf_counter() - start_s
     peak = torch.cuda.max_memory_allocated(bench.device) if bench.on_gpu else 0
     print(
-        f"softmax {n:,} x {width} x {classes}: {spent:.0f} s, {peak / 1e9:.0f} GB on the device, proven within "
+        f"svm {n:,} x {width} x {classes}: {spent:.0f} s, {peak / 1e9:.0f} GB on the device, proven within "
         f"{float(found.gaps.sum() / found.values.sum()):.0e}, certified: {bool(found.certified.all())}"
     )
     return {"seconds": spent, "peak_bytes": peak, "certified": bool(found.certified.all())}

@@ -16,6 +16,7 @@ import torch
 import torchvision
 from torch import Tensor, fx
 
+from featx.device import strict_precision, upload
 from featx.errors import FeatxError
 from featx.images.decode import Decoder
 from featx.images.feed import Block, BlockReader
@@ -111,7 +112,7 @@ class Extractor:
         try:
             if not block.encoded:
                 return block.pixels, None
-            places = torch.tensor(list(block.encoded), device=self.recipe.device)
+            places = upload(torch.tensor(list(block.encoded)), self.recipe.device)
             pixels = self._decoder(list(block.encoded.values()))
             block.decoder[list(block.encoded)] = Decoder.NVJPEG
             return block.pixels, (places, pixels)
@@ -122,6 +123,14 @@ class Extractor:
             block.device_decode_s = time.perf_counter() - start
             if self.recipe.decode == "auto":
                 self._free_decoders.release()
+
+    def close(self) -> None:
+        """Give the GPU's memory, and what is pinned for it, free for others."""
+        if self.gpu is not None:
+            self.gpu = None
+            gc.collect()  # the pipeline and this point at each other
+            if self.recipe.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _compute_on_cpu(self, pixels: npt.NDArray[np.uint8]) -> Arrays:
         with torch.inference_mode():
@@ -225,23 +234,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextlib.contextmanager
-def strict_precision(precision: str) -> Iterator[None]:
-    """Float32 means float32 on a GPU: TF32 only where it was asked for; the same kernels every time."""
-    mode = "tf32" if precision == "tf32" else "ieee"
-    cudnn: Any = torch.backends.cudnn
-    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, cudnn.conv)
-    before = [backend.fp32_precision for backend in backends]
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True):
-        try:
-            for backend in backends:
-                backend.fp32_precision = mode
-            yield
-        finally:
-            for backend, value in zip(backends, before, strict=True):
-                backend.fp32_precision = value
 
 
 def usable_cores() -> int:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from featx.errors import DeviceUnavailable, UsageError
 
@@ -42,9 +45,38 @@ def _own_gpu() -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
 
 
+@contextlib.contextmanager
+def strict_precision(precision: str = "fp32") -> Iterator[None]:
+    """Float32 means float32 on a GPU: TF32 only where it was asked for; the same kernels every time.
+
+    For the whole process: one thread at a time, or all of them with the same precision.
+    """
+    cudnn: Any = torch.backends.cudnn
+    mode = "tf32" if precision == "tf32" else "ieee"
+    # One by one: `cudnn.flags` also writes the older switches, and PyTorch refuses a mixture of both.
+    wanted = [
+        (torch.backends.cuda.matmul, "fp32_precision", mode), (cudnn.conv, "fp32_precision", mode),
+        (cudnn, "enabled", True), (cudnn, "benchmark", False), (cudnn, "deterministic", True),
+    ]  # fmt: skip
+    before = [getattr(where, name) for where, name, _ in wanted]
+    try:
+        for where, name, value in wanted:
+            setattr(where, name, value)
+        yield
+    finally:
+        for (where, name, _), value in zip(wanted, before, strict=True):
+            setattr(where, name, value)
+
+
+def upload(values: Tensor, device: torch.device) -> Tensor:
+    """Copy from the CPU to the device; to a GPU without waiting for what it is doing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be used there; on a CPU what the system or the container's limit leaves."""
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what PyTorch keeps for later counts as used
         return int(torch.cuda.mem_get_info(device)[0])
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")

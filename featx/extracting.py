@@ -166,7 +166,13 @@ class Extraction:
         )
 
     def go(self) -> ExtractReport:
-        """Do what is left to be done."""
+        """Do what is left to be done; the network's memory on a GPU is given free at the end."""
+        try:
+            return self._go_together()
+        finally:
+            self.extractor.close()
+
+    def _go_together(self) -> ExtractReport:
         group = self.group
         if group is None:
             return self._go()

@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from featx.activations import strict_precision, versions
+from featx.activations import versions
 from featx.atomic import disk_errors, replacing
 from featx.config import ExtractConfig, FinetuneConfig
-from featx.device import free_memory, keep_freed_memory
+from featx.device import free_memory, keep_freed_memory, strict_precision
 from featx.errors import Interrupted, PlanMismatch, TooManyBadImages, UsageError
 from featx.extract import extract_features
 from featx.figures.curves import draw_curves

@@ -5,8 +5,8 @@ network computes, its features are copied down, all queued without waiting; only
 the end of it, and meanwhile the others decode, queue and store theirs. The network itself runs on one stream, block
 after block, as a CUDA graph: one call instead of a hundred, each of which would have to wait for Python's lock.
 
-All memory is taken at the start: there is either too little from the beginning or never. Then the network runs a
-block in halves, quarters, ..., which changes nothing but the rounding, and the file says so.
+The network's and the lanes' memory is taken at the start: there is either too little from the beginning or never.
+Then the network runs a block in halves, quarters, ..., which changes nothing but the rounding, and the file says so.
 """
 
 from __future__ import annotations
@@ -58,12 +58,28 @@ class GpuPipeline:
         self.rows = batch_size
         shapes = self._fit()
         self.is_graph = self._record()
-        block_bytes = sum(values.nbytes // self.rows for values in shapes.values()) * batch_size
-        count = lanes or max(2, min(16, LANE_BYTES // (block_bytes + batch_size * side * side * 3)))
-        self._lanes: queue.Queue[_Lane] = queue.Queue()
-        for _ in range(count):
-            self._lanes.put(_Lane(batch_size, side, shapes, device))
+        self._lanes = self._make_lanes(shapes, lanes)
         self._api.synchronize(device)  # what the lanes were made of may have been somebody else's a moment ago
+
+    def _make_lanes(self, shapes: Outputs, most: int | None) -> queue.Queue[_Lane]:
+        found: queue.Queue[_Lane] = queue.Queue()
+        if most is None:
+            block_bytes = sum(values.nbytes // self.rows for values in shapes.values()) * self._batch
+            most = max(2, min(16, LANE_BYTES // (block_bytes + self._batch * self._side**2 * 3)))
+        for _ in range(most):
+            try:
+                found.put(_Lane(self._batch, self._side, shapes, self._device))
+            except torch.OutOfMemoryError as error:
+                if found.empty():
+                    raise self._out_of_memory("not even one block's features fit", error) from error
+                break
+        return found
+
+    def _out_of_memory(self, what: str, error: Exception) -> OutOfMemory:
+        return OutOfMemory(
+            f"{what} into the memory of {self._device}: {str(error).splitlines()[0]} Ask for fewer or later layers, "
+            f"--pool avg, a smaller --batch-size or --crop, or --device cpu"
+        )
 
     def _fit(self) -> Outputs:
         """The first runs, with as many rows as there is memory for; what they give."""
@@ -80,30 +96,33 @@ class GpuPipeline:
                 return found
             except torch.OutOfMemoryError as error:
                 if self.rows == 1:
-                    raise OutOfMemory(
-                        f"not even one image fits into the memory of {self._device}: {str(error).splitlines()[0]} "
-                        f"Ask for fewer or later layers, --pool avg, a smaller --crop, or --device cpu"
-                    ) from error
+                    raise self._out_of_memory("not even one image fits", error) from error
+            found = {}  # of the run before the one that failed: it must not be in the way of the next
             torch.cuda.empty_cache()
             self.rows = -(-self.rows // 2)
 
     def _record(self) -> bool:
         """Record the network as a CUDA graph; False where it waits for the device half-way and so cannot be one."""
+        self._graph: torch.cuda.CUDAGraph | None = None
         if self._device.type != "cuda":
             return False
-        self._graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(self._graph, stream=self._stream):
+        graph = torch.cuda.CUDAGraph()
+        # The first `with`: a capture that fails does not always give back the stream it has entered. A RuntimeError
+        # is CUDA's word for a failed one, and for a graph's memory that is short.
+        with self._api.stream(self._stream), contextlib.suppress(RuntimeError):
+            with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
                 self._output = self._compute(self._input)
-        except RuntimeError:  # CUDA's word for it, and that of a graph's own memory when it is short
+            self._graph = graph
+        del graph
+        if self._graph is None:
             torch.cuda.synchronize(self._device)
-            torch.cuda.empty_cache()
-            return False
-        return True
+            with contextlib.suppress(RuntimeError):  # some versions count a failed capture as one under way
+                torch.cuda.empty_cache()
+        return self._graph is not None
 
     def _run(self) -> Outputs:
         """What the network makes of `_input`; queued on the network's stream."""
-        if not self.is_graph:
+        if self._graph is None:
             return self._compute(self._input)
         self._graph.replay()
         return self._output

@@ -237,8 +237,11 @@ def _stream(
         reporter.advance(len(block.status))
 
     blocks = range(0, len(manifest), extractor.recipe.batch_size)
-    with graceful_stop() as stop:
-        stream_features(manifest, extractor, keep, blocks=blocks, workers=workers, stop=stop)
+    try:
+        with graceful_stop() as stop:
+            stream_features(manifest, extractor, keep, blocks=blocks, workers=workers, stop=stop)
+    finally:
+        extractor.close()
     reporter.end()
     if stop.signal is not None:
         raise Interrupted(f"stopped by signal {stop.signal}; nothing was written", 128 + stop.signal)

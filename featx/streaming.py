@@ -21,6 +21,7 @@ from featx.activations import Extractor, one_thread, usable_cores
 from featx.device import keep_freed_memory
 from featx.images.decode import Status, quiet_pillow
 from featx.images.feed import Block, BlockReader, run_workers
+from featx.images.on_device import quiet_torchvision
 from featx.images.scan import Manifest
 
 
@@ -94,6 +95,6 @@ def stream_features(
 
     if recipe.device.type == "cpu":
         keep_freed_memory()
-    with quiet_pillow(), one_thread():
+    with quiet_pillow(), quiet_torchvision(), one_thread():
         run_workers(blocks, workers or usable_cores(), work, stop)
     return stages

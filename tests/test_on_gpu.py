@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from dataclasses import replace
 
 import h5py
@@ -19,6 +20,7 @@ from featx.errors import FeatxError, OutOfMemory, UsageError, VerificationFailed
 from featx.extract import extract_features
 from featx.images.decode import Decoder, Status
 from featx.images.feed import BlockReader
+from featx.images.on_device import quiet_torchvision
 from featx.images.scan import scan
 from featx.networks.construct import construct
 from featx.networks.pooling import Pooling
@@ -106,6 +108,16 @@ def recipe_for(decode: str, **options) -> Recipe:
     return replace(recipe, decode=decode)  # the command line refuses it on a CPU
 
 
+def test_a_network_that_is_closed_is_given_free():
+    recipe = recipe_for("gpu")
+    extractor = Extractor(recipe)
+    assert extractor.gpu is not None
+    pipeline = weakref.ref(extractor.gpu)
+    extractor.close()
+    assert pipeline() is None
+    extractor.close()  # twice does no harm
+
+
 @pytest.fixture
 def mixed(tmp_path):
     """Seventeen files: JPEGs, and among them what the device must not or cannot decode."""
@@ -180,7 +192,7 @@ def test_the_decoder_is_given_back_for_every_block_it_was_claimed_for(mixed):
         claimed = [extractor.claim_decoder() for _ in range(5)]
         assert claimed == [True, True, False, False, False]
         for first in (0, 8):  # one block with files for it, one without
-            with extractor.features(reader.block(first, keep_encoded=True), reader):
+            with quiet_torchvision(), extractor.features(reader.block(first, keep_encoded=True), reader):
                 pass
 
 

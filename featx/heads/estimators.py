@@ -14,7 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from featx.device import choose_device, free_memory
+from featx.device import choose_device, free_memory, strict_precision
 from featx.heads.normalize import Normalizer
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.path import TOLERANCE, Solver
@@ -45,6 +45,7 @@ class _LinearEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         self.device = device
         self.memory = memory
 
+    @strict_precision()
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to rows X (n, D), NumPy arrays or torch tensors, with classes y (n,)."""
         X, y = validate_data(self, _array(X), _array(y), dtype=[np.float32, np.float64], order="C")

@@ -12,6 +12,7 @@ import torch
 from sklearn.model_selection import KFold, StratifiedKFold
 from torch import Tensor
 
+from featx.device import strict_precision
 from featx.errors import LabelError, NonFiniteRow
 from featx.heads.labels import Labels
 from featx.heads.metrics import GridPoint, measure_labels
@@ -80,6 +81,7 @@ def folds_of(labels: Labels, folds: int, seed: int, classes: list[str]) -> npt.N
     return held_out
 
 
+@strict_precision()
 def fit_heads(
     kind: str,
     values: npt.NDArray[np.floating],

@@ -31,6 +31,14 @@ _END_OF_IMAGE = b"\xff\xd9"
 _TAIL = 64  # bytes at the end among which the end marker stands; some cameras append a few zeros
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of an image file, and how many pixels they are."""
+
+    content: bytes
+    pixels: int
+
+
 @dataclass
 class Block:
     """Rows first .. first + B - 1 of a manifest, decoded, or kept for the device to decode.
@@ -42,8 +50,8 @@ class Block:
         reasons: row in the block -> why it failed.
         orientation: (B,) uint8, EXIF orientation, 1 = upright.
         decoder: (B,) uint8, see `Decoder`.
-        encoded: row in the block -> the bytes of a file that the device may decode, its pixels zero; None if nothing
-            was to be kept.
+        encoded: row in the block -> a file that the device may decode, its pixels zero; None if nothing was to be
+            kept.
         read_s, decode_s, device_decode_s: seconds spent.
     """
 
@@ -54,7 +62,7 @@ class Block:
     reasons: dict[int, str]
     orientation: npt.NDArray[np.uint8]
     decoder: npt.NDArray[np.uint8]
-    encoded: dict[int, bytes] | None
+    encoded: dict[int, Encoded] | None
     read_s: float = 0.0
     decode_s: float = 0.0
     device_decode_s: float = 0.0
@@ -134,13 +142,14 @@ class BlockReader:
         if (self.exif and orientation != 1) or not suits_the_device(image, content, self.preprocess):
             return False
         assert block.encoded is not None
-        block.orientation[place], block.encoded[place] = orientation, content
+        block.orientation[place] = orientation
+        block.encoded[place] = Encoded(content, image.size[0] * image.size[1])
         return True
 
     def decode_encoded(self, block: Block) -> None:
         """Decode what a block has kept by Pillow after all."""
-        for place, content in (block.encoded or {}).items():
-            self._decode(block, place, content)
+        for place, file in (block.encoded or {}).items():
+            self._decode(block, place, file.content)
 
     def _decode(self, block: Block, place: int, content: bytes) -> None:
         try:

@@ -8,15 +8,22 @@ On a CPU the same code runs through torchvision's libjpeg-turbo: that is how it 
 
 from __future__ import annotations
 
+import io
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+import torchvision
+from PIL import Image
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
+from featx.errors import DeviceUnavailable
+from featx.images.feed import Encoded
 from featx.images.preprocess import Preprocess, resized_size
 
 
@@ -24,44 +31,82 @@ class NotDecodable(Exception):
     """The device's decoder has refused a batch; it does not say which image it was."""
 
 
+_PIXELS_AT_ONCE = 48 << 20  # decoded, stacked and as floats they take 19 bytes each: 1 GB in all
+
+
 class DeviceDecoder:
-    """Bytes of JPEGs -> pixels (n, 3, S, S) uint8 on a device; one batch at a time, whichever thread brings it."""
+    """JPEG files -> pixels (n, 3, S, S) uint8 on a device; one batch at a time, whichever thread brings it."""
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
-        self._preprocess, self._device = preprocess, device
-        self._turn = threading.Lock()
-
-    def __call__(self, contents: Sequence[bytes]) -> Tensor:
-        """The pixels, channels last in memory, in the order given.
-
-        Work is queued on the current stream of the device.
+        """Try it on a tiny image.
 
         Raises:
-            NotDecodable: one of the files is no JPEG for this decoder; which one is not known.
+            DeviceUnavailable: this torchvision cannot decode on this device.
         """
-        return resize_and_crop(self._decode(contents), self._preprocess)
+        self._preprocess, self._device = preprocess, device
+        self._turn = threading.Lock()
+        file = io.BytesIO()
+        Image.new("RGB", (16, 16)).save(file, "JPEG")
+        try:
+            with quiet_torchvision():
+                self([Encoded(file.getvalue(), 256)])
+        except NotDecodable as error:
+            raise DeviceUnavailable(
+                f"torchvision {torchvision.__version__} cannot decode JPEGs on {device}: {error}. Use --decode cpu"
+            ) from error
 
-    def _decode(self, contents: Sequence[bytes]) -> list[Tensor]:
-        from torchvision.io import ImageReadMode, decode_jpeg
+    def __call__(self, files: Sequence[Encoded]) -> Tensor:
+        """The pixels, channels last in memory, in the order given, on the current stream of the device.
 
-        with warnings.catch_warnings():
-            # torchvision 0.29 points to torchcodec, which reads the same library; bytes are read-only, and only read.
-            warnings.simplefilter("ignore")
-            encoded = [torch.frombuffer(content, dtype=torch.uint8) for content in contents]
-        with self._turn:
-            if self._device.type == "cuda":
-                # The hardware engine does not wait for the stream: memory that it is given may still be read by
-                # kernels queued before.
-                torch.cuda.current_stream(self._device).synchronize()
-            try:
-                with warnings.catch_warnings():
-                    warnings.simplefilter("ignore")
-                    found: list[Tensor] = decode_jpeg(encoded, ImageReadMode.RGB, device=self._device)
-            except RuntimeError as error:
-                raise NotDecodable(str(error)) from error
-            if self._device.type == "cuda":
-                torch.cuda.current_stream(self._device).synchronize()
+        To be called within `quiet_torchvision`.
+
+        Raises:
+            NotDecodable: one of the files is no JPEG for this decoder, which one is not known; or memory is short.
+        """
+        try:
+            with self._turn:
+                return torch.cat([
+                    resize_and_crop(self.decode([file.content for file in part]), self._preprocess)
+                    for part in _portions(files)
+                ])  # fmt: skip
+        except RuntimeError as error:  # OutOfMemoryError is one of them
+            raise NotDecodable(str(error).splitlines()[0]) from error
+
+    def decode(self, contents: Sequence[bytes]) -> list[Tensor]:
+        """(3, H, W) uint8 on the device, each of its own size."""
+        # Writable copies: PyTorch warns of those that are not.
+        encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+        if self._device.type == "cuda":
+            # The hardware engine does not wait for the stream: memory that it is given may still be read by kernels
+            # queued before.
+            torch.cuda.current_stream(self._device).synchronize()
+        found: list[Tensor] = decode_jpeg(encoded, ImageReadMode.RGB, device=self._device)
         return found
+
+
+def _portions(files: Sequence[Encoded]) -> list[list[Encoded]]:
+    """Cut so that each has few enough pixels to be decoded at once."""
+    found: list[list[Encoded]] = []
+    room = 0
+    for file in files:
+        if file.pixels > room:
+            found.append([])
+            room = _PIXELS_AT_ONCE
+        found[-1].append(file)
+        room -= file.pixels
+    return found
+
+
+@contextmanager
+def quiet_torchvision() -> Iterator[None]:
+    """Silence torchvision's word that its decoders are deprecated, while threads are at work in here.
+
+    Its successor torchcodec calls the same library; it would be one more thing to install.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchvision")
+        warnings.filterwarnings("ignore", message=".*(decoding|deprecated).*", category=DeprecationWarning)
+        yield
 
 
 def resize_and_crop(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
@@ -81,7 +126,9 @@ def resize_and_crop(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:
     for places in places_of.values():
         resized = _resized(torch.stack([images[place] for place in places]), preprocess)
         cut = _centre(resized, side)
-        pixels[torch.tensor(places, device=pixels.device)] = cut.flip(3) if preprocess.mirror else cut
+        cut = cut.flip(3) if preprocess.mirror else cut
+        for place, image in zip(places, cut, strict=True):  # an index tensor would have to be waited for
+            pixels[place] = image
     return pixels
 
 

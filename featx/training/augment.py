@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from featx.device import upload
 from featx.errors import UsageError
 
 # Rec. 601 luma, as torchvision's rgb_to_grayscale.
@@ -177,19 +178,19 @@ def augment(pixels: Tensor, how: Augmentation, draws: Draws, side: int) -> Tenso
         start = (pixels.shape[2] - side) // 2
         images = images[:, :, start : start + side, start : start + side]
         if how.flip:
-            images = torch.where(draws.mirrored.to(device)[:, None, None, None], images.flip(3), images)
-    return _recolour(images, draws.factors.to(device)) if how.jitter else images
+            images = torch.where(upload(draws.mirrored, device)[:, None, None, None], images.flip(3), images)
+    return _recolour(images, upload(draws.factors, device)) if how.jitter else images
 
 
 def _resample(images: Tensor, draws: Draws, side: int) -> Tensor:
     """Cut out each image's box, mirrored and distorted, at side x side pixels, bilinear."""
     device, source = images.device, images.shape[2]
-    left, top, width, height = draws.boxes.to(device).T[:, :, None, None]
+    left, top, width, height = upload(draws.boxes, device).T[:, :, None, None]
     pixels = torch.arange(side, device=device, dtype=torch.float32) + 0.5
-    columns = torch.where(draws.mirrored.to(device)[:, None, None], side - pixels, pixels)
+    columns = torch.where(upload(draws.mirrored, device)[:, None, None], side - pixels, pixels)
     rows = pixels[None, :, None]
     if draws.fields is not None:
-        fields = draws.fields.to(device)
+        fields = upload(draws.fields, device)
         columns, rows = columns + fields[:, 0], rows + fields[:, 1]
     across = (left + columns * width / side) * (2 / source) - 1
     down = (top + rows * height / side) * (2 / source) - 1

@@ -9,10 +9,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featx.device import free_memory
+from featx.device import free_memory, upload
 from featx.images.preprocess import Preprocess
 from featx.training.augment import Augmentation, Draws, augment, draw
 from featx.training.pixels import Pixels, Rows
+
+_ROWS_AT_ONCE = 256  # of stored features, read into memory on their way to the device
 
 
 class Inputs(Protocol):
@@ -80,9 +82,12 @@ class FeatureInputs:
 
     def keep_on_device(self) -> None:
         """Read everything now, once, and take it from the device from now on."""
-        self._kept = [
-            torch.from_numpy(np.asarray(view[self._rows], np.float32)).to(self._device) for view in self._views
-        ]
+        for view in self._views:
+            kept = torch.empty(len(self._rows), *view.shape[1:], device=self._device)
+            for start in range(0, len(kept), _ROWS_AT_ONCE):
+                part = view[self._rows[start : start + _ROWS_AT_ONCE]]
+                kept[start : start + len(part)] = torch.from_numpy(np.asarray(part, np.float32))
+            self._kept.append(kept)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -104,5 +109,5 @@ class FeatureInputs:
 
     def _read(self, view: int, places: Rows) -> Tensor:
         if self._kept:
-            return self._kept[view][torch.from_numpy(places).to(self._device)]
-        return torch.from_numpy(np.asarray(self._views[view][self._rows[places]], np.float32)).to(self._device)
+            return self._kept[view][upload(torch.from_numpy(places), self._device)]
+        return upload(torch.from_numpy(np.asarray(self._views[view][self._rows[places]], np.float32)), self._device)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from featx.config import FinetuneConfig
+from featx.device import upload
 from featx.errors import Diverged
 from featx.progress import Reporter
 from featx.training.checkpoint import Checkpoint
@@ -183,7 +184,7 @@ class Training:
 
     def _backward(self, places: npt.NDArray[np.intp], draws: Any, weight: float, parts: int) -> None:
         inputs = self.data.train.take(places, draws)
-        labels = torch.from_numpy(self.data.train_labels[places].astype(np.int64)).to(self.device)
+        labels = upload(torch.from_numpy(self.data.train_labels[places].astype(np.int64)), self.device)
         logits = self._forward(self._module, inputs)
         loss = F.cross_entropy(
             logits, labels, weight=self._class_weights, label_smoothing=self.config.label_smoothing
@@ -191,7 +192,7 @@ class Training:
         self._sums += torch.stack([
             loss.detach().double() * len(places),
             (logits.detach().argmax(1) == labels).sum().double(),
-            torch.tensor(float(len(places)), dtype=torch.float64, device=self.device),
+            torch.full((), float(len(places)), dtype=torch.float64, device=self.device),
         ])  # fmt: skip
         if parts > 1 or self.processes.count > 1:
             # The mean over the whole step, whoever computes which part of it; the exchange divides by the processes.

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featx.device import free_memory
+from featx.device import free_memory, upload
 from featx.images.decode import BadImage, quiet_pillow
 from featx.images.feed import BlockReader, run_workers
 from featx.images.preprocess import Preprocess
@@ -91,13 +91,14 @@ class Pixels:
     def take(self, places: Rows) -> Tensor:
         """(B, 3, S, S) uint8 of some places of `rows`, on the device."""
         if self._kept is not None:
-            return self._kept[torch.from_numpy(places).to(self._kept.device)].to(self._device)
+            found = self._kept[upload(torch.from_numpy(places), self._kept.device)]
+            return found if found.device.type == self._device.type else upload(found, self._device)
         if self._ahead is None or self._ahead[0] != places.tobytes():
             self.expect(places)
         assert self._ahead is not None
         _, futures = self._ahead
         self._ahead = None
-        return torch.from_numpy(np.stack([future.result() for future in futures])).to(self._device)
+        return upload(torch.from_numpy(np.stack([future.result() for future in futures])), self._device)
 
     def _submit(self, places: Rows) -> list[Future[npt.NDArray[np.uint8]]]:
         assert self._pool is not None

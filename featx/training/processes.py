@@ -54,11 +54,12 @@ def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
     count = int(os.environ.get("WORLD_SIZE", "1"))
     if count == 1:
         return Processes(), device
-    if device.type == "cuda":
+    if device.type == "cuda" and device.index is not None:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
-        # Two processes on one GPU cannot talk through NCCL.
-        alone = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        # Two processes on one GPU, as with --device cuda:0 for all of them, cannot talk through NCCL.
+        enough = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", count))
+        alone = enough and device.index == int(os.environ.get("LOCAL_RANK", "-1"))
         dist.init_process_group("nccl" if alone else "gloo")
     return Processes(dist.get_rank(), count), device
 

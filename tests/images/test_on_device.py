@@ -11,9 +11,10 @@ import torch
 from corpus import write_corpus
 from PIL import Image
 
+from featx.images import on_device
 from featx.images.decode import Decoder, Status, open_image, quiet_pillow
-from featx.images.feed import BlockReader, suits_the_device
-from featx.images.on_device import DeviceDecoder, NotDecodable
+from featx.images.feed import BlockReader, Encoded, suits_the_device
+from featx.images.on_device import DeviceDecoder, NotDecodable, quiet_torchvision
 from featx.images.preprocess import Preprocess
 from featx.images.scan import scan
 
@@ -31,6 +32,12 @@ def jpeg(width: int, height: int, seed: int = 0, mode: str = "RGB", **options) -
     return file.getvalue()
 
 
+def decoded(contents: list[bytes], preprocess: Preprocess = PLAIN) -> torch.Tensor:
+    files = [Encoded(content, open_image(content).size[0] * open_image(content).size[1]) for content in contents]
+    with quiet_torchvision():
+        return DeviceDecoder(preprocess, CPU)(files)
+
+
 SIZES = [(100, 80), (80, 100), (64, 64), (64, 200), (300, 90), (500, 375), (40, 90), (30, 30), (65, 64)]
 
 
@@ -41,7 +48,7 @@ def test_pixels_are_pillows_within_a_level_or_two(change):
     preprocess = replace(PLAIN, **change)
     contents = [jpeg(*size, seed) for seed, size in enumerate([*SIZES, SIZES[0]])]
     contents.append(jpeg(100, 80, 3, "L"))
-    found = DeviceDecoder(preprocess, CPU)(contents)
+    found = decoded(contents, preprocess)
     assert found.shape == (len(contents), 3, preprocess.crop, preprocess.crop)
     for content, pixels in zip(contents, found, strict=True):
         expected = preprocess.pixels(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
@@ -53,7 +60,7 @@ def test_pixels_are_pillows_within_a_level_or_two(change):
 def test_an_image_smaller_than_the_crop_gets_a_black_border():
     small = replace(PLAIN, resize=40)
     content = jpeg(40, 90)
-    pixels = DeviceDecoder(small, CPU)([content])[0].numpy()
+    pixels = decoded([content], small)[0].numpy()
     expected = small.pixels(Image.open(io.BytesIO(content)))
     assert (pixels[:, :, :8] == 0).all()
     assert (pixels[:, :, -8:] == 0).all()
@@ -82,8 +89,20 @@ def test_only_whole_baseline_jpegs_in_grey_or_colour_are_given_to_the_device():
 
 
 def test_a_batch_with_a_file_that_is_none_is_refused_as_a_whole():
-    with pytest.raises(NotDecodable):
-        DeviceDecoder(PLAIN, CPU)([jpeg(100, 80), b"\xff\xd8 no more of it \xff\xd9"])
+    broken = Encoded(b"\xff\xd8 no more of it \xff\xd9", 8000)
+    with quiet_torchvision(), pytest.raises(NotDecodable):
+        DeviceDecoder(PLAIN, CPU)([Encoded(jpeg(100, 80), 8000), broken])
+
+
+def test_large_images_are_decoded_a_few_at_a_time(monkeypatch):
+    contents = [jpeg(*size, seed) for seed, size in enumerate(SIZES)]
+    expected = decoded(contents)
+    monkeypatch.setattr(on_device, "_PIXELS_AT_ONCE", 10_000)
+    files = [Encoded(b"", pixels) for pixels in (4000, 6000, 1, 90_000, 5000, 4000, 2000)]
+    assert [[file.pixels for file in part] for part in on_device._portions(files)] == [
+        [4000, 6000], [1], [90_000], [5000, 4000], [2000],
+    ]  # fmt: skip
+    assert torch.equal(decoded(contents), expected)
 
 
 @pytest.mark.parametrize("exif", [False, True])

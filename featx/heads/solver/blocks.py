@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.device import upload
 from featx.errors import NonFiniteRow
 from featx.heads.normalize import Normalizer, row_lengths
 
@@ -60,7 +61,9 @@ class Blocks:
         self._block_bytes = min(BLOCK_BYTES, max(resident_bytes // 8, _MIN_BLOCK_BYTES))
         self._lengths = np.ones(self.n)
         self._kept: Tensor | None = None
-        kept = np.empty((self.n, self.d), np.float32) if 4 * self.n * self.d <= resident_bytes else None
+        kept = None
+        if 4 * self.n * self.d <= resident_bytes:
+            kept = torch.empty(self.n, self.d, device=device)
         total, squares = np.zeros(self.d), 0.0
         for part in self._row_slices():
             block = self._read(part, slice(None))
@@ -73,16 +76,17 @@ class Blocks:
             total += block.sum(axis=0, dtype=np.float64)
             squares += float(np.einsum("nd,nd->", block, block, dtype=np.float64))
             if kept is not None:
-                kept[part] = block
+                kept[part] = torch.from_numpy(block.astype(np.float32, copy=False))
         mean = total / self.n
         self.variance = max(squares / self.n - float(mean @ mean), 0.0)
         self._mean = mean if values.dtype == np.float64 else mean.astype(np.float32)
         self.mean = torch.from_numpy(self._mean.astype(np.float64)).to(device)
         if kept is not None:
             # In blocks: of float64 features the difference must not need a copy of everything.
+            centre = torch.from_numpy(self._mean).to(device)
             for part in self._row_slices():
-                kept[part] = kept[part] - self._mean
-            self._kept = torch.from_numpy(kept).to(device)
+                kept[part] = kept[part] - centre
+            self._kept = kept
 
     def _row_slices(self) -> list[slice]:
         return _slices(self.n, max(1, self._block_bytes // (4 * self.d)))
@@ -112,12 +116,19 @@ class Blocks:
         self, parts: list[tuple[slice, slice]], dtype: torch.dtype, by_row: bool
     ) -> Iterator[tuple[slice, Tensor]]:
         """The next block is read by a thread while the last one is used."""
+        # The reader's copies belong to the stream that uses them.
+        stream = torch.cuda.current_stream(self.device) if self.device.type == "cuda" else None
+
+        def load(rows: slice, columns: slice) -> Tensor:
+            with torch.cuda.stream(stream):
+                return self._load(rows, columns, dtype)
+
         with ThreadPoolExecutor(1) as reader:
-            ahead = reader.submit(self._load, *parts[0], dtype)
+            ahead = reader.submit(load, *parts[0])
             for index, (rows, columns) in enumerate(parts):
                 block = ahead.result()
                 if index + 1 < len(parts):
-                    ahead = reader.submit(self._load, *parts[index + 1], dtype)
+                    ahead = reader.submit(load, *parts[index + 1])
                 yield (rows if by_row else columns), block
 
     def _load(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
@@ -126,9 +137,7 @@ class Blocks:
             return self._kept[rows, columns].to(dtype)
         block = self._normalised(self._read(rows, columns), rows, columns)
         centred = torch.from_numpy(block - self._mean[columns]).to(dtype)
-        if self.device.type == "cuda":
-            return centred.pin_memory().to(self.device, non_blocking=True)
-        return centred.to(self.device)
+        return upload(centred, self.device)
 
     def _read(self, rows: slice, columns: slice) -> npt.NDArray[np.floating]:
         found = self._values[rows, columns] if self._rows is None else self._values[self._rows[rows], columns]

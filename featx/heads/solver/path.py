@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.device import strict_precision
 from featx.heads.normalize import Normalizer
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.direct import ExactSteps, PrimalExactSteps
@@ -305,6 +306,7 @@ class Solver:
         return gap + left
 
 
+@strict_precision()
 def solve(
     kind: str,
     features: npt.NDArray[np.floating],
