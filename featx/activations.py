@@ -127,8 +127,7 @@ class Extractor:
     def close(self) -> None:
         """Give the GPU's memory, and what is pinned for it, free for others."""
         if self.gpu is not None:
-            self.gpu = None
-            gc.collect()  # the pipeline and this point at each other
+            self.gpu = None  # it and this point at each other: only so does it go at once
             if self.recipe.device.type == "cuda":
                 torch.cuda.empty_cache()
 

@@ -76,7 +76,7 @@ class Blocks:
             total += block.sum(axis=0, dtype=np.float64)
             squares += float(np.einsum("nd,nd->", block, block, dtype=np.float64))
             if kept is not None:
-                kept[part] = torch.from_numpy(block.astype(np.float32, copy=False))
+                kept[part] = torch.from_numpy(np.require(block, np.float32, "W"))
         mean = total / self.n
         self.variance = max(squares / self.n - float(mean @ mean), 0.0)
         self._mean = mean if values.dtype == np.float64 else mean.astype(np.float32)
