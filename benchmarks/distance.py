@@ -36,7 +36,8 @@ Layers = dict[str, npt.NDArray[Any]]
 WAYS: dict[str, dict[str, str]] = {
     "bf16": {"precision": "bf16"},
     "stored as float16": {"dtype": "float16"},
-    "PyTorch's resize, rounded once": {"decode": "gpu"},  # on a CPU torchvision's libjpeg-turbo decodes
+    "--decode fast": {"decode": "fast"},
+    "--decode gpu": {"decode": "gpu"},  # without a GPU: libjpeg-turbo, and the resize that a GPU does
 }
 GPU_WAYS: dict[str, dict[str, str]] = {"tf32": {"precision": "tf32"}, "fp16": {"precision": "fp16"}}
 

@@ -40,6 +40,8 @@ CASES = [
     ("alexnet", "conv3", "features.7", "fp32", 1),
     ("vgg16", "fc7", "classifier.4", "fp32", 8),
     ("alexnet", "fc7", "classifier.5", "bf16", 1),
+    ("alexnet", "fc7", "classifier.5", "fp32 --decode fast", 1),
+    ("alexnet", "fc7", "classifier.5", "bf16 --decode fast", 1),
 ]  # network, layer, its node, featx's precision, images to leave out: all but one in so many
 WORKER_COUNTS = (0, 1, 2, 4)
 BATCH = 32
@@ -85,7 +87,10 @@ def usual_script(
 def featx_itself(source: Path, output: Path, name: str, layer: str, precision: str) -> float:
     """Seconds featx takes."""
     output.unlink(missing_ok=True)
-    config = ExtractConfig(backbone=name, layers=layer, weights="random:0", device="cpu", precision=precision)
+    precision, _, decode = precision.partition(" --decode ")
+    config = ExtractConfig(
+        backbone=name, layers=layer, weights="random:0", device="cpu", precision=precision, decode=decode or "cpu"
+    )
     started = time.perf_counter()
     extract_features(source, output, config)
     return time.perf_counter() - started

@@ -29,6 +29,7 @@ from featx.on_gpu import GpuPipeline
 from featx.recipe import Recipe
 
 FLOAT16_MAX = 65504.0
+ON_CPU = ("cpu", "fast")  # ways of decoding that need no GPU
 AT_ONCE = 2  # blocks that the GPU's decoder works on or has waiting while `--decode auto` leaves others to the CPU
 _COMPUTE_TYPE = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _EXTREMES = "\0extremes"  # beside the layers' names: least and greatest value of each image in each layer
@@ -49,13 +50,13 @@ class Extractor:
         network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
         self._network: fx.GraphModule = network.eval()
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
-        self.packed = recipe.device.type == "cpu" and recipe.decode == "cpu" and self._pack()
-        self._decoder = None if recipe.decode == "cpu" else DeviceDecoder(recipe.preprocess, recipe.device)
+        self.packed = recipe.device.type == "cpu" and recipe.decode in ON_CPU and self._pack()
+        self._decoder = None if recipe.decode in ON_CPU else DeviceDecoder(recipe.preprocess, recipe.device)
         self._free_decoders = threading.Semaphore(AT_ONCE)
         del loaded, network
         gc.collect()  # traced networks point at themselves, and would keep the weights that packing gives free
         self.gpu: GpuPipeline | None = None
-        if recipe.device.type == "cuda" or recipe.decode != "cpu":
+        if recipe.device.type == "cuda" or recipe.decode not in ON_CPU:
             with self._on_the_gpu():
                 self.gpu = GpuPipeline(
                     self._compute_on_gpu,

@@ -29,8 +29,9 @@ def _batch_size() -> Any:
 def _decode() -> Any:
     return option(
         "cpu",
-        "Who decodes JPEGs: cpu (Pillow, exact), gpu (nvJPEG, a level or two off), or auto: both, whoever is free.",
-        choices=("cpu", "gpu", "auto"),
+        "Who decodes JPEGs: cpu (Pillow, exact); fast (libjpeg-turbo and PyTorch, a level or two off); gpu (nvJPEG, "
+        "likewise); auto (Pillow and nvJPEG, whoever is free).",
+        choices=("cpu", "fast", "gpu", "auto"),
     )
 
 

@@ -63,7 +63,7 @@ class InspectReport(Report):
     unlabelled: int
     splits: dict[str, int]
     turned: int
-    by_nvjpeg: int
+    by_other_decoders: dict[str, int]
     layers: list[LayerHealth]
     provenance: dict[str, Any]
     fingerprint: str
@@ -88,8 +88,8 @@ class InspectReport(Report):
             text.append("splits: " + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()))
         if self.turned:
             text.append(f"{self.turned:,} images have an EXIF orientation other than upright")
-        if self.by_nvjpeg:
-            text.append(f"{self.by_nvjpeg:,} images were decoded by nvJPEG, not by {made['versions']['decoder']}")
+        for title, count in self.by_other_decoders.items():
+            text.append(f"{count:,} images were decoded by {title}, not by {made['versions']['decoder']}")
         text += self._layer_lines() + self._failure_lines()
         return text
 
@@ -163,7 +163,11 @@ def inspect_file(path: str | os.PathLike[str]) -> InspectReport:
         unlabelled=int((features.labels < 0).sum()),
         splits=_counts(features.split_of, features.splits),
         turned=int((features.orientation > 1).sum()),
-        by_nvjpeg=int((features.decoder == Decoder.NVJPEG).sum()),
+        by_other_decoders={
+            decoder.title: int((features.decoder == decoder).sum())
+            for decoder in Decoder
+            if decoder is not Decoder.PILLOW and (features.decoder == decoder).any()
+        },
         layers=[layer_health(features, name, done) for name in features],
         provenance=features.provenance,
         fingerprint=features.fingerprint,

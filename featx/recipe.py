@@ -31,7 +31,7 @@ class Recipe:
     Attributes:
         layers: what is captured, in the order asked for.
         dtype: of the result, "float32" or "float16".
-        decode: who decodes: "cpu", "gpu", or "auto" for both at once.
+        decode: who decodes: "cpu", "fast", "gpu", or "auto" for cpu and gpu at once.
     """
 
     backbone: Backbone
@@ -111,8 +111,8 @@ def plan_recipe(
     chosen = choose_device(device)
     if precision not in PRECISIONS or (precision in ("tf32", "fp16") and chosen.type == "cpu"):
         raise UsageError(f"--precision {precision} needs a GPU; on the CPU choose fp32 or bf16")
-    if decode != "cpu" and chosen.type == "cpu":
-        raise UsageError(f"--decode {decode} needs a GPU; on the CPU it is --decode cpu")
+    if decode in ("gpu", "auto") and chosen.type == "cpu":
+        raise UsageError(f"--decode {decode} needs a GPU; on the CPU it is --decode cpu, or fast")
     refuse_unknown(backbone)  # before its weights, which cannot be known either
     source = weights_of(backbone, weights)
     network = Backbone(backbone, crop, source.published)

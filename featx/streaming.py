@@ -77,7 +77,9 @@ def stream_features(
         stop: set it to finish the blocks in hand and return.
     """
     recipe, stages = extractor.recipe, Stages()
-    reader = BlockReader(manifest, recipe.preprocess, recipe.batch_size, exif=recipe.exif)
+    reader = BlockReader(
+        manifest, recipe.preprocess, recipe.batch_size, exif=recipe.exif, fast=recipe.decode == "fast"
+    )
 
     def work(first: int) -> None:
         block = reader.block(first, keep_encoded=extractor.claim_decoder())

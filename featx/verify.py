@@ -38,8 +38,8 @@ from featx.store.schema import DONE
 # bfloat16 has 8 bits of mantissa, TF32 and float16 have 11.
 TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}
 FLOAT16_ROUNDING = 2**-11
-# On top for rows whose pixels are nvJPEG's: a level or two off Pillow's, more where colours meet.
-NVJPEG_DISTANCE = 5e-2
+# On top for rows whose pixels are not Pillow's: a level or two off, nvJPEG's more where colours meet.
+DECODER_DISTANCE = {Decoder.PILLOW: 0.0, Decoder.NVJPEG: 5e-2, Decoder.FAST: 3e-2}
 _PLAIN_MODES = ("RGB", "L", "CMYK", "YCbCr", "1")
 
 
@@ -80,7 +80,7 @@ class VerifyReport(Report):
     def lines(self) -> list[str]:
         rows = [
             [
-                c.layer if c.decoder == Decoder.PILLOW.name else f"{c.layer}, by nvJPEG",
+                c.layer if c.decoder == Decoder.PILLOW.name else f"{c.layer}, by {Decoder[c.decoder].title}",
                 f"{c.difference:.1e}",
                 f"{c.tolerance:.1e}",
                 "ok" if c.passed else "DIFFERS",
@@ -147,7 +147,7 @@ def verify_file(
 
 def _tolerance(made: dict[str, Any], decoder: Decoder) -> float:
     extra = FLOAT16_ROUNDING if made["dtype"] == "float16" else 0.0
-    extra += NVJPEG_DISTANCE if decoder is Decoder.NVJPEG else 0.0
+    extra += DECODER_DISTANCE[decoder]
     return TOLERANCE[made["precision"]] + extra
 
 

@@ -238,6 +238,6 @@ def test_verify_holds_rows_of_the_gpus_decoder_to_a_bound_of_their_own(photos, t
     with pytest.raises(VerificationFailed):
         verify_file(path, VerifyConfig(rows=11))
     with h5py.File(path, "r+") as file:
-        file["images/decoder"][0] = 2
-    with pytest.raises(FeatxError, match="/images/decoder holds 2"):
+        file["images/decoder"][0] = 3
+    with pytest.raises(FeatxError, match="/images/decoder holds 3"):
         open_features(path)

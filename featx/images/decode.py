@@ -52,6 +52,12 @@ class Decoder(IntEnum):
 
     PILLOW = 0
     NVJPEG = 1
+    FAST = 2
+
+    @property
+    def title(self) -> str:
+        """As people know it."""
+        return {Decoder.PILLOW: "Pillow", Decoder.NVJPEG: "nvJPEG", Decoder.FAST: "libjpeg-turbo and PyTorch"}[self]
 
 
 class BadImage(Exception):

@@ -71,11 +71,24 @@ class Block:
 class BlockReader:
     """Reads and decodes blocks of a manifest; may be used by several threads at once."""
 
-    def __init__(self, manifest: Manifest, preprocess: Preprocess, batch_size: int, *, exif: bool = False) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        preprocess: Preprocess,
+        batch_size: int,
+        *,
+        exif: bool = False,
+        fast: bool = False,
+    ) -> None:
+        """Args:
+
+        fast: JPEGs by libjpeg-turbo and PyTorch, which is faster and a level or two off.
+        """
         self.manifest = manifest
         self.preprocess = preprocess
         self.batch_size = batch_size
         self.exif = exif
+        self.fast = fast
         self._local = threading.local()
 
     def read_bytes(self, row: int) -> bytes:
@@ -127,13 +140,15 @@ class BlockReader:
                 continue
             finally:
                 block.read_s += (mark := time.perf_counter()) - started
-            if not (block.encoded is not None and self._keep(block, place, content)):
+            if not self._take_quick_way(block, place, content):
                 self._decode(block, place, content)
             block.decode_s += time.perf_counter() - mark
         return block
 
-    def _keep(self, block: Block, place: int, content: bytes) -> bool:
-        """Keep a file for the device if that can decode it."""
+    def _take_quick_way(self, block: Block, place: int, content: bytes) -> bool:
+        """Keep a file for the device, or decode it the fast way, if that is asked for and can be done."""
+        if block.encoded is None and not self.fast:
+            return False
         try:
             image = open_image(content)
         except BadImage:
@@ -141,7 +156,15 @@ class BlockReader:
         orientation = orientation_of(image)
         if (self.exif and orientation != 1) or not suits_the_device(image, content, self.preprocess):
             return False
-        assert block.encoded is not None
+        if block.encoded is None:
+            from featx.images.on_device import NotDecodable, fast_pixels  # torch, which not everybody needs
+
+            try:
+                block.pixels[place] = fast_pixels(content, self.preprocess)
+            except NotDecodable:
+                return False
+            block.orientation[place], block.decoder[place] = orientation, Decoder.FAST
+            return True
         block.orientation[place] = orientation
         block.encoded[place] = Encoded(content, image.size[0] * image.size[1])
         return True

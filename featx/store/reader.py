@@ -198,7 +198,7 @@ class Features(Mapping[str, npt.NDArray[Any]]):
 
     @cached_property
     def decoder(self) -> npt.NDArray[np.uint8]:
-        """(N,) what made the pixels of each image: 0 Pillow, 1 nvJPEG."""
+        """(N,) what made the pixels of each image: 0 Pillow, 1 nvJPEG, 2 libjpeg-turbo and PyTorch."""
         return np.array(self._map("images/decoder"))
 
     @cached_property

@@ -8,7 +8,7 @@
     /images/reason       (N,) fixed-length UTF-8: why an image failed, empty if it did not
     /images/sha256       (N, 32) uint8, of the image file's bytes
     /images/orientation  (N,) uint8, EXIF orientation, 1 = upright
-    /images/decoder      (N,) uint8, what made the pixels: 0 Pillow, 1 nvJPEG
+    /images/decoder      (N,) uint8, what made the pixels: 0 Pillow, 1 nvJPEG, 2 libjpeg-turbo and PyTorch
     /classes             (K,) UTF-8
     /splits              (S,) UTF-8
     /provenance          one JSON text: everything the features depend on
@@ -37,7 +37,7 @@ from featx.errors import FileFormatError
 FORMAT = "featx"
 SCHEMA = 1
 PENDING, DONE, MAX_STATUS = 0, 1, 9  # from 2 on: the kinds of failure, see featx.images.decode.Status
-MAX_DECODER = 1  # see featx.images.decode.Decoder
+MAX_DECODER = 2  # see featx.images.decode.Decoder
 REASON_BYTES = 120
 _ALIGNMENT = 64  # bytes: every array starts where any processor likes to read
 _HEAD_BYTES = 1 << 16  # the root's attributes are created first and lie well within this

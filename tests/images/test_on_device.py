@@ -14,7 +14,7 @@ from PIL import Image
 from featx.images import on_device
 from featx.images.decode import Decoder, Status, open_image, quiet_pillow
 from featx.images.feed import BlockReader, Encoded, suits_the_device
-from featx.images.on_device import DeviceDecoder, NotDecodable, quiet_torchvision
+from featx.images.on_device import DeviceDecoder, NotDecodable, fast_pixels, quiet_torchvision
 from featx.images.preprocess import Preprocess
 from featx.images.scan import scan
 
@@ -38,17 +38,23 @@ def decoded(contents: list[bytes], preprocess: Preprocess = PLAIN) -> torch.Tens
         return DeviceDecoder(preprocess, CPU)(files)
 
 
+def decoded_fast(contents: list[bytes], preprocess: Preprocess) -> torch.Tensor:
+    with quiet_torchvision():
+        return torch.stack([torch.from_numpy(fast_pixels(content, preprocess).copy()) for content in contents])
+
+
 SIZES = [(100, 80), (80, 100), (64, 64), (64, 200), (300, 90), (500, 375), (40, 90), (30, 30), (65, 64)]
 
 
+@pytest.mark.parametrize("way", [decoded, decoded_fast])
 @pytest.mark.parametrize(
     "change", [{}, {"squash": True}, {"mirror": True}, {"interpolation": "bicubic"}, {"crop": 64}]
 )
-def test_pixels_are_pillows_within_a_level_or_two(change):
+def test_pixels_are_pillows_within_a_level_or_two(change, way):
     preprocess = replace(PLAIN, **change)
     contents = [jpeg(*size, seed) for seed, size in enumerate([*SIZES, SIZES[0]])]
     contents.append(jpeg(100, 80, 3, "L"))
-    found = decoded(contents, preprocess)
+    found = way(contents, preprocess)
     assert found.shape == (len(contents), 3, preprocess.crop, preprocess.crop)
     for content, pixels in zip(contents, found, strict=True):
         expected = preprocess.pixels(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
@@ -103,6 +109,21 @@ def test_large_images_are_decoded_a_few_at_a_time(monkeypatch):
         [4000, 6000], [1], [90_000], [5000, 4000], [2000],
     ]  # fmt: skip
     assert torch.equal(decoded(contents), expected)
+
+
+def test_the_fast_way_takes_what_it_can_and_leaves_the_rest_to_pillow(tmp_path):
+    cases = write_corpus(tmp_path)
+    plain, fast = (BlockReader(scan(tmp_path), PLAIN, len(cases), fast=fast) for fast in (False, True))
+    with quiet_pillow(), quiet_torchvision():
+        expected, found = plain.block(0), fast.block(0)
+        kept = plain.block(0, keep_encoded=True).encoded
+    np.testing.assert_array_equal(np.flatnonzero(found.decoder), sorted(kept))
+    assert set(found.decoder) == {Decoder.PILLOW, Decoder.FAST}
+    for name in ("status", "sha256", "orientation", "reasons"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name), err_msg=name)
+    distance = np.abs(found.pixels.astype(int) - expected.pixels).max(axis=(1, 2, 3))
+    assert not distance[found.decoder == Decoder.PILLOW].any()
+    assert distance.max() <= 2
 
 
 @pytest.mark.parametrize("exif", [False, True])
