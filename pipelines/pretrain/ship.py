@@ -9,6 +9,7 @@ FOLDER/NET.png and FOLDER/NET.md.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from featx.config import FinetuneConfig
 from featx.options import command_line
 from featx.report import table
 
+PROCESSES = int(os.environ.get("PROCESSES", "1"))  # that trained together; see run.sh
 CARD = """# {net}
 
 {parameters:,} parameters for {side} x {side} pixels, {megabytes:.1f} MB as float16 (BatchNorm's counters left out).
@@ -28,7 +30,7 @@ CARD = """# {net}
   part in the training.
 - **Recipe**: `pipelines/pretrain/run.sh`, that is
   `{command}`
-- **Seed** {seed}; {versions}; on a CPU.
+- **Seed** {seed}; {versions}; on a CPU, {processes}.
 - **Accuracy** on the {images:,} validation images: **{accuracy:.1%}** top-1, {top5:.1%} top-5 (float32 weights, by
   `featx evaluate`). The epoch was chosen on the same images, as is usual for this data set: that flatters by tenths.
 - **Limits**: photographs of everyday things and animals, 64 pixels wide. Good for trying featx, for teaching, and for
@@ -76,6 +78,7 @@ def main(run: Path, net: str, folder: Path, evaluation: Path) -> None:
         classes=len(report["classes"]),
         command=command_line("finetune", "DATA", asked),
         seed=asked.seed,
+        processes="in one process" if PROCESSES == 1 else f"in {PROCESSES} processes that share each step's images",
         versions=f"featx {plan['featx']}, torch {plan['torch']}, {plan['decoder']}",
         images=metrics["images"],
         accuracy=metrics["accuracy"],
