@@ -1,12 +1,13 @@
 """featx against the usual hand-written script, side by side in one run: images per second from files to HDF5.
 
-    python benchmarks/extract.py PHOTOS [--images 534] [--repeats 3]
+    python benchmarks/extract.py PHOTOS [--images 534] [--repeats 3] [--thingsvision PYTHON]
 
 The usual script: ImageFolder, a DataLoader at the best of several worker counts, torchvision's
 create_feature_extractor (which stops at the layer), h5py. Same network, same random weights, same layer, same
 preprocessing, the script always in fp32; both from the construction of the network to the closed file, imports left
-out. The two take turns; the median and the spread of all repeats are shown. PHOTOS is a folder of JPEGs; without one,
-pictures of noise are made, which decode more slowly than photos do.
+out. `--thingsvision` adds that package, run by the Python of the environment it is installed in. All take turns; the
+median and the spread of all repeats are shown. PHOTOS is a folder of JPEGs; without one, pictures of noise are made,
+which decode more slowly than photos do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 import os
 import shutil
 import statistics
+import subprocess
 import tempfile
 import time
 import warnings
@@ -96,7 +98,18 @@ def featx_itself(source: Path, output: Path, name: str, layer: str, precision: s
     return time.perf_counter() - started
 
 
-def compare(source: Path, scratch: Path, case: tuple[str, str, str, str, int], repeats: int) -> list[str]:
+def thingsvision(python: Path, source: Path, folder: Path, name: str, node: str) -> float:
+    """Seconds thingsvision takes."""
+    script = Path(__file__).with_name("with_thingsvision.py")
+    with tempfile.TemporaryDirectory(dir=folder) as own:  # it adds to what it finds
+        command = [str(python), str(script), str(source), own, name, node]
+        said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return float(next(line for line in said.splitlines() if line.startswith("seconds ")).split()[1])
+
+
+def compare(
+    source: Path, scratch: Path, case: tuple[str, str, str, str, int], repeats: int, python: Path | None
+) -> list[str]:
     """One line of the table."""
     name, layer, node, precision, share = case
     count = len(list((source / "all").iterdir()))
@@ -107,9 +120,11 @@ def compare(source: Path, scratch: Path, case: tuple[str, str, str, str, int], r
     count //= share
     tries = {n: usual_script(used, scratch / "usual.h5", name, node, n) for n in WORKER_COUNTS}
     best = min(tries, key=lambda n: tries[n])
-    ours, theirs = [], []
+    ours, theirs, others = [], [], []
     for _ in range(repeats):
         theirs.append(count / usual_script(used, scratch / "usual.h5", name, node, best))
+        if python is not None:
+            others.append(count / thingsvision(python, used, scratch, name, node))
         ours.append(count / featx_itself(used, scratch / "ours.h5", name, layer, precision))
     with h5py.File(scratch / "usual.h5") as file:
         expected, found = file["features"][:], open_features(scratch / "ours.h5")[layer]
@@ -122,6 +137,7 @@ def compare(source: Path, scratch: Path, case: tuple[str, str, str, str, int], r
         f"{statistics.median(ours):.1f}",
         f"{statistics.median(ratios):.2f}",
         f"{min(ratios):.2f} .. {max(ratios):.2f}",
+        f"{statistics.median(a / b for a, b in zip(ours, others, strict=True)):.2f}" if others else "",
         f"{difference:.0e}",
     ]
 
@@ -131,6 +147,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="?")
     parser.add_argument("--images", type=int, default=534)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--thingsvision", type=Path, metavar="PYTHON")
     parser.add_argument("--only", default="", help="cases with this in their name, as bf16")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="This DataLoader will create")
@@ -138,9 +155,18 @@ def main() -> None:
         source = Path(scratch) / "photos"
         collect_photos(options.photos, source, options.images)
         cases = [case for case in CASES if options.only in " ".join(case[:4])]
-        rows = [compare(source, Path(scratch), case, options.repeats) for case in cases]
+        rows = [compare(source, Path(scratch), case, options.repeats, options.thingsvision) for case in cases]
     print(machine())
-    header = ["case", "images", "usual script, images/s", "featx, images/s", "ratio", "spread", "largest difference"]
+    header = [
+        "case",
+        "images",
+        "usual script, images/s",
+        "featx, images/s",
+        "ratio",
+        "spread",
+        "over thingsvision",
+        "largest difference",
+    ]
     print("\n".join(table(header, rows)))
 
 
