@@ -17,7 +17,7 @@ from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.direct import PrimalExactSteps, solve_subsystems
 from featx.heads.solver.objectives import CrossEntropy, SquaredHinge
 from featx.heads.solver.path import Solver, solve
-from featx.heads.solver.spaces import Primal
+from featx.heads.solver.spaces import Gram, Primal, largest_eigenpairs
 from featx.heads.solver.state import State
 from featx.heads.solver.targets import Targets
 
@@ -316,3 +316,39 @@ def test_a_row_with_nan_is_named():
     values[17, 3] = np.nan
     with pytest.raises(NonFiniteRow, match="row 17 "):
         solve("svm", values, labels, 1.0)
+
+
+def test_the_largest_eigenpairs_are_those_of_the_matrix_where_they_lie_apart():
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.linalg.qr(torch.randn(80, 80, generator=generator, dtype=torch.float64))[0]
+    matrix = (basis * 2.0 ** -torch.arange(80)) @ basis.T
+    vectors, images, values = largest_eigenpairs(matrix, 12)
+    torch.testing.assert_close(images, matrix @ vectors)
+    torch.testing.assert_close(vectors.T @ images, torch.diag(values), rtol=0, atol=1e-12)
+    torch.testing.assert_close(values, 2.0 ** -torch.arange(12, dtype=torch.float64), rtol=1e-4, atol=0.0)
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(12, dtype=torch.float64))
+    torch.testing.assert_close(
+        (vectors.T @ basis[:, :12]).abs(), torch.eye(12, dtype=torch.float64), rtol=0, atol=0.02
+    )
+    assert largest_eigenpairs(torch.zeros(5, 5), 0)[2].shape == (0,)
+
+
+@pytest.mark.parametrize("curvature", [0.0, 1e-3, 50.0])
+def test_the_gram_forms_preconditioner_is_symmetric_and_positive_in_its_metric(curvature):
+    """Else conjugate gradients are none."""
+    values = np.random.default_rng(0).gamma(0.5, size=(90, 40)) ** 2
+    blocks = Blocks(values, None, Normalizer("none"), torch.device("cpu"), 1 << 30)
+    for intercept in ("penalised", "free", "none"):
+        space = Gram(blocks, intercept, 1.0, torch.float64)
+        space.prepare(curvature)
+        points = torch.randn(space.width, space.width, generator=torch.Generator().manual_seed(0)).double()
+        changed = space.precondition(points)
+        images = space.image(changed)
+        pairs = torch.stack(
+            [
+                space.dot(points, other.expand_as(points), image.expand(space.width, -1))
+                for other, image in zip(changed, images, strict=True)
+            ]
+        )
+        torch.testing.assert_close(pairs, pairs.T, rtol=1e-6, atol=1e-6 * float(pairs.abs().max()))
+        assert float(pairs.diagonal().min()) >= -1e-9 * float(pairs.abs().max())
