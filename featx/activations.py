@@ -50,7 +50,8 @@ class Extractor:
         network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
         self._network: fx.GraphModule = network.eval()
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
-        self.packed = recipe.device.type == "cpu" and recipe.decode in ON_CPU and self._pack()
+        may_pack = recipe.device.type == "cpu" and recipe.decode in ON_CPU and not recipe.plain
+        self.packed = may_pack and self._pack()
         self._decoder = None if recipe.decode in ON_CPU else DeviceDecoder(recipe.preprocess, recipe.device)
         self._free_decoders = threading.Semaphore(AT_ONCE)
         del loaded, network

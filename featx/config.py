@@ -148,6 +148,7 @@ class ExtractConfig(Config):
     squash: bool = _squash()
     exif: bool = _exif()
     mirror: bool = option(False, "Turn left and right of every image round.")
+    plain: bool = option(False, "On a CPU, PyTorch's own operations: slower, and rounded as in training.")
     follow_links: bool = _follow_links()
     max_bad: float = _max_bad()
     workers: int | None = _workers()

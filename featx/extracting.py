@@ -71,6 +71,7 @@ class Extraction:
             exif=config.exif,
             mirror=config.mirror,
             decode=config.decode,
+            plain=config.plain,
         )
         self.whole, self.manifest = manifest, self._part_of(manifest)
         self._refuse_what_cannot_fit()

@@ -203,12 +203,13 @@ class FineTuning:
     def _extract(self, nodes: list[str]) -> list[Features]:
         """Features of the nodes for all images; a second file holds those of the mirror images."""
         config, found = self.config, []
+        # Rounded as the training rounds: a difference in the seventh digit grows a thousandfold in a few steps.
         for view in range(config.cache_views):
             asked = ExtractConfig(
                 backbone=config.backbone, weights=config.weights, layers=",".join(dict.fromkeys(nodes)),
                 resize=config.resize, crop=config.crop, squash=config.squash, exif=config.exif, mirror=view == 1,
                 follow_links=config.follow_links, max_bad=config.max_bad, device=config.device,
-                workers=config.workers,
+                workers=config.workers, plain=True,
             )  # fmt: skip
             path = self.folder / CACHE / ("mirrored.h5" if view else "features.h5")
             if self.processes.rank == 0:

@@ -31,6 +31,7 @@ class Recipe:
     Attributes:
         layers: what is captured, in the order asked for.
         dtype: of the result, "float32" or "float16".
+        plain: on a CPU, PyTorch's own modules, whose rounding is that of training, instead of packed ones.
         decode: who decodes: "cpu", "fast", "gpu", or "auto" for cpu and gpu at once.
     """
 
@@ -45,6 +46,7 @@ class Recipe:
     batch_size: int
     exif: bool
     decode: str = "cpu"
+    plain: bool = False
 
     def layer_specs(self) -> list[LayerSpec]:
         """Name, shape after pooling and type of every captured layer.
@@ -83,6 +85,7 @@ class Recipe:
             "batch_size": self.batch_size,
             "device": self.device.type,
             "decode": self.decode,
+            "plain": self.plain,
         }
 
 
@@ -102,6 +105,7 @@ def plan_recipe(
     exif: bool = False,
     mirror: bool = False,
     decode: str = "cpu",
+    plain: bool = False,
 ) -> Recipe:
     """Resolve names into a Recipe; nothing is downloaded or computed.
 
@@ -132,6 +136,7 @@ def plan_recipe(
         batch_size=batch_size or default_batch_size(network.largest_activation(captured), chosen),
         exif=exif,
         decode=decode,
+        plain=plain,
     )
 
 

@@ -28,7 +28,7 @@ def extract(source, out, layers="features.3,features.12,classifier.1,prob", **op
     "options",
     [{}, {"pool": "avg"}, {"pool": "max"}, {"pool": "flatten"}, {"pool": "spp:1,2,4"}, {"dtype": "float16"},
      {"precision": "bf16"}, {"squash": True}, {"crop": 160}, {"resize": 300, "crop": 200}, {"exif": True},
-     {"mirror": True}, {"mirror": True, "squash": True}, {"decode": "fast"}, {"decode": "fast", "mirror": True}],
+     {"mirror": True}, {"mirror": True, "squash": True}, {"plain": True}, {"decode": "fast"}, {"decode": "fast", "mirror": True}],
 )  # fmt: skip
 def test_what_extract_makes_is_right(photos, tmp_path, options):
     report = verify_file(extract(photos, tmp_path / "f.h5", **options), VerifyConfig(rows=4))

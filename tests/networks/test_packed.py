@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, fx, nn
 
-from featx.activations import Extractor, hardware
+from featx.activations import Extractor, hardware, one_thread
+from featx.networks.construct import construct
 from featx.networks.packed import pack
 from featx.networks.pooling import Pooling
 from featx.recipe import plan_recipe
@@ -102,3 +103,33 @@ def test_a_pytorch_without_the_operators_runs_its_own_modules(operator, monkeypa
     assert hardware(careful).endswith("PyTorch's modules")
     for name, values in careful(pixels.numpy()).items():
         assert abs(values - expected[name]).max() <= 5e-6 * abs(values).max()
+
+
+def test_plain_is_pytorchs_own_rounding_to_the_last_bit():
+    """What a training computes in its first steps is what was stored for it."""
+    recipe = plan_recipe(
+        backbone="alexnet-mini", layers="conv3,conv5,fc7", weights="random:3", pooling=Pooling("none"), device="cpu",
+        batch_size=6, plain=True,
+    )  # fmt: skip
+    pixels = torch.randint(0, 256, (6, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    extractor = Extractor(recipe)
+    assert hardware(extractor).endswith("PyTorch's modules")
+    found = extractor(pixels.numpy())
+    network = construct("alexnet-mini", seed=3).eval().to(memory_format=torch.channels_last)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (recipe.preprocess.mean, recipe.preprocess.std))
+    values = ((pixels / 255 - mean) / std).contiguous(memory_format=torch.channels_last)
+    with torch.inference_mode(), one_thread():
+        expected = [values := module(values) for module in network.features]
+        vectors = network.classifier[:8](expected[-1].flatten(1))
+    assert torch.equal(torch.from_numpy(found["conv3"]), expected[10])
+    assert torch.equal(torch.from_numpy(found["conv5"]), expected[16])
+    assert torch.equal(torch.from_numpy(found["fc7"]), vectors)
+    plainly = plan_recipe(
+        backbone="alexnet-mini",
+        layers="conv3",
+        weights="random:3",
+        pooling=Pooling("none"),
+        device="cpu",
+        batch_size=6,
+    )
+    assert Extractor(plainly).packed

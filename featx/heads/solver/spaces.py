@@ -163,7 +163,7 @@ def _products(blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def largest_eigenpairs(matrix: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """Roughly the largest eigenvalues (r,), descending, of a positive semidefinite matrix K, and vectors v.
 
-    By subspace iteration from random vectors: near the eigenvectors where the eigenvalues lie apart, where it matters.
+    By subspace iteration from random vectors: near the eigenvectors where the eigenvalues lie apart, which matters.
 
     Returns:
         v (n, r), orthonormal, with v.K v diagonal; K v (n, r); that diagonal (r,).
