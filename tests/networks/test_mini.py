@@ -75,7 +75,7 @@ def test_shipped_weights_know_the_photographs_they_have_not_seen(name, tmp_path)
     features = open_features(tmp_path / "f.h5")
     assert len(features) == 400
     right = features["fc8"].argmax(axis=1) == features.labels  # both count the classes in the order of their names
-    assert right.mean() > 0.42, "the model card says half of them"
+    assert right.mean() > 0.42, "the model cards say half of them"
     network = construct(name, seed=0)  # and once by PyTorch and torchvision alone
     state = load_file(shipped_weights(name))
     network.load_state_dict({**network.state_dict(), **{k: v.float() for k, v in state.items()}})
