@@ -119,6 +119,10 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_table(fitted, tmp_path, how)
     assert 4 <= done.sum() < 60
     with pytest.raises(PlanMismatch, match=r"was begun with another plan"):
         predict(fitted, table, batch_size=4)
+    other = tmp_path / "other.safetensors"
+    fit_softmax(fitted / "f.h5", other, FitConfig(c=0.1, test=0.0))
+    with pytest.raises(PlanMismatch, match=r"was begun with another plan: head: "):
+        predict_images(other, fitted / "photos", table, PredictConfig(**OPTIONS))
     before = np.array(kept["scores"][done])
     predict(fitted, table)
     assert table.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
