@@ -115,3 +115,20 @@ def test_other_weights_than_the_files_are_refused(photos, tmp_path):
     torch.save(construct("squeezenet1_1", seed=0).state_dict(), tmp_path / "moved.pth")
     with pytest.raises(WeightsMismatch):  # the same tensors in another file: another hash, and not vouched for
         verify_file(out, VerifyConfig(weights=str(tmp_path / "w.pth")))
+
+
+def test_rows_decoded_the_fast_way_differ_and_are_held_to_a_bound_of_their_own(tmp_path):
+    for number in range(2):
+        path = tmp_path / "photos" / f"{number}.jpg"
+        write_photo(path, number, (500, 375))
+        with Image.open(path) as photo:
+            grain = np.random.default_rng(number).normal(0, 12, (375, 500, 3))
+            Image.fromarray((np.asarray(photo) + grain).clip(0, 255).astype(np.uint8)).save(path, quality=92)
+    extract(tmp_path / "photos", tmp_path / "f.h5", decode="fast")
+    report = verify_file(tmp_path / "f.h5", VerifyConfig(rows=2))
+    assert {check.decoder for check in report.layers} == {"FAST"}
+    assert max(check.difference for check in report.layers) > 1e-5
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        file["images/decoder"][:] = 0  # as if Pillow had made them
+    with pytest.raises(VerificationFailed):
+        verify_file(tmp_path / "f.h5", VerifyConfig(rows=2))
