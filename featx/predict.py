@@ -84,19 +84,12 @@ def predict_images(
     """
     config, table, started = config or PredictConfig(), Path(output), time.perf_counter()
     refuse_to_destroy(table)
-    run = read_run(head) if is_run(str(head)) else None
-    loaded = LinearHead.load(head) if run is None else None
-    opened = open_features(source) if _is_hdf5(Path(source)) else None
-    if run is not None and opened is not None:
-        raise UsageError(
-            f"{source} is a features file; {run.folder} is a whole network and takes images. For a head on its "
-            f"features: featx extract IMAGES -b {run.folder}"
-        )
-    manifest = scan(source, follow_links=config.follow_links) if opened is None else None
-    digest = _digest_of(head, run)
+    model = read_run(head) if is_run(str(head)) else LinearHead.load(head)
+    given = open_features(source) if _is_hdf5(Path(source)) else scan(source, follow_links=config.follow_links)
+    digest = _digest_of(head, model)
     plan = {
         "head": digest,
-        "images": opened.digest if opened is not None else manifest.digest if manifest is not None else None,
+        "images": given.digest,
         "request": {name: value for name, value in config.recorded().items() if name not in ("device", "weights")},
         "featx": __version__,
     }
@@ -104,17 +97,20 @@ def predict_images(
     if finished is not None:
         return PredictReport(head=Path(head), output=table, seconds=0.0, **finished)
     scores = KeptScores(table, digest, config, reporter)
-    if run is not None and manifest is not None:
-        classes, (paths, outputs, errors) = run.classes, run_outputs(run, manifest, config, reporter, scores)
+    if isinstance(model, Run):
+        if isinstance(given, Features):
+            raise UsageError(
+                f"{source} is a features file; {model.folder} is a whole network and takes images. For a head on its "
+                f"features: featx extract IMAGES -b {model.folder}"
+            )
+        classes, (paths, outputs, errors) = model.classes, run_outputs(model, given, config, reporter, scores)
         names = [classes[best] for best in outputs.argmax(axis=1)]
     else:
-        assert loaded is not None
-        if opened is not None:
-            paths, outputs, errors = _from_features(loaded, opened)
+        if isinstance(given, Features):
+            paths, outputs, errors = _from_features(model, given)
         else:
-            assert manifest is not None
-            paths, outputs, errors = _from_images(loaded, manifest, config, reporter, scores)
-        classes, names = loaded.classes, loaded.chosen(outputs.astype(np.float64))
+            paths, outputs, errors = _from_images(model, given, config, reporter, scores)
+        classes, names = model.classes, model.chosen(outputs.astype(np.float64))
     _refuse_too_many_bad(errors, paths, config.max_bad)
     chosen = [None if row in errors else name for row, name in enumerate(names)]
     write_table(table, classes, paths, chosen, outputs, errors)
@@ -128,11 +124,11 @@ def predict_images(
     return PredictReport(head=Path(head), output=table, seconds=time.perf_counter() - started, **counts)
 
 
-def _digest_of(head: str | os.PathLike[str], run: Run | None) -> str:
-    if run is None:
+def _digest_of(head: str | os.PathLike[str], model: Run | LinearHead) -> str:
+    if isinstance(model, LinearHead):
         return sha256_of(Path(head))
-    run.refuse_unfinished()
-    return sha256_of(run.weights)
+    model.refuse_unfinished()
+    return sha256_of(model.weights)
 
 
 def _is_hdf5(path: Path) -> bool:
