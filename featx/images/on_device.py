@@ -124,7 +124,6 @@ def quiet_torchvision() -> Iterator[None]:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchvision")
-        warnings.filterwarnings("ignore", message=".*(decoding|deprecated).*", category=DeprecationWarning)
         yield
 
 
