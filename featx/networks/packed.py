@@ -3,7 +3,8 @@
 PyTorch's own modules hand their weights to oneDNN, or to MKL, in the layout of training: they are rearranged on every
 call, the ReLU behind them is a pass of its own, and MKL leaves half of an AMD core unused. Here the weights are
 rearranged once, the originals are given free, and the ReLU is part of the product: the same sums, rounded in another
-order. Convolutions of 3 x 3 over many channels become fewer products: see `winograd`.
+order. Convolutions of 3 x 3 and 5 x 5 over many channels become fewer products: see `winograd`
+and `fourier`.
 
 The operators are those that torch.compile emits. They are private to PyTorch: where they are missing, or give
 something else than the modules do, the network stays as it was.
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from featx.networks.fourier import FourierConvolution, is_fouriers
 from featx.networks.winograd import WinogradConvolution, is_winograds
 
 # Of a layer's maximum. Looser than any rounding: it is to find operators that have come to mean something else.
@@ -57,7 +59,7 @@ class _Packed(nn.Module):
         super().__init__()
         self.plain: nn.Conv2d | nn.Linear | None = plain
         self.relu = relu
-        self._by_winograd = is_winograds(plain)
+        self._by_winograd, self._by_fourier = is_winograds(plain), is_fouriers(plain)
         self._run: Callable[[Tensor], Tensor] | None = None
         self._lock = threading.Lock()
 
@@ -77,6 +79,8 @@ class _Packed(nn.Module):
             return _product(plain.weight, bias, values.shape[0], activation)
         if self._by_winograd:
             return WinogradConvolution(plain, relu=self.relu, pack=_product)
+        if self._by_fourier:
+            return FourierConvolution(plain, values.shape, relu=self.relu)
         how = plain.padding, plain.stride, plain.dilation, plain.groups
         laid_out = operators._reorder_convolution_weight(plain.weight, *how, list(values.shape))
         return lambda x: operators._convolution_pointwise(x, laid_out, bias, *how, activation, [], "")
