@@ -30,6 +30,7 @@ from featx.config import (
     VerifyConfig,
 )
 from featx.errors import DiskError, FeatxError
+from featx.lean_import import spare_the_compiler
 from featx.progress import StderrReporter
 
 if TYPE_CHECKING:
@@ -291,6 +292,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     With FEATX_TRACEBACK=1 an unexpected error shows where it happened.
     """
+    spare_the_compiler()
     if os.getpid() == 1:  # the first process of a container: the system drops signals it has said nothing about
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
