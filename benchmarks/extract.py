@@ -148,13 +148,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=534)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--thingsvision", type=Path, metavar="PYTHON")
-    parser.add_argument("--only", default="", help="cases with this in their name, as bf16")
+    parser.add_argument("--only", default="", help="cases with these words in their name, as 'alexnet fc7 bf16'")
     options = parser.parse_args()
     warnings.filterwarnings("ignore", message="This DataLoader will create")
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "photos"
         collect_photos(options.photos, source, options.images)
-        cases = [case for case in CASES if options.only in " ".join(case[:4])]
+        words = options.only.lower().replace(",", " ").split()
+        cases = [case for case in CASES if all(word in " ".join(case[:4]) for word in words)]
         rows = [compare(source, Path(scratch), case, options.repeats, options.thingsvision) for case in cases]
     print(machine())
     header = [

@@ -13,13 +13,15 @@ from torch import nn
 
 from featx.device import free_memory
 from featx.heads.calibrate import calibrate
-from featx.heads.search import fit_heads
+from featx.heads.search import Found, fit_heads
+from featx.heads.split import split_by_share
 from featx.networks.construct import final_layer
 from featx.progress import Reporter
 from featx.training.checkpoint import save_tensors
 from featx.training.task import Task
 
 FOLDS = 5
+SEARCHED = 10_000  # 42 fits of a hundred thousand images would take longer than an epoch
 
 
 def fit_first_head(
@@ -34,37 +36,57 @@ def fit_first_head(
 ) -> None:
     """Fit a head to what goes into the final layer and store it, weights (K, D) and bias (K,).
 
+    Of many images, C is chosen on some; the head is fitted on all.
+
     Args:
         kind: "softmax" or "svm". Margins of an SVM are no logits: one factor, learnt on held-out folds, makes the
             best of them as such.
         values: (N, D) of all rows of the manifest.
     """
-    labels = task.labels[task.train]
-    folds, c = min(FOLDS, int(np.bincount(labels).min())), None
+    rows, labels = task.train, task.labels[task.train]
+    some = sample_of(labels, seed)
+
+    def fit(part: npt.NDArray[np.intp], c: float | None, folds: int) -> Found:
+        return fit_heads(
+            kind,
+            values,
+            rows[part],
+            labels[part],
+            task.classes,
+            c=c,
+            folds=folds,
+            seed=seed,
+            normalize="none",
+            device=device,
+            memory_bytes=free_memory(device) // 2,
+            keep_scores=kind == "svm" and c is None,
+            reporter=reporter,
+        )
+
+    folds, slope = min(FOLDS, int(np.bincount(labels[some]).min())), 1.0
     if folds < 2:
         # A class with one image cannot be cross-validated: the C at which data and regularisation weigh alike.
-        c = 1 / max(float(np.var(values[task.train[:1000]], axis=0, dtype=np.float64).sum()), 1e-12)
-    found = fit_heads(
-        kind,
-        values,
-        task.train,
-        labels,
-        task.classes,
-        c=c,
-        folds=folds,
-        seed=seed,
-        normalize="none",
-        device=device,
-        memory_bytes=free_memory(device) // 2,
-        keep_scores=kind == "svm" and c is None,
-        reporter=reporter,
-    )
-    slope = 1.0
-    if found.held_out_scores is not None:
-        slope = calibrate("temperature", found.held_out_scores, labels).slopes[0]
+        c = 1 / max(float(np.var(values[rows[:1000]], axis=0, dtype=np.float64).sum()), 1e-12)
+        found = fit(np.arange(len(rows)), c, folds)
+    else:
+        found = fit(some, None, folds)
+        if found.held_out_scores is not None:
+            slope = calibrate("temperature", found.held_out_scores, labels[some]).slopes[0]
+        if len(some) < len(rows):
+            found = fit(np.arange(len(rows)), found.c, folds)
     save_tensors(
         path, {"weights": torch.from_numpy(slope * found.weights), "bias": torch.from_numpy(slope * found.bias)}
     )
+
+
+def sample_of(labels: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.intp]:
+    """Positions of the rows on which C is chosen: all, or about `SEARCHED` of them, the same share of every class.
+
+    C weighs a sum over images against one regulariser, so that what is best for some of them is for all.
+    """
+    if len(labels) <= SEARCHED:
+        return np.arange(len(labels))
+    return split_by_share(labels, 1 - SEARCHED / len(labels), seed)[0]
 
 
 def put_head(network: nn.Module, path: Path, values: npt.NDArray[Any], task: Task) -> float | None:
