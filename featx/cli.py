@@ -273,18 +273,19 @@ def predict_command(head: Path, source: Path, output: Path, config: PredictConfi
 @commands.command("evaluate")
 @click.argument("head", type=PATH)
 @click.argument("features", type=PATH)
+@click.option("-o", "--output", type=PATH, help="Keep the report here, as JSON.", metavar="FILE")
 @options_of(EvaluateConfig)
 @common
-def evaluate_command(head: Path, features: Path, config: EvaluateConfig, as_json: bool) -> None:
+def evaluate_command(head: Path, features: Path, output: Path | None, config: EvaluateConfig, as_json: bool) -> None:
     """Measure a HEAD on the labelled rows of FEATURES, or a fine-tuned network (its folder) on labelled images.
 
     \b
     featx evaluate head.safetensors test-photos.h5
-    featx evaluate run/ test-photos/
+    featx evaluate run/ test-photos/ -o report.json
     """
     from featx.evaluate import evaluate_head
 
-    show(evaluate_head(head, features, config, reporter=StderrReporter()), as_json)
+    show(evaluate_head(head, features, config, output=output, reporter=StderrReporter()), as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -368,3 +368,7 @@ class EvaluateConfig(Config):
     """Options of `featx evaluate`."""
 
     split: str | None = option(None, "Only the images of this split, as stored in the file.", metavar="NAME")
+    device: str = _device()
+    batch_size: int | None = _batch_size()
+    follow_links: bool = _follow_links()
+    workers: int | None = _workers()

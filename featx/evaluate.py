@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from featx import __version__
+from featx.atomic import disk_errors, refuse_special_file, replacing
 from featx.config import EvaluateConfig, PredictConfig
-from featx.errors import LabelError
+from featx.errors import LabelError, PlanMismatch, UsageError
 from featx.heads.labels import labels_among
 from featx.heads.linear import LinearHead
 from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines
-from featx.images.scan import scan
-from featx.networks.names import PROB
+from featx.images.scan import Manifest, scan
 from featx.networks.runs import Run, is_run, read_run
-from featx.predict import layer_for, run_outputs
+from featx.predict import digest_of, layer_for, run_outputs
 from featx.progress import SILENT, Reporter
 from featx.report import Report
-from featx.store.reader import open_features
+from featx.scores import KeptScores
+from featx.store.reader import Features, open_features
+from featx.store.schema import differences
+
+FORMAT = "featx evaluation"
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,7 @@ def evaluate_head(
     features: str | os.PathLike[str],
     config: EvaluateConfig | None = None,
     *,
+    output: str | os.PathLike[str] | None = None,
     reporter: Reporter = SILENT,
 ) -> EvaluateReport:
     """Score the labelled rows of a features file with a head, or labelled images with a fine-tuned network.
@@ -54,28 +62,91 @@ def evaluate_head(
     Args:
         head: a head, or the folder of a fine-tuned network.
         features: a features file; for a fine-tuned network images, as for `extract_features`.
+        output: where the report is kept as JSON. The same call again then reads it, or goes on where an interrupted
+            one has stopped.
 
     Raises:
         FeaturesMismatch: the file holds other features than the head takes.
         LabelError: no labelled image of a class the head knows.
+        PlanMismatch: the output is there and is the report of another evaluation.
+        Interrupted: a signal came.
     """
-    config = config or EvaluateConfig()
-    if is_run(str(head)):
-        return _evaluate_run(read_run(head), Path(features), config, reporter)
-    loaded, opened = LinearHead.load(head), open_features(features)
+    config, model = config or EvaluateConfig(), read_run(head) if is_run(str(head)) else LinearHead.load(head)
+    given = scan(features, follow_links=config.follow_links) if isinstance(model, Run) else open_features(features)
+    digest = digest_of(head, model)
+    plan = {
+        "head": digest, "images": given.digest, "split": config.split, "batch_size": config.batch_size,
+        "featx": __version__,
+    }  # fmt: skip
+    if output is not None:
+        finished = _take_finished(Path(output), plan)
+        if finished is not None:
+            return finished
+    scores = None
+    if isinstance(model, Run):
+        assert isinstance(given, Manifest)
+        asked = PredictConfig(device=config.device, batch_size=config.batch_size, workers=config.workers)
+        scores = None if output is None else KeptScores(Path(output), digest, asked, reporter)
+        report = _evaluate_run(model, given, config.split, asked, reporter, scores)
+    else:
+        assert isinstance(given, Features)
+        report = _evaluate_head(model, Path(head), given, config.split)
+    if output is not None:
+        text = json.dumps({"format": FORMAT, "plan": plan, "report": report.to_json()}, indent=1)
+        with replacing(Path(output)) as partial:
+            partial.write_text(f"{text}\n")
+    if scores is not None:
+        scores.discard()
+    return report
+
+
+def _take_finished(output: Path, plan: dict[str, Any]) -> EvaluateReport | None:
+    """The report that is there already, None if there is none.
+
+    Raises:
+        UsageError: there is something else.
+        PlanMismatch: it is that of another evaluation.
+    """
+    with disk_errors(output):
+        if not os.path.lexists(output):
+            return None
+        refuse_special_file(output)
+        text = output.read_bytes()
+    try:
+        found = json.loads(text)
+        stored, report = dict(found["plan"]), dict(found["report"])
+        is_ours = found["format"] == FORMAT
+        kind = LabelMetrics if "mean_average_precision" in report["metrics"] else Metrics
+        report["metrics"] = kind(**report["metrics"])
+        report["head"], report["features"] = Path(report["head"]), Path(report["features"])
+        finished = EvaluateReport(**report)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        is_ours = False
+    if not is_ours:
+        raise UsageError(f"{output} is there and is no report of featx evaluate; choose another name with -o")
+    changed = differences(stored, plan)
+    if changed:
+        raise PlanMismatch(
+            f"{output} is the report of another evaluation: {'; '.join(changed[:3])}. Choose another name with -o, "
+            f"or delete it"
+        )
+    return finished
+
+
+def _evaluate_head(loaded: LinearHead, head: Path, opened: Features, split: str | None) -> EvaluateReport:
     layer = layer_for(loaded, opened)
-    rows = opened.usable(config.split)
+    rows = opened.usable(split)
     labels = labels_among(loaded.classes, opened.classes, opened.labels[rows], loaded.multilabel)
     known = labels.any(axis=1) if loaded.multilabel else labels >= 0
     rows, labels = rows[known], labels[known]
     if not len(rows):
         raise LabelError(
-            f"{features} has no image of the classes the head knows ({', '.join(map(repr, loaded.classes[:5]))})"
+            f"{opened.path} has no image of the classes the head knows ({', '.join(map(repr, loaded.classes[:5]))})"
         )
     values = opened[layer].reshape(len(opened), -1)
     return EvaluateReport(
-        head=Path(head),
-        features=Path(features),
+        head=head,
+        features=opened.path,
         kind=loaded.kind,
         layer=layer,
         images=len(rows),
@@ -84,19 +155,27 @@ def evaluate_head(
     )
 
 
-def _evaluate_run(run: Run, source: Path, config: EvaluateConfig, reporter: Reporter) -> EvaluateReport:
-    manifest = scan(source)
-    wanted = np.ones(len(manifest), bool)
-    if config.split is not None:
-        if config.split not in manifest.splits:
+def _evaluate_run(
+    run: Run,
+    manifest: Manifest,
+    split: str | None,
+    config: PredictConfig,
+    reporter: Reporter,
+    scores: KeptScores | None,
+) -> EvaluateReport:
+    from featx.networks.names import PROB
+
+    source, wanted = Path(manifest.source), np.ones(len(manifest), bool)
+    if split is not None:
+        if split not in manifest.splits:
             have = ", ".join(manifest.splits) or "none"
-            raise LabelError(f"{source} has no split {config.split!r}; its splits: {have}")
-        wanted = np.array(manifest.split_of) == manifest.splits.index(config.split)
+            raise LabelError(f"{source} has no split {split!r}; its splits: {have}")
+        wanted = np.array(manifest.split_of) == manifest.splits.index(split)
     labels = labels_among(run.classes, list(manifest.classes), np.array(manifest.labels), multilabel=False)
     rows = np.flatnonzero(wanted & (labels >= 0))
     if not len(rows):
         raise LabelError(f"{source} has no image of the classes of {run.folder} ({', '.join(run.classes[:5])}, ...)")
-    _, outputs, errors = run_outputs(run, manifest.part(rows.tolist()), PredictConfig(), reporter)
+    _, outputs, errors = run_outputs(run, manifest.part(rows.tolist()), config, reporter, scores)
     good = np.array([row not in errors for row in range(len(rows))])
     return EvaluateReport(
         head=run.folder,

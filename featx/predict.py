@@ -86,7 +86,7 @@ def predict_images(
     refuse_to_destroy(table)
     model = read_run(head) if is_run(str(head)) else LinearHead.load(head)
     given = open_features(source) if _is_hdf5(Path(source)) else scan(source, follow_links=config.follow_links)
-    digest = _digest_of(head, model)
+    digest = digest_of(head, model)
     plan = {
         "head": digest,
         "images": given.digest,
@@ -124,7 +124,8 @@ def predict_images(
     return PredictReport(head=Path(head), output=table, seconds=time.perf_counter() - started, **counts)
 
 
-def _digest_of(head: str | os.PathLike[str], model: Run | LinearHead) -> str:
+def digest_of(head: str | os.PathLike[str], model: Run | LinearHead) -> str:
+    """The SHA-256 of a head's file, or of a finished run's weights."""
     if isinstance(model, LinearHead):
         return sha256_of(Path(head))
     model.refuse_unfinished()

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_photo
+from stopping import stop_half_way
 
 from featx.config import ExtractConfig, FitConfig, PredictConfig
-from featx.errors import FileFormatError, PlanMismatch
+from featx.errors import PlanMismatch
 from featx.extract import extract_features
 from featx.fit import fit_softmax
 from featx.predict import predict_images
@@ -107,23 +106,7 @@ def test_other_predictions_are_refused_and_stay(fitted, tmp_path):
 def test_a_run_that_was_stopped_goes_on_to_the_same_table(fitted, tmp_path, how):
     predict(fitted, tmp_path / "undisturbed.csv")
     table, half = tmp_path / "p.csv", tmp_path / "p.csv.scores.partial"
-    stopped = -signal.SIGKILL if how == signal.SIGKILL else 128 + signal.SIGTERM
-    for _ in range(5):  # on a busy machine a run can come to its end before it is seen to have begun
-        running = subprocess.Popen(
-            [sys.executable, "-m", "featx", *command(fitted, table)], stderr=subprocess.DEVNULL
-        )
-        while running.poll() is None:
-            with contextlib.suppress(FileFormatError):  # not there yet, or gone again
-                if (open_features(half, partial=True).status == DONE).sum() >= 4:
-                    running.send_signal(how)
-                    break
-            time.sleep(0.002)
-        if running.wait(120) == stopped:
-            break
-        for path in (table, record_path(table)):
-            path.unlink()
-    assert running.returncode == stopped
-    assert not table.exists()
+    stop_half_way(command(fitted, table), half, (table, record_path(table)), how)
     kept = open_features(half, partial=True)
     done = kept.status == DONE
     assert 4 <= done.sum() < 60

@@ -220,7 +220,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             state: Any = load_file(path)
         else:
-            state = torch.load(path, map_location="cpu", weights_only=True, mmap=_can_map(path))
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except SafetensorError as error:
         raise WeightsMismatch(f"{path} is not a readable safetensors file: {error}") from error
     except Exception as error:  # torch.load raises pickle, zip, runtime, key and value errors alike
@@ -237,11 +237,6 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         state = {name.removeprefix("module."): tensor for name, tensor in state.items()}
     tensors: dict[str, Tensor] = state
     return tensors
-
-
-def _can_map(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"  # files from before torch 1.6 are no zips and cannot be mapped
 
 
 _OLD_DENSENET = re.compile(

@@ -23,6 +23,7 @@ done
 for policy in head fc all decay:0.5; do
     featx finetune "$data/train" -b "$net" -w "$weights" --val "${VAL:-0.1}" --lr "$policy" --epochs "${EPOCHS:-10}" \
         -o "$out/finetuned-$policy"
-    featx evaluate "$out/finetuned-$policy" "$data/test" --json > "$out/finetuned-$policy.json"
+    featx evaluate "$out/finetuned-$policy" "$data/test" -o "$out/finetuned-$policy.evaluation.json" --json \
+        > "$out/finetuned-$policy.json"
 done
 python "$here/table.py" "$out"

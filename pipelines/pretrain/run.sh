@@ -19,7 +19,7 @@ for net in $nets; do
     torchrun --nproc-per-node "${PROCESSES:-1}" -m featx finetune "$data" -b "$net" --from-scratch --split-column \
         --epochs "${EPOCHS:-20}" --batch-size 128 --lr '*=0.1' \
         --warmup 1 --no-bias-decay --label-smoothing 0.1 --precision bf16 --augment "flip,shift:${SHIFT:-6}" -o "$out/$net"
-    featx evaluate "$out/$net" "$data" --split "${SPLIT:-val}" --json > "$out/$net.json"
+    featx evaluate "$out/$net" "$data" --split "${SPLIT:-val}" -o "$out/$net.evaluation.json" --json > "$out/$net.json"
     python "$here/ship.py" "$out/$net" "$net" "$out/pretrained" "$out/$net.json"
     set -- "$@" "$out/$net.json"
 done

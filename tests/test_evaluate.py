@@ -1,0 +1,103 @@
+"""A report that is kept is made once, goes on where a killed run has stopped, and is never put in place of another."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_photo
+from stopping import stop_half_way
+
+from featx.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
+from featx.errors import PlanMismatch, UsageError
+from featx.evaluate import evaluate_head
+from featx.extract import extract_features
+from featx.finetune import finetune_network
+from featx.fit import fit_svm
+from featx.predict import predict_images
+from featx.store.reader import open_features
+from featx.store.schema import DONE
+
+OPTIONS = EvaluateConfig(device="cpu", batch_size=2)
+WITHOUT_TORCH = (
+    "import sys; from featx.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with sixty photos of two classes, one of them broken, a run, a head and features."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    for index in range(60):
+        write_photo(folder / "photos" / ("dark" if index % 2 else "bright") / f"{index:02d}.jpg", index)
+    chosen = ExtractConfig(backbone="alexnet-mini", layers="fc7", weights="random:0", device="cpu", batch_size=2)
+    extract_features(folder / "photos", folder / "f.h5", chosen)
+    fit_svm(folder / "f.h5", folder / "h.safetensors", FitConfig(c=1.0, test=0.0))
+    training = FinetuneConfig(backbone="alexnet-mini", weights="random:0", lr="head", epochs=1, val=0.0, device="cpu")
+    finetune_network(folder / "photos", folder / "run", training)
+    (folder / "photos" / "bright" / "10.jpg").write_bytes(b"broken")
+    return folder
+
+
+def command(folder: Path, report: Path) -> list[str]:
+    return ["evaluate", str(folder / "run"), str(folder / "photos"), "--device", "cpu", "--batch-size", "2",
+            "--workers", "1", "-o", str(report)]  # fmt: skip
+
+
+def test_a_kept_report_is_that_of_the_predictions_and_torch_is_not_loaded_again(trained, tmp_path):
+    kept = tmp_path / "report.json"
+    first = evaluate_head(trained / "run", trained / "photos", OPTIONS, output=kept)
+    assert (first.images, first.left_out) == (59, 1)
+    predict_images(trained / "run", trained / "photos", tmp_path / "p.csv", PredictConfig(max_bad=0.1))
+    rows = [line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
+    right = [row[1] == row[0].split("/")[0] for row in rows if row[1]]
+    assert first.metrics.accuracy == pytest.approx(np.mean(right))
+    before = kept.stat()
+    again = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *command(trained, kept), "--json"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert json.loads(again.stdout) == first.to_json() == json.loads(kept.read_text())["report"]
+    assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.csv.json", "report.json"]
+
+
+def test_of_a_head_too(trained, tmp_path):
+    kept = tmp_path / "report.json"
+    first = evaluate_head(trained / "h.safetensors", trained / "f.h5", output=kept)
+    assert first.metrics == evaluate_head(trained / "h.safetensors", trained / "f.h5").metrics
+    assert evaluate_head(trained / "h.safetensors", trained / "f.h5", output=kept) == first
+
+
+def test_other_reports_and_other_files_are_refused_and_stay(trained, tmp_path):
+    kept = tmp_path / "report.json"
+    evaluate_head(trained / "run", trained / "photos", OPTIONS, output=kept)
+    content = kept.read_bytes()
+    with pytest.raises(PlanMismatch, match=r"report of another evaluation: .*head: .* Choose another name with -o"):
+        evaluate_head(trained / "h.safetensors", trained / "f.h5", output=kept)
+    with pytest.raises(PlanMismatch, match="images: "):
+        evaluate_head(trained / "run", trained / "photos" / "dark", OPTIONS, output=kept)
+    with pytest.raises(PlanMismatch, match="batch_size: 2 in the file, 4 asked for"):
+        evaluate_head(trained / "run", trained / "photos", EvaluateConfig(batch_size=4), output=kept)
+    assert kept.read_bytes() == content
+    for other in (b"[1", b"{}", b'{"plan": {}, "report": {"metrics": 3}, "format": "featx evaluation"}', b"\xff"):
+        kept.write_bytes(other)
+        with pytest.raises(UsageError, match=r"report\.json is there and is no report of featx evaluate"):
+            evaluate_head(trained / "run", trained / "photos", OPTIONS, output=kept)
+        assert kept.read_bytes() == other
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_stopped_goes_on_to_the_same_report(trained, tmp_path, how):
+    evaluate_head(trained / "run", trained / "photos", OPTIONS, output=tmp_path / "undisturbed.json")
+    kept, half = tmp_path / "report.json", tmp_path / "report.json.scores.partial"
+    stop_half_way(command(trained, kept), half, [kept], how)
+    assert 4 <= (open_features(half, partial=True).status == DONE).sum() < 60
+    evaluate_head(trained / "run", trained / "photos", OPTIONS, output=kept)
+    assert kept.read_bytes() == (tmp_path / "undisturbed.json").read_bytes()
+    assert not half.exists()
