@@ -96,17 +96,20 @@ def test_subsystems_one_by_one_and_filled_up_in_batches_are_solved_alike():
 
 
 @pytest.mark.parametrize("intercept", ["penalised", "free", "none"])
-def test_an_exact_step_on_the_weights_leads_to_where_the_quadratic_model_is_lowest(intercept):
-    values, labels = clusters(per_class=15, width=6, seed=13)
+@pytest.mark.parametrize(("per_class", "width"), [(15, 6), (4, 30)])
+def test_an_exact_step_on_the_weights_leads_to_where_the_quadratic_model_is_lowest(intercept, per_class, width):
+    """By a system of as many unknowns as there are values, or as there are images."""
+    values, labels = clusters(per_class=per_class, width=width, seed=13)
+    n = len(values)
     space = Primal(Blocks(values.astype(np.float64), None, Normalizer("none"), CPU, 1 << 30), intercept, 2.0, F64)
     _, rows = next(iter(space.blocks.rows(F64)))
     signs = torch.where(torch.from_numpy(labels) == torch.arange(3)[:, None], 1.0, -1.0).double()
-    loss = SquaredHinge(signs, torch.linspace(0.5, 2, 45, dtype=F64).repeat(3, 1))
+    loss = SquaredHinge(signs, torch.linspace(0.5, 2, n, dtype=F64).repeat(3, 1))
     points = 0.3 * torch.randn(3, space.width, generator=torch.Generator().manual_seed(4), dtype=F64)
-    features = torch.cat([torch.from_numpy(values).double(), torch.full((45, 1), 2.0)], 1)[:, : space.width]
+    features = torch.cat([torch.from_numpy(values).double(), torch.full((n, 1), 2.0)], 1)[:, : space.width]
     if intercept == "free":
         # The free intercept is the score at the mean: columns as the space has them.
-        features = torch.cat([rows, torch.ones(45, 1, dtype=F64)], 1)
+        features = torch.cat([rows, torch.ones(n, 1, dtype=F64)], 1)
     bounded = torch.ones(space.width, dtype=F64)
     bounded[-1] = 0.0 if intercept == "free" else 1.0
 

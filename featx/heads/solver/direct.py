@@ -47,7 +47,13 @@ class ExactSteps:
         self._keep = max(1, cache_bytes // (8 * n * n))
 
     def steps(
-        self, objective: SquaredHinge, state: State, open_: Tensor, names: Tensor, budget: Tensor
+        self,
+        objective: SquaredHinge,
+        state: State,
+        open_: Tensor,
+        names: Tensor,
+        budget: Tensor,
+        gradient: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Steps for those problems that are cheaper to solve exactly than by their `budget` of products.
 
@@ -56,6 +62,7 @@ class ExactSteps:
             open_: which of them want a step.
             names: (P,) their places among all problems.
             budget: (P,) products.
+            gradient: of those that want a step, where it is known; in this form it is not needed.
 
         Returns:
             Which of the P problems are solved, and their steps.
@@ -157,7 +164,8 @@ class PrimalExactSteps:
     """Exact steps on the weights: (1 + Z_I^T D Z_I) step = -gradient, I the images short of their margin.
 
     Few of many images are, once C is large; what all of them say, the preconditioner of conjugate gradients, is then
-    a bad guide.
+    a bad guide. Where they are fewer than the values, the system is one of |I| unknowns (Woodbury):
+    step = -gradient + Z_I^T (Z_I Z_I^T + 1 / D)^-1 Z_I gradient.
     """
 
     def __init__(self, space: Primal, values: Tensor) -> None:
@@ -167,9 +175,19 @@ class PrimalExactSteps:
         """
         self._space = space
         self._values = values
+        # The small system is for weights that are all penalised.
+        self._may_be_small = space.loose is None
+        self._along = (values @ space.constant[: values.shape[1]].to(values.dtype)).double()
+        self._square = float(space.constant.square().sum())
 
     def steps(
-        self, objective: SquaredHinge, state: State, open_: Tensor, names: Tensor, budget: Tensor
+        self,
+        objective: SquaredHinge,
+        state: State,
+        open_: Tensor,
+        names: Tensor,
+        budget: Tensor,
+        gradient: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """As `ExactSteps.steps`."""
         n, d = self._values.shape
@@ -177,22 +195,28 @@ class PrimalExactSteps:
         curvature = part.curvature(state.scores[open_])
         sizes = (curvature > 0).sum(1).double()
         # The symmetric product takes half of 2 size d^2 operations.
-        cost = sizes * d**2 + _FACTOR * float(d) ** 3 + _PICK * sizes * d + _CALL
+        cost = sizes * d**2 + _FACTOR * float(d) ** 3
+        if self._may_be_small:
+            cost = torch.minimum(cost, sizes**2 * d + 2 * _FACTOR * sizes**3)  # this factor is of float64
+        cost += _PICK * sizes * d + _CALL
         solved = torch.nonzero(cost <= budget[open_] * (4.0 * n * d + _OVERHEAD))[:, 0]
         if not len(solved):
             return open_[:0], state.points[:0]
-        points = state.points[open_[solved]]
-        residual = part.select(solved).residual(state.scores[open_[solved]])
-        gradient = regular(self._space, points) + self._space.adjoint(residual)
-        steps = torch.stack([self._solve(own, slope) for own, slope in zip(curvature[solved], gradient, strict=True)])
+        if gradient is None:
+            residual = part.residual(state.scores[open_])
+            gradient = regular(self._space, state.points[open_]) + self._space.adjoint(residual)
+        pairs = zip(curvature[solved], gradient[solved], strict=True)
+        steps = torch.stack([self._solve(own, slope) for own, slope in pairs])
         sound = torch.isfinite(steps).all(1)
         return open_[solved[sound]], steps[sound]
 
     def _solve(self, curvature: Tensor, gradient: Tensor) -> Tensor:
         rows = torch.nonzero(curvature > 0)[:, 0]
+        values, d = self._values[rows], self._values.shape[1]
+        if self._may_be_small and len(rows) < d:
+            return self._solve_small(rows, values, curvature[rows], gradient)
         weights = curvature[rows]
-        values = self._values[rows] * weights.sqrt()[:, None]
-        d = values.shape[1]
+        values *= weights.sqrt()[:, None]
         matrix = torch.zeros(len(gradient), len(gradient), dtype=gradient.dtype, device=gradient.device)
         moment = torch.zeros(d, d, dtype=gradient.dtype, device=gradient.device)
         add_products(moment, values.T)
@@ -208,6 +232,24 @@ class PrimalExactSteps:
         if int(failed):
             return torch.full_like(gradient, torch.nan)
         return torch.cholesky_solve(-gradient[:, None], factor)[:, 0]
+
+    def _solve_small(self, rows: Tensor, values: Tensor, curvature: Tensor, gradient: Tensor) -> Tensor:
+        """With |I| unknowns. The products of centred rows are of the features' type, all that follows of float64."""
+        d, constant = values.shape[1], self._space.constant
+        products = torch.zeros(len(rows), len(rows), dtype=values.dtype, device=values.device)
+        add_products(products, values)
+        along = self._along[rows]
+        matrix = products.double().add_(along[:, None]).add_(along + self._square)
+        matrix.diagonal().add_(1 / curvature.double())
+        precise = gradient.double()
+        image = (values @ gradient[:d]).double() + precise @ constant
+        factor, failed = torch.linalg.cholesky_ex(matrix)
+        if int(failed):
+            return torch.full_like(gradient, torch.nan)
+        duals = torch.cholesky_solve(image[:, None], factor)[:, 0]
+        back = duals.sum() * constant
+        back[:d] += (duals.to(values.dtype) @ values).double()
+        return (back - precise).to(gradient.dtype)
 
 
 def _cost(size: Tensor) -> Tensor:

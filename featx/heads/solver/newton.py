@@ -133,11 +133,16 @@ class _Newton:
         now.gap, turn.measure = _gap_by_dual(self.space, objective, now, wanted)
         return torch.nonzero(now.gap > wanted)[:, 0]
 
-    def _solve_exactly(self, turn: _Turn, open_: Tensor) -> Tensor:
-        """Exact steps for the open groups that are worth it; which are left."""
+    def _solve_exactly(self, turn: _Turn, open_: Tensor, gradient: Tensor | None = None) -> Tensor:
+        """Exact steps for the open groups that are worth it; which are left.
+
+        Args:
+            gradient: of the open groups, where it is known.
+        """
         if self.exact is None or not len(open_) or not isinstance(turn.objective, SquaredHinge):
             return open_
-        solved, steps = self.exact.steps(turn.objective, turn.state, open_, turn.live, self.budget[turn.live])
+        budget = self.budget[turn.live]
+        solved, steps = self.exact.steps(turn.objective, turn.state, open_, turn.live, budget, gradient)
         turn.step[solved], turn.image_of_step[solved] = steps, self.space.image(steps)
         return open_[~torch.isin(open_, solved)]
 
@@ -152,7 +157,7 @@ class _Newton:
         turn.measure[open_] = torch.minimum(turn.measure[open_], part.gap)
         further = torch.nonzero(~(part.gap <= self._wanted(turn)[open_]))[:, 0]
         if not self.by_dual:
-            left = self._solve_exactly(turn, open_[further])
+            left = self._solve_exactly(turn, open_[further], gradient[further] if group == 1 else None)
             further = further[torch.isin(open_[further], left)]
         if len(further):
             rows, names = rows_of(further, group), open_[further]
