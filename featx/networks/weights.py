@@ -7,6 +7,7 @@ their name, and checked again, in full, on every load.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -144,7 +145,10 @@ def fetch_weights(url: str, progress: Progress | None = None, folder: Path | Non
             folder.mkdir(parents=True, exist_ok=True)
             _download(address, path, progress)
         except OSError as error:
-            raise DiskError(f"cannot write {path}: {error.strerror or error}") from error
+            raise DiskError(
+                f"cannot write {path}: {error.strerror or error}. Let TORCH_HOME name a folder that can be written, "
+                f"or the weights a file, with --weights FILE"
+            ) from error
     found = sha256_of_file(path)
     expected = record.read_text().strip() if record.exists() else _hash_in(name)
     if not found.startswith(expected):
@@ -153,7 +157,8 @@ def fetch_weights(url: str, progress: Progress | None = None, folder: Path | Non
             f"Delete it and run again to download it anew"
         )
     if not record.exists():
-        record.write_text(found + "\n")
+        with contextlib.suppress(OSError):  # a folder of weights may be mounted read-only
+            record.write_text(found + "\n")
     return path, found
 
 

@@ -16,7 +16,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from featx.errors import UsageError, WeightsMismatch, WeightsUnavailable
+from featx.errors import DiskError, UsageError, WeightsMismatch, WeightsUnavailable
 from featx.networks.backbones import load_network
 from featx.networks.construct import backbone_names, construct
 from featx.networks.mini import MINI_NAMES
@@ -99,6 +99,20 @@ def test_a_file_that_torch_itself_cached_is_checked_against_its_name(tmp_path):
     (tmp_path / "net-0123abcd.pth").write_bytes(b"planted")
     with pytest.raises(WeightsMismatch, match="expected 0123abcd"):
         fetch_weights("http://127.0.0.1:9/net-0123abcd.pth", None, tmp_path)
+
+
+def test_weights_in_a_folder_that_cannot_be_written_are_taken_as_they_are(tmp_path):
+    name = publish(tmp_path)
+    (tmp_path / f"{name}.sha256").symlink_to(tmp_path / "nowhere" / "record")  # root can write anywhere but there
+    path, digest = fetch_weights(f"http://127.0.0.1:9/{name}", folder=tmp_path)
+    assert path == tmp_path / name
+    assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_without_a_place_for_a_download_what_can_be_done_is_said(server, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(DiskError, match=r"cannot write .* Let TORCH_HOME name a folder .* with --weights FILE"):
+        fetch_weights(f"{server[0]}/{publish(server[1])}", folder=tmp_path / "file" / "cache")
 
 
 def test_no_such_file_on_the_server_says_what_to_do_without_a_network(server, tmp_path):
