@@ -43,19 +43,12 @@ class Extractor:
     def __init__(self, recipe: Recipe, progress: Progress | None = None) -> None:
         self.recipe = recipe
         self.specs = recipe.layer_specs()
-        loaded: LoadedNetwork = load_network(recipe.backbone.name, recipe.weights, progress)
-        self.weights_sha256 = loaded.sha256
         self._type = _COMPUTE_TYPE[recipe.precision]
-        network = loaded.tapped(recipe.layers)
-        network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
-        self._network: fx.GraphModule = network.eval()
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
-        may_pack = recipe.device.type == "cpu" and recipe.decode in ON_CPU and not recipe.plain
-        self.packed = may_pack and self._pack()
+        with _without_litter():  # traced networks point at themselves, and would keep what packing gives free
+            self._load(progress)
         self._decoder = None if recipe.decode in ON_CPU else DeviceDecoder(recipe.preprocess, recipe.device)
         self._free_decoders = threading.Semaphore(AT_ONCE)
-        del loaded, network
-        gc.collect()  # traced networks point at themselves, and would keep the weights that packing gives free
         self.gpu: GpuPipeline | None = None
         if recipe.device.type == "cuda" or recipe.decode not in ON_CPU:
             with self._on_the_gpu():
@@ -65,6 +58,16 @@ class Extractor:
                     side=recipe.preprocess.crop,
                     device=recipe.device,
                 )
+
+    def _load(self, progress: Progress | None) -> None:
+        recipe = self.recipe
+        loaded: LoadedNetwork = load_network(recipe.backbone.name, recipe.weights, progress)
+        self.weights_sha256 = loaded.sha256
+        network = loaded.tapped(recipe.layers)
+        network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
+        self._network: fx.GraphModule = network.eval()
+        may_pack = recipe.device.type == "cpu" and recipe.decode in ON_CPU and not recipe.plain
+        self.packed = may_pack and self._pack()
 
     def _pack(self) -> bool:
         side = self.recipe.preprocess.crop
@@ -224,6 +227,20 @@ class NormalisedPixels:
             held = torch.empty(height, row), torch.empty(count, height, row, dtype=self._dtype)
             self._own.held = held
         return held
+
+
+@contextlib.contextmanager
+def _without_litter() -> Iterator[None]:
+    """Free what was made inside and points at itself; what was there before, a million objects, is not looked at."""
+    alone = gc.get_freeze_count() == 0
+    if alone:
+        gc.freeze()
+    try:
+        yield
+        gc.collect()
+    finally:
+        if alone:
+            gc.unfreeze()
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
 """Turn a run's weights into what featx ships: float16 weights, a picture of the curves, and a model card.
 
-python ship.py RUN NET FOLDER EVALUATION.json
+python ship.py NET FOLDER EVALUATION.json RUN...
 
-EVALUATION.json is what `featx evaluate RUN DATA --split val --json` has printed. Writes FOLDER/NET.safetensors,
-FOLDER/NET.png and FOLDER/NET.md.
+The runs are the cycles of the training, each started from the one before; what ships are the last one's weights.
+EVALUATION.json is what `featx evaluate RUN DATA --split val --json` has printed for it. Writes FOLDER/NET.safetensors,
+.png and .md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import json
 import os
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -29,7 +32,7 @@ CARD = """# {net}
 - **Data**: Tiny ImageNet: {train:,} training images of {classes} classes, {val:,} validation images that took no
   part in the training.
 - **Recipe**: `pipelines/pretrain/run.sh`, that is
-  `{command}`
+{commands}
 - **Seed** {seed}; {versions}; on a CPU, {processes}.
 - **Accuracy** on the {images:,} validation images: **{accuracy:.1%}** top-1, {top5:.1%} top-5 (float32 weights, by
   `featx evaluate`). The epoch was chosen on the same images, as is usual for this data set: that flatters by tenths.
@@ -46,8 +49,9 @@ Curves: [{net}.png]({net}.png)
 """
 
 
-def main(run: Path, net: str, folder: Path, evaluation: Path) -> None:
-    state = load_file(run / "model.safetensors")
+def main(net: str, folder: Path, evaluation: Path, runs: list[Path]) -> None:
+    last = runs[-1]
+    state = load_file(last / "model.safetensors")
     kept = {
         name: tensor.to(torch.float16).contiguous()
         for name, tensor in state.items()
@@ -58,36 +62,51 @@ def main(run: Path, net: str, folder: Path, evaluation: Path) -> None:
     weights = folder / f"{net}.safetensors"
     save_file(kept, weights)
     weights.chmod(0o644)  # safetensors makes its files private
-    shutil.copy(run / "curves.png", folder / f"{net}.png")
-    report, metrics = json.loads((run / "report.json").read_text()), json.loads(evaluation.read_text())["metrics"]
-    config = json.loads((run / "config.json").read_text())
-    epochs = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    rows = [
-        [e["epoch"], f"{e['loss']:.3f}", f"{e['accuracy']:.1%}", f"{e['val_loss']:.3f}", f"{e['val_accuracy']:.1%}"]
-        for e in epochs
-    ]
-    plan = config["plan"]
-    asked = FinetuneConfig(**plan["request"])
+    shutil.copy(last / "curves.png", folder / f"{net}.png")
+    report, metrics = json.loads((last / "report.json").read_text()), json.loads(evaluation.read_text())["metrics"]
+    configs = [json.loads((run / "config.json").read_text()) for run in runs]
+    plan = configs[-1]["plan"]
     card = CARD.format(
         net=net,
         parameters=sum(tensor.numel() for name, tensor in kept.items() if "running" not in name),
-        side=config["preprocess"]["crop"],
+        side=configs[-1]["preprocess"]["crop"],
         megabytes=weights.stat().st_size / 1e6,
         train=report["train"],
         val=report["val"],
         classes=len(report["classes"]),
-        command=command_line("finetune", "DATA", asked),
-        seed=asked.seed,
+        commands="\n".join(f"  `{command}`" for command in commands(configs, runs)),
+        seed=plan["request"]["seed"],
         processes="in one process" if PROCESSES == 1 else f"in {PROCESSES} processes that share each step's images",
         versions=f"featx {plan['featx']}, torch {plan['torch']}, {plan['decoder']}",
         images=metrics["images"],
         accuracy=metrics["accuracy"],
         top5=metrics["top5"] or float("nan"),
-        curve="\n".join(table(["epoch", "loss", "accuracy", "val loss", "val accuracy"], rows)),
+        curve="\n".join(curve(runs)),
     )
     (folder / f"{net}.md").write_text(card)
     print(f"{weights}: {weights.stat().st_size / 1e6:.1f} MB")
 
 
+def commands(configs: list[dict[str, Any]], runs: list[Path]) -> list[str]:
+    """What was typed for each cycle, wherever the runs are now."""
+    asked = [FinetuneConfig(**config["plan"]["request"]) for config in configs]
+    starts = [asked[0].backbone, *(f"OUT/{run.name}" for run in runs[:-1])]
+    return [
+        command_line("finetune", "DATA", replace(one, backbone=start))
+        for one, start in zip(asked, starts, strict=True)
+    ]
+
+
+def curve(runs: list[Path]) -> list[str]:
+    """The epochs of all cycles as one table."""
+    rows = []
+    for cycle, run in enumerate(runs, 1):
+        for line in (run / "metrics.jsonl").read_text().splitlines():
+            e = json.loads(line)
+            shown = [e["epoch"], f"{e['loss']:.3f}", f"{e['accuracy']:.1%}"]
+            rows.append([cycle, *shown, f"{e['val_loss']:.3f}", f"{e['val_accuracy']:.1%}"])
+    return table(["cycle", "epoch", "loss", "accuracy", "val loss", "val accuracy"], rows)
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]), Path(sys.argv[4]))
+    main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]), [Path(word) for word in sys.argv[4:]])
