@@ -3,8 +3,8 @@
 python ship.py NET FOLDER EVALUATION.json RUN...
 
 The runs are the cycles of the training, each started from the one before; what ships are the last one's weights.
-EVALUATION.json is what `featx evaluate RUN DATA --split val --json` has printed for it. Writes FOLDER/NET.safetensors,
-.png and .md.
+EVALUATION.json is what `featx evaluate RUN DATA --split val --json` has printed for it. Writes NET.safetensors,
+NET.png and NET.md into FOLDER.
 """
 
 from __future__ import annotations

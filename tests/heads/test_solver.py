@@ -194,6 +194,18 @@ def test_the_optimum_is_scikit_learns_or_better_and_what_is_proven_is_true(
     assert (values <= best * (1 + 1e-4))[found.certified].all()
 
 
+@pytest.mark.parametrize("form", ["gram", "primal"])
+def test_a_softmax_is_as_near_its_optimum_as_decisions_on_unseen_images_need(form):
+    """Ten times nearer than the folds of a search."""
+    values, labels = clusters(per_class=30, width=80, seed=3)
+    values += np.random.default_rng(0).normal(0, 0.5, values.shape).astype(np.float32)
+    for c in 10 ** np.arange(-3, 1, 0.25):
+        found = solve("softmax", values, labels, c, form=form)
+        assert found.gaps <= 1.01e-5 * found.values  # true bounds: see the test above
+    ours = objective("softmax", values, labels, found.weights, found.bias, c)
+    assert ours <= scikit_learn("softmax", values, labels, c) * (1 + 1e-5)
+
+
 @pytest.mark.parametrize("kind", ["svm", "softmax"])
 def test_at_a_huge_c_what_cannot_be_proven_is_not_called_proven(kind):
     generator = np.random.default_rng(0)

@@ -217,17 +217,29 @@ class Solver:
         return self._state.points[: self.targets.groups * self.targets.group].clone()
 
     def solution(self, points: Tensor, c: float) -> Solution:
-        """The heads trained on all images, with their proof in float64 on the features themselves."""
+        """The heads trained on all images, with their proof in float64 on the features themselves.
+
+        A softmax is brought nearer to its optimum than the tolerance first: a gap of 1e-4 still decides 5 of 1,000
+        unseen images otherwise than the optimum does, 1e-5 none (measured); for an SVM 1e-4 decides none.
+        """
+        if self.targets.kind == "softmax":
+            points = self._finer(self._space, points, c)
         found = self._proven(self._space, points, c)
         space = None if found.certified.all() else self._in_float64()
         if space is not None:
             # Proven for products in float32, but not for the features themselves: all of it in float64.
-            before, self._state = self._state, self._zero()
-            self._state.points[: len(points)] = points
-            groups = torch.arange(self.targets.groups, device=self.blocks.device)
-            points = self._minimise(c, groups, space, 0.1 * self.tolerance).points
-            self._state = before
-            found = self._proven(space, points, c)
+            found = self._proven(space, self._finer(space, points, c), c)
+        return found
+
+    def _finer(self, space: Gram | Primal, points: Tensor, c: float) -> Tensor:
+        """The heads trained on all images, brought to a tenth of the tolerance; the state stays as it is."""
+        before, device = self._state, self.blocks.device
+        self._state = State.zero(self._space, len(points), self.targets.group, self.blocks.n, device)
+        self._state.points[:] = points
+        self._state.scores[:] = self._space.image(points)
+        groups = torch.arange(self.targets.groups, device=device)
+        found = self._minimise(c, groups, space, 0.1 * self.tolerance).points
+        self._state = before
         return found
 
     def _proven(self, space: Gram | Primal, points: Tensor, c: float) -> Solution:
