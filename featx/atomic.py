@@ -11,6 +11,8 @@ from pathlib import Path
 
 from featx.errors import DiskError, FileFormatError
 
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
 
 @contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
@@ -19,7 +21,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
-        raise DiskError(f"{path}: {error.strerror or error}{hint}") from error
+        # By its number: HDF5 puts a paragraph of its own into the text.
+        reason = os.strerror(error.errno) if error.errno else error
+        raise DiskError(f"{path}: {reason}{hint}") from error
 
 
 @contextlib.contextmanager
@@ -54,6 +58,14 @@ def refuse_special_file(path: Path) -> None:
         raise FileFormatError(f"{path}: {error.strerror or error}") from error
     if not stat.S_ISREG(mode):
         raise FileFormatError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a regular file begins as HDF5 files do."""
+    if not path.is_file():
+        return False
+    with disk_errors(path), path.open("rb") as file:
+        return file.read(len(_HDF5)) == _HDF5
 
 
 def flush_to_disk(path: Path) -> None:

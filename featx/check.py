@@ -18,12 +18,13 @@ from featx.images.decode import BadImage, decode, open_image, quiet_pillow
 from featx.images.feed import BlockReader, run_workers
 from featx.images.scan import NO_LABEL, Manifest, scan
 from featx.progress import SILENT, Reporter, format_bytes, format_duration, graceful_stop
-from featx.report import Report
+from featx.report import Report, printable
 
 if TYPE_CHECKING:
     from featx.activations import Extractor
 
 SHOWN = 5
+FEW_CLASSES = 12  # are named
 BLOCK = 16
 
 
@@ -82,6 +83,12 @@ class CheckReport(Report):
         if self.classes:
             sizes = sorted(self.classes.values())
             text.append(f"{len(self.classes)} classes of {sizes[0]:,} to {sizes[-1]:,} images")
+            if len(self.classes) <= FEW_CLASSES:
+                text[-1] += f": {', '.join(map(printable, self.classes))}"
+            alike = Counter(" ".join(name.split()).casefold() for name in self.classes)
+            twice = [printable(n) for n in self.classes if alike[" ".join(n.split()).casefold()] > 1]
+            if twice:
+                text.append(f"classes that differ in case or spaces only: {', '.join(map(repr, twice[:10]))}")
             if len(self.classes) == 1:
                 text.append("one class only: a head needs at least two")
         if self.unlabelled and self.classes:

@@ -306,7 +306,7 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" Try: {context.command_path} --help" if context else ""
-        status = complain(f"{error.format_message()}{hint}", error.exit_code)
+        status = complain(f"{error.format_message().rstrip('.')}{'.' if hint else ''}{hint}", error.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
         # Not sys.exit: threads may still be computing, and the interpreter must not be taken down under them.
         complain("interrupted", INTERRUPTED)

@@ -26,6 +26,8 @@ result into one line and the exit status.
 
 from __future__ import annotations
 
+import math
+
 
 class FeatxError(Exception):
     """Base of all errors featx raises on purpose; `exit_status` is what the command line returns."""
@@ -69,6 +71,20 @@ class NonFiniteRow(FileFormatError):
 
 class LabelError(UsageError):
     """The labels do not allow what was asked."""
+
+
+def bad_allowed(share: float, images: int) -> int:
+    """How many of so many images may be bad."""
+    return math.floor(share * images + 1e-9)  # 29 % of 100 is 28.999999999999996
+
+
+def allow_more(bad: int, images: int) -> str:
+    """The option that lets a run with so many bad images through.
+
+    >>> allow_more(3, 23)
+    '--max-bad 14%'
+    """
+    return f"--max-bad {math.ceil(100 * bad / images)}%"
 
 
 class WeightsUnavailable(FeatxError):

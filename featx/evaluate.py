@@ -20,7 +20,7 @@ from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import Run, is_run, read_run
 from featx.predict import digest_of, layer_for, run_outputs
-from featx.progress import SILENT, Reporter
+from featx.progress import ALREADY_THERE, SILENT, Reporter
 from featx.report import Report
 from featx.scores import KeptScores
 from featx.store.reader import Features, open_features
@@ -81,6 +81,7 @@ def evaluate_head(
     if output is not None:
         finished = _take_finished(Path(output), plan)
         if finished is not None:
+            reporter.note(ALREADY_THERE)
             return finished
     scores = None
     if isinstance(model, Run):

@@ -12,7 +12,7 @@ from featx.config import ExtractConfig
 from featx.errors import FileFormatError, UsageError
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import is_run, read_run
-from featx.progress import SILENT, Reporter, format_bytes, format_duration
+from featx.progress import ALREADY_THERE, SILENT, Reporter, format_bytes, format_duration
 from featx.report import Report
 from featx.shards import Shard, parse_shard
 from featx.store.reader import Failure, Features
@@ -63,7 +63,7 @@ class ExtractReport(Report):
                 f"bound by {self.bound_by} ({stages})"
             )
         else:
-            text.append("everything was there already; nothing to do")
+            text.append(ALREADY_THERE)
         if self.turned:
             turned = "turned as their EXIF says" if self.exif else "not turned (--exif turns them)"
             text.append(f"{self.turned:,} images have an EXIF orientation; {turned}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 import threading
@@ -13,7 +12,7 @@ from typing import Any
 
 from featx.activations import Extractor, hardware, usable_cores, versions
 from featx.config import ExtractConfig
-from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError
+from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError, allow_more, bad_allowed
 from featx.extract import ExtractReport, identity, report_on
 from featx.images.scan import Manifest
 from featx.networks.pooling import parse_pooling
@@ -327,7 +326,7 @@ class Extraction:
             self._stop_if_too_many_bad(writer, stop)
 
     def _allowed(self) -> int:
-        return math.floor(self.config.max_bad * len(self.manifest))
+        return bad_allowed(self.config.max_bad, len(self.manifest))
 
     def _stop_if_too_many_bad(self, writer: FeatureWriter, stop: Stop) -> None:
         if self.group is not None:
@@ -345,7 +344,7 @@ class Extraction:
             raise TooManyBadImages(
                 f"{bad} of {len(self.manifest)} images are bad, --max-bad {self.config.max_bad:g} allows "
                 f"{self._allowed()}: {examples}. What is done is kept in {partial}: mend the images and run again "
-                f"with --retry-failed, or allow more with --max-bad 5%"
+                f"with --retry-failed, or allow more with {allow_more(bad, len(self.manifest))}"
             )
 
     def _report(self, computed: int, seconds: float, stages: Stages | None) -> ExtractReport:

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +17,20 @@ from featx.errors import FileFormatError, Interrupted, PlanMismatch
 from featx.heads.metrics import Metrics, metric_lines
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import DESCRIPTION, read_run
-from featx.progress import SILENT, Reporter, format_duration
+from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, table
 from featx.store.schema import differences
 
-REPORT = "report.json"
+REPORT, LOCK = "report.json", ".lock"
 
 
 @dataclass(frozen=True)
 class LayerChange(Report):
-    """How a layer was trained, and how far its weights have come: |w - start| / |start|."""
+    """How a layer was trained, and how far its weights have come: |w - start| / |start|.
+
+    Attributes:
+        rate: of its weights; of its biases where these alone were trained.
+    """
 
     layer: str
     parameters: int
@@ -74,7 +79,13 @@ class FinetuneReport(Report):
             text.append(f"before: {self.start:.1%} of the validation images with a head on the frozen features")
         if self.metrics:
             text += metric_lines(self.metrics)
-        text.append(f"use it: featx extract NEW_IMAGES -b {self.output}; featx predict {self.output} NEW_IMAGES")
+        if self.start is not None and self.metrics and self.metrics.accuracy < self.start:
+            text.append(
+                "note: the head on the frozen features was better: try lower rates, fewer layers or more images, or "
+                "take that head (featx extract and featx fit-softmax)"
+            )
+        run = shlex.quote(str(self.output))
+        text.append(f"use it: featx extract IMAGES -b {run} -o new.h5; featx predict {run} IMAGES -o new.csv")
         return text
 
 
@@ -104,6 +115,7 @@ def finetune_network(
     manifest = scan(source, follow_links=config.follow_links)
     finished = _take_finished(folder, manifest, config)
     if finished is not None:
+        reporter.note(ALREADY_THERE)
         return finished
     from featx.device import choose_device
     from featx.finetuning import FineTuning
@@ -125,9 +137,10 @@ def _only_writer(folder: Path, *, first: bool) -> Iterator[None]:
     if not first:
         yield
         return
+    made = not folder.exists()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -135,6 +148,10 @@ def _only_writer(folder: Path, *, first: bool) -> Iterator[None]:
             raise Interrupted(f"{folder} is being written by another featx; wait for it, or choose another") from None
         yield
     finally:
+        if made and os.listdir(folder) == [LOCK]:  # refused before anything was kept
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()
         os.close(descriptor)
 
 

@@ -20,7 +20,7 @@ from featx.activations import versions
 from featx.atomic import disk_errors, replacing
 from featx.config import ExtractConfig, FinetuneConfig
 from featx.device import free_memory, keep_freed_memory, strict_precision
-from featx.errors import Interrupted, PlanMismatch, TooManyBadImages, UsageError
+from featx.errors import Interrupted, PlanMismatch, TooManyBadImages, UsageError, allow_more, bad_allowed
 from featx.extract import extract_features
 from featx.figures.curves import draw_curves
 from featx.finetune import REPORT, FinetuneReport, LayerChange
@@ -270,12 +270,12 @@ class FineTuning:
 
     def _refuse_too_many_bad(self, bad: dict[int, str]) -> None:
         count = len(self.task.train) + len(self.task.val)
-        allowed = int(self.config.max_bad * count)
+        allowed = bad_allowed(self.config.max_bad, count)
         if len(bad) > allowed:
             row = min(bad)
             raise TooManyBadImages(
                 f"{len(bad)} of {count} images are bad, --max-bad {self.config.max_bad:g} allows {allowed}: "
-                f"{self.manifest.name(row)}: {bad[row]}. Allow more with --max-bad 5%"
+                f"{self.manifest.name(row)}: {bad[row]}. Allow more with {allow_more(len(bad), count)}"
             )
 
     # --- what is kept
@@ -363,5 +363,6 @@ def _changes(rates: list[Rate], start: dict[str, Tensor], state: dict[str, Tenso
         moved = sum(float((state[r.parameter].double() - start[r.parameter].double()).square().sum()) for r in own)
         length = sum(float(start[r.parameter].double().square().sum()) for r in own)
         share = (moved / length) ** 0.5 if length else 0.0
-        found.append(LayerChange(layer, sum(r.values for r in own), max(r.rate for r in own), share))
+        leading = max(own, key=lambda rate: (rate.rate > 0, rate.values))
+        found.append(LayerChange(layer, sum(r.values for r in own), leading.rate, share))
     return found

@@ -19,7 +19,7 @@ from featx.heads.linear import LinearHead, recipe_of
 from featx.heads.metrics import GridPoint, LabelMetrics, Metrics, metric_lines
 from featx.heads.split import Rows, split_by_name, split_by_share, split_per_class
 from featx.options import Config
-from featx.progress import SILENT, Reporter, format_duration
+from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
 from featx.store.schema import differences
@@ -138,7 +138,9 @@ def _fit(
     layer = features.only_layer(config.layer)
     plan = plan_of(config, kind=kind, features=features.digest, layer=layer)
     if output is not None and Path(output).exists():
-        return _take_finished(Path(output), plan)
+        finished = _take_finished(Path(output), plan)
+        reporter.note(ALREADY_THERE)
+        return finished
     from featx.device import choose_device, free_memory
     from featx.heads.search import fit_heads
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import tempfile
 import time
@@ -15,14 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from featx import __version__
+from featx.atomic import is_hdf5
 from featx.config import PredictConfig
-from featx.errors import FeaturesMismatch, TooManyBadImages, UsageError, WeightsMismatch
+from featx.errors import FeaturesMismatch, TooManyBadImages, UsageError, WeightsMismatch, allow_more, bad_allowed
 from featx.heads.linear import LinearHead, recipe_of
 from featx.images.preprocess import Preprocess
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import Run, is_run, read_run
 from featx.predictions import refuse_to_destroy, sha256_of, take_finished, write_record, write_table
-from featx.progress import SILENT, Reporter, format_duration
+from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, printable
 from featx.scores import KeptScores, Scored
 from featx.store.reader import Features, open_features
@@ -30,8 +30,6 @@ from featx.store.schema import DONE
 
 if TYPE_CHECKING:
     pass
-
-HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def predict_images(
     config, table, started = config or PredictConfig(), Path(output), time.perf_counter()
     refuse_to_destroy(table)
     model = read_run(head) if is_run(str(head)) else LinearHead.load(head)
-    given = open_features(source) if _is_hdf5(Path(source)) else scan(source, follow_links=config.follow_links)
+    given = open_features(source) if is_hdf5(Path(source)) else scan(source, follow_links=config.follow_links)
     digest = digest_of(head, model)
     plan = {
         "head": digest,
@@ -95,6 +93,7 @@ def predict_images(
     }
     finished = take_finished(table, plan)
     if finished is not None:
+        reporter.note(ALREADY_THERE)
         return PredictReport(head=Path(head), output=table, seconds=0.0, **finished)
     scores = KeptScores(table, digest, config, reporter)
     if isinstance(model, Run):
@@ -130,13 +129,6 @@ def digest_of(head: str | os.PathLike[str], model: Run | LinearHead) -> str:
         return sha256_of(Path(head))
     model.refuse_unfinished()
     return sha256_of(model.weights)
-
-
-def _is_hdf5(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(len(HDF5_SIGNATURE)) == HDF5_SIGNATURE
 
 
 def layer_for(head: LinearHead, features: Features) -> str:
@@ -233,10 +225,10 @@ def run_outputs(
 
 
 def _refuse_too_many_bad(errors: dict[int, str], paths: list[str], max_bad: float) -> None:
-    allowed = math.floor(max_bad * len(paths))
+    allowed = bad_allowed(max_bad, len(paths))
     if len(errors) > allowed:
         row = min(errors)
         raise TooManyBadImages(
             f"{len(errors)} of {len(paths)} images are bad, --max-bad {max_bad:g} allows {allowed}: "
-            f"{printable(paths[row])}: {errors[row]}. Allow more with --max-bad 5%"
+            f"{printable(paths[row])}: {errors[row]}. Allow more with {allow_more(len(errors), len(paths))}"
         )

@@ -35,7 +35,7 @@ from featx.heads.linear import LinearHead
 from featx.heads.metrics import measure
 from featx.heads.split import Rows, split_per_class
 from featx.probe_journal import JOURNAL, Journal, Outcome, refuse_other_probe
-from featx.progress import SILENT, Reporter, format_duration
+from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, printable, table
 from featx.store.reader import Features, open_features
 
@@ -146,7 +146,9 @@ def probe_layers(
     labels = labels_among(classes, features.classes, features.labels, multilabel=False).astype(np.int32)
     plan = plan_of(config, features=features.digest, layers=layers)
     if folder is not None and (folder / REPORT).exists():
-        return _take_finished(folder, plan)
+        finished = _take_finished(folder, plan)
+        reporter.note(ALREADY_THERE)
+        return finished
     splits = [
         split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, most=config.test_per_class)
         for repeat in range(config.repeats)

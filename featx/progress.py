@@ -36,6 +36,7 @@ class Reporter:
         """`done` of `total` bytes are here; total is 0 if unknown."""
 
 
+ALREADY_THERE = "everything was there already; nothing to do"
 SILENT = Reporter()
 
 

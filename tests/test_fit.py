@@ -173,6 +173,15 @@ def test_an_unknown_layer_and_a_file_in_the_way_are_refused(tmp_path):
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
 
 
+def test_files_of_another_kind_are_named_for_what_they_are(tmp_path):
+    (tmp_path / "f.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(FileFormatError, match=r"f\.h5 is a features file and no head; the head comes first"):
+        LinearHead.load(tmp_path / "f.h5")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(FileFormatError, match=r"photos is a folder; featx extract .*photos -o NAME\.h5 makes a file"):
+        fit_svm(tmp_path / "photos")
+
+
 def test_evaluate_measures_on_the_rows_and_classes_the_head_knows(tmp_path):
     values, labels = clusters(seed=0)
     path = write_features(tmp_path / "f.h5", values, labels, CLASSES)

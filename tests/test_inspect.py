@@ -88,6 +88,17 @@ def test_check_reads_zips_and_says_when_there_is_one_class_only(tmp_path):
     assert (report.kind, report.images, report.duplicates) == ("zip", 2, [["cats/a.png", "cats/b/b.png"]])
 
 
+def test_check_names_a_few_classes_and_those_that_look_like_a_mistake(tmp_path):
+    lines = ["path,label"]
+    for index, label in enumerate(["cat", "Cat", " cat", "dog"]):
+        write_photo(tmp_path / f"{index}.jpg", index)
+        lines.append(f"{index}.jpg,{label}")
+    (tmp_path / "s.csv").write_text("\n".join(lines) + "\n")
+    text = str(check_source(tmp_path / "s.csv"))
+    assert "4 classes of 1 to 1 images:  cat, Cat, cat, dog" in text
+    assert "classes that differ in case or spaces only: ' cat', 'Cat', 'cat'" in text
+
+
 def test_estimates_grow_with_the_layers(tmp_path, featx):
     write_photo(tmp_path / "s/a/1.jpg", 1)
     small = featx("check", tmp_path / "s", "-l", "fc8", "--json").json

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
-from featx.atomic import refuse_special_file, replacing
+from featx.atomic import is_hdf5, refuse_special_file, replacing
 from featx.config import ExtractConfig
 from featx.errors import DiskError, FeaturesMismatch, FileFormatError, UsageError
 from featx.heads.calibrate import Calibration
@@ -160,6 +160,8 @@ class LinearHead:
             FileFormatError: not there, or not a head.
         """
         refuse_special_file(Path(path))
+        if is_hdf5(Path(path)):
+            raise FileFormatError(f"{path} is a features file and no head; the head comes first: HEAD {path}")
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}

@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from featx.atomic import is_hdf5
 from featx.errors import SourceError
 from featx.report import printable
 
@@ -108,6 +109,8 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
         raise SourceError(f"{path} is neither a folder nor a file")
     if path.suffix.lower() == ".csv":
         return _scan_csv(path)
+    if is_hdf5(path):
+        raise SourceError(f"{path} is a features file; give the images it was made from")
     if zipfile.is_zipfile(path):
         return _scan_zip(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
@@ -286,10 +289,16 @@ def _plausible_path(line: bytes) -> bool:
 def _scan_csv(path: Path) -> Manifest:
     text = path.read_bytes().decode("utf-8-sig", errors="surrogateescape")
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    records: list[tuple[int, dict[str, str]]] = []
+    ended = 0  # line of the end of the last record that could be read
     try:
-        columns, records = list(reader.fieldnames or []), [(reader.line_num, record) for record in reader]
+        columns = list(reader.fieldnames or [])
+        ended = reader.line_num
+        for record in reader:
+            records.append((reader.line_num, record))
+            ended = reader.line_num
     except csv.Error as error:
-        raise SourceError(f"{path}, line {reader.line_num}: not CSV: {error}") from error
+        raise SourceError(f"{path}, line {ended + 1}: not CSV: {error}") from error
     if "path" not in columns or "label" not in columns:
         raise SourceError(
             f"{path}, line 1: the columns are {', '.join(columns) or 'none'}; needed are path,label and "
@@ -305,6 +314,8 @@ def _scan_csv(path: Path) -> Manifest:
             raise SourceError(f"{path}, line {number}: needs a path and at most {len(columns)} columns")
         if "\0" in (record["label"] or "") + (record.get("split") or ""):
             raise SourceError(f"{path}, line {number}: a label or split holds a zero byte")
+        if any("\udc80" <= letter <= "\udcff" for letter in (record["label"] or "") + (record.get("split") or "")):
+            raise SourceError(f"{path}, line {number}: the label or split is not UTF-8; save the file as UTF-8")
         lines.append((number, os.fsencode(record["path"])))
         labels.append(record["label"] or None)
         splits.append(record.get("split") or None)

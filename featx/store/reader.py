@@ -66,6 +66,8 @@ class Features(Mapping[str, npt.NDArray[Any]]):
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.is_dir():
+            raise FileFormatError(f"{path} is a folder; featx extract {path} -o NAME.h5 makes a file of features")
         refuse_special_file(path)
         try:
             with h5py.File(path, "r", locking=False) as file:

@@ -131,6 +131,12 @@ def test_a_source_that_is_none_is_refused(tmp_path, what):
         scan(source)
 
 
+def test_a_features_file_is_not_taken_for_a_list(tmp_path):
+    (tmp_path / "f.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    with pytest.raises(SourceError, match=r"f\.h5 is a features file; give the images it was made from"):
+        scan(tmp_path / "f.h5")
+
+
 def test_the_digest_sees_every_change_of_paths_labels_and_order(tmp_path):
     digests = set()
     for text in (
@@ -183,7 +189,10 @@ def test_dots_after_a_link_are_left_to_the_operating_system(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b'path,label\n"a.jpg,x\nb.jpg,y\n', "not CSV"),
+        (b'path,label\n"a.jpg,x\nb.jpg,y\n', "line 2: not CSV"),
+        (b'path,label\n"a\nb.jpg",x\nc.jpg,x\n"d.jpg,y\ne.jpg,y\n', "line 5: not CSV"),
+        (b"path,label\na.jpg,x\nb.jpg,gr\xfcn\n", "line 3: the label or split is not UTF-8; save the file as UTF-8"),
+        (b"path,label,split\na.jpg,x,tr\xfcin\n", "line 2: the label or split is not UTF-8"),
         (b"path,label\na\0.jpg,x\n", "zero byte"),
         (b"path,label\na.jpg,x\0\n", "zero byte"),
         (b"path,label,path\na.jpg,x,b.jpg\n", "a column stands there twice"),

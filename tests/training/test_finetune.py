@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -443,6 +443,27 @@ def test_sources_without_two_classes_and_rates_without_layers_are_refused(tmp_pa
             FinetuneConfig(backbone="squeezenet1_1", weights="random:0", lr="*=1e-3", device="cpu"),
         )  # fmt: skip
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_what_is_refused_at_once_leaves_no_folder_but_a_users_own(tmp_path, colours, weights):
+    (tmp_path / "mine").mkdir()
+    for run in (tmp_path / "run", tmp_path / "mine"):
+        with pytest.raises(UsageError):
+            finetune_network(colours, run, options(weights, lr="fc9=1"))
+    assert not (tmp_path / "run").exists()
+    assert (tmp_path / "mine").exists()
+
+
+def test_a_report_gives_the_rate_of_the_weights_and_says_when_the_start_was_better(tmp_path, colours, weights):
+    run = tmp_path / "a run"
+    config = options(weights, lr="*=0, fc7.bias=0.5, fc8=0.001, fc8.bias=x2", epochs=1, init_head="softmax", val=0.25)
+    report = finetune_network(colours, run, config)
+    rates = {row.layer: row.rate for row in report.layers}
+    assert (rates["fc7"], rates["fc8"]) == (0.5, 0.001)
+    worse = replace(report, start=report.metrics.accuracy + 0.01)
+    assert "the head on the frozen features was better" in str(worse)
+    assert "the head on the frozen features was better" not in str(replace(worse, start=report.metrics.accuracy))
+    assert f"featx extract IMAGES -b '{run}' -o new.h5; featx predict '{run}' IMAGES -o new.csv" in str(report)
 
 
 def test_a_class_with_one_image_is_trained_on_and_not_validated(tmp_path, colours, weights):
