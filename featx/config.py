@@ -371,4 +371,5 @@ class EvaluateConfig(Config):
     device: str = _device()
     batch_size: int | None = _batch_size()
     follow_links: bool = _follow_links()
+    max_bad: float = _max_bad()
     workers: int | None = _workers()

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from featx import __version__
-from featx.atomic import disk_errors, refuse_special_file, replacing
+from featx.atomic import disk_errors, is_hdf5, refuse_special_file, replacing
 from featx.config import EvaluateConfig, PredictConfig
-from featx.errors import LabelError, PlanMismatch, UsageError
+from featx.errors import LabelError, PlanMismatch, TooManyBadImages, UsageError
 from featx.heads.labels import labels_among
 from featx.heads.linear import LinearHead
 from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import Run, is_run, read_run
-from featx.predict import digest_of, layer_for, run_outputs
+from featx.predict import digest_of, layer_for, refuse_too_many_bad, run_outputs
 from featx.progress import ALREADY_THERE, SILENT, Reporter
 from featx.report import Report
 from featx.scores import KeptScores
@@ -69,25 +69,29 @@ def evaluate_head(
         FeaturesMismatch: the file holds other features than the head takes.
         LabelError: no labelled image of a class the head knows.
         PlanMismatch: the output is there and is the report of another evaluation.
+        TooManyBadImages: more images failed than `config.max_bad` allows.
         Interrupted: a signal came.
     """
     config, model = config or EvaluateConfig(), read_run(head) if is_run(str(head)) else LinearHead.load(head)
     given = scan(features, follow_links=config.follow_links) if isinstance(model, Run) else open_features(features)
     digest = digest_of(head, model)
-    plan = {
-        "head": digest, "images": given.digest, "split": config.split, "batch_size": config.batch_size,
-        "featx": __version__,
-    }  # fmt: skip
+    plan: dict[str, Any] = {"head": digest, "images": given.digest, "split": config.split, "featx": __version__}
+    asked = PredictConfig(
+        device=config.device, batch_size=config.batch_size, workers=config.workers, max_bad=config.max_bad
+    )
+    scores = None
+    if isinstance(given, Manifest):
+        plan |= {"files": given.state(), "batch_size": config.batch_size}
+        scores = None if output is None else KeptScores(Path(output), digest, asked, reporter)
     if output is not None:
         finished = _take_finished(Path(output), plan)
         if finished is not None:
+            if scores is not None:
+                scores.discard()  # left there if the run was killed at its very end
             reporter.note(ALREADY_THERE)
             return finished
-    scores = None
     if isinstance(model, Run):
         assert isinstance(given, Manifest)
-        asked = PredictConfig(device=config.device, batch_size=config.batch_size, workers=config.workers)
-        scores = None if output is None else KeptScores(Path(output), digest, asked, reporter)
         report = _evaluate_run(model, given, config.split, asked, reporter, scores)
     else:
         assert isinstance(given, Features)
@@ -112,7 +116,7 @@ def _take_finished(output: Path, plan: dict[str, Any]) -> EvaluateReport | None:
         if not os.path.lexists(output):
             return None
         refuse_special_file(output)
-        text = output.read_bytes()
+        text = b"" if is_hdf5(output) else output.read_bytes()
     try:
         found = json.loads(text)
         stored, report = dict(found["plan"]), dict(found["report"])
@@ -176,8 +180,11 @@ def _evaluate_run(
     rows = np.flatnonzero(wanted & (labels >= 0))
     if not len(rows):
         raise LabelError(f"{source} has no image of the classes of {run.folder} ({', '.join(run.classes[:5])}, ...)")
-    _, outputs, errors = run_outputs(run, manifest.part(rows.tolist()), config, reporter, scores)
+    paths, outputs, errors = run_outputs(run, manifest.part(rows.tolist()), config, reporter, scores)
+    refuse_too_many_bad(errors, paths, config.max_bad)
     good = np.array([row not in errors for row in range(len(rows))])
+    if not good.any():
+        raise TooManyBadImages(f"none of the {len(rows)} images of {source} could be read: {errors[min(errors)]}")
     return EvaluateReport(
         head=run.folder,
         features=source,

@@ -1,18 +1,25 @@
 """Spare our commands the loading of torch.compile, which takes as long as the rest of PyTorch and is not used here.
 
-PyTorch and torchvision (2.11 to 2.14, 0.26 to 0.29) load `torch._dynamo` and SymPy, 1.2 of the 3.2 seconds in which a
-command starts, to mark functions as not to be compiled and for one question that only RoI align asks.
+PyTorch and torchvision (2.11 to 2.14, 0.26 to 0.29) load `torch._dynamo` with all it needs, a second of the three in
+which a command starts, to mark functions as not to be compiled and for one question that only RoI align asks.
+(Training still loads it: the optimisers, and process groups, ask for more.)
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
 _COMPILER = "torch._dynamo"
+_UTILITIES = f"{_COMPILER}.utils"
+_lock = threading.RLock()
 
 
 def spare_the_compiler() -> None:
@@ -22,11 +29,16 @@ def spare_the_compiler() -> None:
     """
     if "torch" not in sys.modules:
         sys.modules[_COMPILER] = _Compiler(_COMPILER)
-        sys.modules[f"{_COMPILER}.utils"] = _Utilities(f"{_COMPILER}.utils")
+        sys.modules[_UTILITIES] = _Utilities(_UTILITIES)
+        sys.meta_path.insert(0, _Loaded())
 
 
 class _StandIn(ModuleType):
     """Takes the place of a module until anything is asked of it that it does not have."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None, is_package=name == _COMPILER)
 
     def __getattr__(self, name: str) -> Any:
         # The import system asks modules for the like of __file__, and a package for __path__ to load a part of it.
@@ -36,18 +48,45 @@ class _StandIn(ModuleType):
 
     def loaded(self) -> ModuleType:
         """The module itself."""
-        for name in (_COMPILER, f"{_COMPILER}.utils"):
-            if isinstance(sys.modules.get(name), _StandIn):
-                del sys.modules[name]
-        return importlib.import_module(self.__name__)
+        with _lock:
+            for name in (_COMPILER, _UTILITIES):
+                if isinstance(sys.modules.get(name), _StandIn):
+                    del sys.modules[name]
+            return importlib.import_module(self.__name__)
 
 
 class _Compiler(_StandIn):
-    def disable(self, function: Callable[..., Any], recursive: bool = True, **_: Any) -> Callable[..., Any]:
-        """Nothing is compiled."""
-        return function
+    def disable(self, fn: Callable[..., Any] | None = None, recursive: bool = True, **_: Any) -> Callable[..., Any]:
+        """Nothing is compiled; as a decorator with or without arguments."""
+        return (lambda function: function) if fn is None else fn
 
 
 class _Utilities(_StandIn):
     def is_compile_supported(self, device_type: str) -> bool:
         return bool(self.loaded().is_compile_supported(device_type))
+
+
+class _Loaded(MetaPathFinder):
+    """Gives parts of the package that are there already.
+
+    To import a part of a stand-in, Python asks it for its __path__, which loads the package and perhaps that part.
+    Then it goes on to look for the part: it must not be run a second time.
+    """
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: Any = None) -> ModuleSpec | None:
+        if not fullname.startswith(f"{_COMPILER}.") or fullname not in sys.modules:
+            return None
+        found = sys.modules[fullname]
+        return None if isinstance(found, _StandIn) else ModuleSpec(fullname, _Given(found))
+
+
+class _Given(Loader):
+    def __init__(self, module: ModuleType) -> None:
+        self._module, self._spec = module, module.__spec__
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self._module
+
+    def exec_module(self, module: ModuleType) -> None:
+        with contextlib.suppress(AttributeError):  # PyTorch's modules of settings refuse new names
+            module.__spec__ = self._spec

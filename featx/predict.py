@@ -88,14 +88,15 @@ def predict_images(
     plan = {
         "head": digest,
         "images": given.digest,
+        "files": "" if isinstance(given, Features) else given.state(),
         "request": {name: value for name, value in config.recorded().items() if name not in ("device", "weights")},
         "featx": __version__,
     }
-    finished = take_finished(table, plan)
+    finished, scores = take_finished(table, plan), KeptScores(table, digest, config, reporter)
     if finished is not None:
+        scores.discard()  # left there if the run was killed at its very end
         reporter.note(ALREADY_THERE)
         return PredictReport(head=Path(head), output=table, seconds=0.0, **finished)
-    scores = KeptScores(table, digest, config, reporter)
     if isinstance(model, Run):
         if isinstance(given, Features):
             raise UsageError(
@@ -110,7 +111,7 @@ def predict_images(
         else:
             paths, outputs, errors = _from_images(model, given, config, reporter, scores)
         classes, names = model.classes, model.chosen(outputs.astype(np.float64))
-    _refuse_too_many_bad(errors, paths, config.max_bad)
+    refuse_too_many_bad(errors, paths, config.max_bad)
     chosen = [None if row in errors else name for row, name in enumerate(names)]
     write_table(table, classes, paths, chosen, outputs, errors)
     counts: dict[str, Any] = {
@@ -224,7 +225,8 @@ def run_outputs(
         return passing.of_images(manifest, extractor, outputs_of, len(run.classes))
 
 
-def _refuse_too_many_bad(errors: dict[int, str], paths: list[str], max_bad: float) -> None:
+def refuse_too_many_bad(errors: dict[int, str], paths: list[str], max_bad: float) -> None:
+    """Raise TooManyBadImages, naming the first, if more failed than that share allows."""
     allowed = bad_allowed(max_bad, len(paths))
     if len(errors) > allowed:
         row = min(errors)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -48,16 +49,18 @@ class KeptScores:
             PlanMismatch: what is there belongs to other images, another head or network.
             Interrupted: a signal came; the same command goes on.
         """
-        from featx.activations import hardware, versions
+        from featx.activations import versions
         from featx.store.writer import FeatureWriter
         from featx.streaming import stream_features
 
         layer = LayerSpec("scores", "head", "none", "none", (classes,), "float32")
+        # Names and labels alone do not tell two folders apart. What may differ from run to run is left out.
+        source = os.path.abspath(manifest.source)
+        images = hashlib.sha256(f"{manifest.digest} {source}".encode(errors="surrogateescape")).hexdigest()
         provenance = {
-            **extractor.recipe.describe(extractor.weights_sha256), "head": self._head, "images": manifest.digest,
+            **extractor.recipe.describe(extractor.weights_sha256), "head": self._head, "images": images,
             "count": len(manifest), "layers": {"scores": {"node": "head", "relu": "none"}}, "versions": versions(),
-            "request": {}, "command": "featx predict", "hardware": hardware(extractor),
-            "source": {"path": os.path.abspath(manifest.source), "kind": manifest.kind},
+            "request": {}, "command": "featx predict", "hardware": "", "source": {"path": "", "kind": manifest.kind},
         }  # fmt: skip
         none = [-1] * len(manifest)
         plan = FilePlan(manifest.paths, none, (), none, (), [layer], json.loads(json.dumps(provenance)))

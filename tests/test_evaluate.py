@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from conftest import write_photo
 from stopping import stop_half_way
 
 from featx.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
-from featx.errors import PlanMismatch, UsageError
+from featx.errors import PlanMismatch, TooManyBadImages, UsageError
 from featx.evaluate import evaluate_head
 from featx.extract import extract_features
 from featx.finetune import finetune_network
@@ -23,7 +24,7 @@ from featx.predict import predict_images
 from featx.store.reader import open_features
 from featx.store.schema import DONE
 
-OPTIONS = EvaluateConfig(device="cpu", batch_size=2)
+OPTIONS = EvaluateConfig(device="cpu", batch_size=2, max_bad=0.1)
 WITHOUT_TORCH = (
     "import sys; from featx.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
 )
@@ -46,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(folder: Path, report: Path) -> list[str]:
     return ["evaluate", str(folder / "run"), str(folder / "photos"), "--device", "cpu", "--batch-size", "2",
-            "--workers", "1", "-o", str(report)]  # fmt: skip
+            "--workers", "1", "--max-bad", "10%", "-o", str(report)]  # fmt: skip
 
 
 def test_a_kept_report_is_that_of_the_predictions_and_torch_is_not_loaded_again(trained, tmp_path):
@@ -84,6 +85,10 @@ def test_other_reports_and_other_files_are_refused_and_stay(trained, tmp_path):
         evaluate_head(trained / "run", trained / "photos" / "dark", OPTIONS, output=kept)
     with pytest.raises(PlanMismatch, match="batch_size: 2 in the file, 4 asked for"):
         evaluate_head(trained / "run", trained / "photos", EvaluateConfig(batch_size=4), output=kept)
+    others = tmp_path / "photos"  # of the same names
+    shutil.copytree(trained / "photos", others, copy_function=shutil.copy)
+    with pytest.raises(PlanMismatch, match="files: "):
+        evaluate_head(trained / "run", others, OPTIONS, output=kept)
     assert kept.read_bytes() == content
     for other in (b"[1", b"{}", b'{"plan": {}, "report": {"metrics": 3}, "format": "featx evaluation"}', b"\xff"):
         kept.write_bytes(other)
@@ -98,6 +103,24 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(trained, tmp_path, ho
     kept, half = tmp_path / "report.json", tmp_path / "report.json.scores.partial"
     stop_half_way(command(trained, kept), half, [kept], how)
     assert 4 <= (open_features(half, partial=True).status == DONE).sum() < 60
+    others = tmp_path / "photos"  # of the same names
+    shutil.copytree(trained / "photos", others)
+    with pytest.raises(PlanMismatch, match="was begun for another list of images"):
+        evaluate_head(trained / "run", others, OPTIONS, output=kept)
     evaluate_head(trained / "run", trained / "photos", OPTIONS, output=kept)
     assert kept.read_bytes() == (tmp_path / "undisturbed.json").read_bytes()
     assert not half.exists()
+    half.touch()  # as if killed between the report and the end
+    evaluate_head(trained / "run", trained / "photos", OPTIONS, output=kept)
+    assert not half.exists()
+
+
+def test_images_that_cannot_be_read_are_no_accuracy(trained, tmp_path):
+    with pytest.raises(TooManyBadImages, match="1 of 60 images are bad"):
+        evaluate_head(trained / "run", trained / "photos", EvaluateConfig(), output=tmp_path / "r.json")
+    for name in ("dark", "bright"):
+        (tmp_path / "bad" / name).mkdir(parents=True)
+        (tmp_path / "bad" / name / "1.jpg").write_bytes(b"broken")
+    with pytest.raises(TooManyBadImages, match=r"none of the 2 images of .*bad could be read"):
+        evaluate_head(trained / "run", tmp_path / "bad", EvaluateConfig(max_bad=1.0), output=tmp_path / "b.json")
+    assert not list(tmp_path.glob("?.json"))

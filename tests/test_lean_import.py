@@ -59,13 +59,43 @@ print([asked(device) == is_compile_supported(device) for device in ("cpu", "cuda
     assert run(program) == "[True, True, True] False"
 
 
-def test_a_part_that_is_imported_by_name_is_the_real_one():
+def test_a_part_that_is_imported_by_name_is_the_one_that_is_used():
     program = f"""{PREPARE}
-from torch._dynamo.eval_frame import OptimizedModule
-from torch._dynamo import config
-print(OptimizedModule.__module__, type(config).__name__ != "_StandIn", sys.modules["torch._dynamo"].__file__ is not None)
+import torch._dynamo.config as settings
+settings.suppress_errors = True
+import torch._dynamo.exc as errors
+import torch._dynamo as whole
+print(whole.convert_frame.config is settings, whole.config is settings, whole.convert_frame.exc is errors)
+print(errors.__spec__.origin == errors.__file__)
 """
-    assert run(program) == "torch._dynamo.eval_frame True True"
+    assert run(program).splitlines() == ["True True True", "True"]
+
+
+def test_functions_are_marked_by_decorators_of_every_form():
+    program = f"""{PREPARE}
+@torch.compiler.disable(recursive=False)
+def one(): return 1
+@torch.compiler.disable
+def two(): return 2
+print(one(), two(), sys.modules["torch._dynamo"].disable(fn=two)())
+import importlib.util
+print(importlib.util.find_spec("torch._dynamo") is not None)
+"""
+    assert run(program).splitlines() == ["1 2 2", "True"]
+
+
+def test_many_threads_may_be_the_first_to_ask():
+    program = f"""{PREPARE}
+import threading
+sys.setswitchinterval(1e-6)
+found = []
+stand_in = sys.modules["torch._dynamo"]
+threads = [threading.Thread(target=lambda: found.append(stand_in.config.__name__)) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(found)
+"""
+    assert run(program) == str(["torch._dynamo.config"] * 4)
 
 
 def test_a_program_that_has_loaded_torch_already_is_left_alone():

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 # With fewer channels, or smaller kernels, the transforms cost more than the products save.
-FEWEST_CHANNELS, SMALLEST_KERNEL = 64, 5
+FEWEST_CHANNELS, SMALLEST_KERNEL, LARGEST_KERNEL = 64, 5, 15
 _LARGEST_TILE = 32
 _CHUNK = 16  # images: fewer read the filters too often, more do not stay in the processor's cache
 
@@ -35,7 +35,8 @@ def is_fouriers(plain: nn.Module) -> bool:
         and plain.weight.dtype == torch.float32
         and (plain.stride, plain.dilation, plain.groups, plain.padding_mode) == ((1, 1), (1, 1), 1, "zeros")
         and not isinstance(plain.padding, str)
-        and plain.kernel_size[0] == plain.kernel_size[1] >= SMALLEST_KERNEL
+        and plain.kernel_size[0] == plain.kernel_size[1]
+        and SMALLEST_KERNEL <= plain.kernel_size[0] <= LARGEST_KERNEL
         and min(plain.in_channels, plain.out_channels) >= FEWEST_CHANNELS
     )
 

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
+from featx.atomic import replacing
 from featx.errors import DiskError, UsageError, WeightsMismatch, WeightsUnavailable
 from featx.networks.mini import MINI_NAMES, shipped_weights
 from featx.networks.names import nearest_names
@@ -150,15 +151,16 @@ def fetch_weights(url: str, progress: Progress | None = None, folder: Path | Non
                 f"or the weights a file, with --weights FILE"
             ) from error
     found = sha256_of_file(path)
-    expected = record.read_text().strip() if record.exists() else _hash_in(name)
-    if not found.startswith(expected):
-        raise WeightsMismatch(
-            f"{path} has sha256 {found[:16]}..., expected {expected[:16]}: it is damaged or was changed. "
-            f"Delete it and run again to download it anew"
-        )
-    if not record.exists():
-        with contextlib.suppress(OSError):  # a folder of weights may be mounted read-only
-            record.write_text(found + "\n")
+    recorded = record.read_text().strip() if record.exists() else ""
+    for expected in (recorded, _hash_in(name)):
+        if not found.startswith(expected):
+            raise WeightsMismatch(
+                f"{path} has sha256 {found[:16]}..., expected {expected[:16]}: it is damaged or was changed. "
+                f"Delete it and run again to download it anew"
+            )
+    if not recorded:
+        with contextlib.suppress(DiskError), replacing(record) as partial:  # the folder may be mounted read-only
+            partial.write_text(found + "\n")
     return path, found
 
 

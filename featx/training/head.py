@@ -14,7 +14,6 @@ from torch import nn
 from featx.device import free_memory
 from featx.heads.calibrate import calibrate
 from featx.heads.search import Found, fit_heads
-from featx.heads.split import split_by_share
 from featx.networks.construct import final_layer
 from featx.progress import Reporter
 from featx.training.checkpoint import save_tensors
@@ -46,7 +45,7 @@ def fit_first_head(
     rows, labels = task.train, task.labels[task.train]
     some = sample_of(labels, seed)
 
-    def fit(part: npt.NDArray[np.intp], c: float | None, folds: int) -> Found:
+    def fit(part: npt.NDArray[np.intp], c: float | None, folds: int, *, keep_scores: bool = False) -> Found:
         return fit_heads(
             kind,
             values,
@@ -59,34 +58,40 @@ def fit_first_head(
             normalize="none",
             device=device,
             memory_bytes=free_memory(device) // 2,
-            keep_scores=kind == "svm" and c is None,
+            keep_scores=keep_scores or (kind == "svm" and c is None),
             reporter=reporter,
         )
 
-    folds, slope = min(FOLDS, int(np.bincount(labels[some]).min())), 1.0
+    folds, slope, everything = min(FOLDS, int(np.bincount(labels).min())), 1.0, np.arange(len(rows))
     if folds < 2:
         # A class with one image cannot be cross-validated: the C at which data and regularisation weigh alike.
         c = 1 / max(float(np.var(values[rows[:1000]], axis=0, dtype=np.float64).sum()), 1e-12)
-        found = fit(np.arange(len(rows)), c, folds)
+        found = fit(everything, c, folds)
     else:
         found = fit(some, None, folds)
-        if found.held_out_scores is not None:
-            slope = calibrate("temperature", found.held_out_scores, labels[some]).slopes[0]
         if len(some) < len(rows):
-            found = fit(np.arange(len(rows)), found.c, folds)
+            # An SVM's margins grow with the number of images: its slope is that of heads of about as many.
+            found = fit(everything, found.c, folds, keep_scores=kind == "svm")
+        if found.held_out_scores is not None:
+            slope = calibrate("temperature", found.held_out_scores, labels).slopes[0]
     save_tensors(
         path, {"weights": torch.from_numpy(slope * found.weights), "bias": torch.from_numpy(slope * found.bias)}
     )
 
 
 def sample_of(labels: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.intp]:
-    """Positions of the rows on which C is chosen: all, or about `SEARCHED` of them, the same share of every class.
+    """Positions of the rows on which C is chosen: all, or about `SEARCHED` of them, sorted.
 
-    C weighs a sum over images against one regulariser, so that what is best for some of them is for all.
+    Every class has the same share of them, but not fewer than there are folds. C weighs a sum over images against one
+    regulariser, so that what is best for some of them is near what is best for all.
     """
     if len(labels) <= SEARCHED:
         return np.arange(len(labels))
-    return split_by_share(labels, 1 - SEARCHED / len(labels), seed)[0]
+    generator, chosen = np.random.default_rng(seed), []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        chosen.append(rows[: max(round(SEARCHED * len(rows) / len(labels)), FOLDS)])
+    return np.sort(np.concatenate(chosen))
 
 
 def put_head(network: nn.Module, path: Path, values: npt.NDArray[Any], task: Task) -> float | None:

@@ -103,10 +103,22 @@ def test_a_file_that_torch_itself_cached_is_checked_against_its_name(tmp_path):
 
 def test_weights_in_a_folder_that_cannot_be_written_are_taken_as_they_are(tmp_path):
     name = publish(tmp_path)
-    (tmp_path / f"{name}.sha256").symlink_to(tmp_path / "nowhere" / "record")  # root can write anywhere but there
+    (tmp_path / f"{name}.sha256.{os.getpid()}.partial").mkdir()  # root can write anywhere else
     path, digest = fetch_weights(f"http://127.0.0.1:9/{name}", folder=tmp_path)
     assert path == tmp_path / name
     assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_an_empty_record_does_not_vouch_for_anything(tmp_path):
+    name = publish(tmp_path)
+    (tmp_path / f"{name}.sha256").touch()  # a full disk left it so
+    path, digest = fetch_weights(f"http://127.0.0.1:9/{name}", folder=tmp_path)
+    assert (tmp_path / f"{name}.sha256").read_text().strip() == digest
+    path.write_bytes(b"planted")
+    for text in ("", hashlib.sha256(b"planted").hexdigest()):
+        (tmp_path / f"{name}.sha256").write_text(text)
+        with pytest.raises(WeightsMismatch):
+            fetch_weights(f"http://127.0.0.1:9/{name}", folder=tmp_path)
 
 
 def test_without_a_place_for_a_download_what_can_be_done_is_said(server, tmp_path):

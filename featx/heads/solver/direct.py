@@ -194,10 +194,9 @@ class PrimalExactSteps:
         part = objective.select(open_)
         curvature = part.curvature(state.scores[open_])
         sizes = (curvature > 0).sum(1).double()
-        # The symmetric product takes half of 2 size d^2 operations.
-        cost = sizes * d**2 + _FACTOR * float(d) ** 3
+        cost = _large_cost(sizes, d)
         if self._may_be_small:
-            cost = torch.minimum(cost, sizes**2 * d + 2 * _FACTOR * sizes**3)  # this factor is of float64
+            cost = torch.minimum(cost, _small_cost(sizes, d))
         cost += _PICK * sizes * d + _CALL
         solved = torch.nonzero(cost <= budget[open_] * (4.0 * n * d + _OVERHEAD))[:, 0]
         if not len(solved):
@@ -213,7 +212,8 @@ class PrimalExactSteps:
     def _solve(self, curvature: Tensor, gradient: Tensor) -> Tensor:
         rows = torch.nonzero(curvature > 0)[:, 0]
         values, d = self._values[rows], self._values.shape[1]
-        if self._may_be_small and len(rows) < d:
+        size = torch.tensor(float(len(rows)))
+        if self._may_be_small and _small_cost(size, d) < _large_cost(size, d):
             return self._solve_small(rows, values, curvature[rows], gradient)
         weights = curvature[rows]
         values *= weights.sqrt()[:, None]
@@ -250,6 +250,16 @@ class PrimalExactSteps:
         back = duals.sum() * constant
         back[:d] += (duals.to(values.dtype) @ values).double()
         return (back - precise).to(gradient.dtype)
+
+
+def _large_cost(sizes: Tensor, d: int) -> Tensor:
+    """Of the (d, d) system: a symmetric product takes half of 2 size d^2 operations."""
+    return sizes * d**2 + _FACTOR * float(d) ** 3
+
+
+def _small_cost(sizes: Tensor, d: int) -> Tensor:
+    """Of that of the images; its factor is of float64."""
+    return sizes**2 * d + 2 * _FACTOR * sizes**3
 
 
 def _cost(size: Tensor) -> Tensor:
