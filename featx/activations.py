@@ -45,8 +45,8 @@ class Extractor:
         self.specs = recipe.layer_specs()
         self._type = _COMPUTE_TYPE[recipe.precision]
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
-        with _without_litter():  # traced networks point at themselves, and would keep what packing gives free
-            self._load(progress)
+        self._load(progress)
+        gc.collect()  # traced networks point at themselves, and would keep the weights that packing gives free
         self._decoder = None if recipe.decode in ON_CPU else DeviceDecoder(recipe.preprocess, recipe.device)
         self._free_decoders = threading.Semaphore(AT_ONCE)
         self.gpu: GpuPipeline | None = None
@@ -227,20 +227,6 @@ class NormalisedPixels:
             held = torch.empty(height, row), torch.empty(count, height, row, dtype=self._dtype)
             self._own.held = held
         return held
-
-
-@contextlib.contextmanager
-def _without_litter() -> Iterator[None]:
-    """Free what was made inside and points at itself; what was there before, a million objects, is not looked at."""
-    alone = gc.get_freeze_count() == 0
-    if alone:
-        gc.freeze()
-    try:
-        yield
-        gc.collect()
-    finally:
-        if alone:
-            gc.unfreeze()
 
 
 @contextlib.contextmanager
