@@ -21,8 +21,9 @@ def disk_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
-        # By its number: HDF5 puts a paragraph of its own into the text.
-        reason = os.strerror(error.errno) if error.errno else error
+        reason: object = error.strerror or error
+        if error.errno and "errno = " in str(reason):  # HDF5 puts a paragraph of its own into the text
+            reason = os.strerror(error.errno)
         raise DiskError(f"{path}: {reason}{hint}") from error
 
 

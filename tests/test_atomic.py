@@ -13,7 +13,11 @@ from featx.errors import DiskError, allow_more, bad_allowed
 
 def test_a_librarys_paragraph_about_an_error_becomes_the_systems_words():
     with pytest.raises(DiskError, match=r"^f\.h5: Permission denied$"), disk_errors(Path("f.h5")):
-        raise OSError(errno.EACCES, "Unable to synchronously create file (unable to open file: name = 'f.h5')")
+        raise OSError(
+            errno.EACCES, "Unable to synchronously create file (unable to open file: name = 'f.h5', errno = 13)"
+        )
+    with pytest.raises(DiskError, match=r"^f\.h5: a broken link$"), disk_errors(Path("f.h5")):
+        raise OSError(errno.ENOENT, "a broken link")
     with pytest.raises(DiskError, match=r"^f\.h5: torn$"), disk_errors(Path("f.h5")):
         raise OSError("torn")
 

@@ -117,7 +117,7 @@ def test_a_second_sigterm_at_once_is_the_same_request_and_later_it_kills(monkeyp
 
 def test_a_second_interrupt_kills_at_once():
     with graceful_stop() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop.signal == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
