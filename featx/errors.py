@@ -73,20 +73,6 @@ class LabelError(UsageError):
     """The labels do not allow what was asked."""
 
 
-def bad_allowed(share: float, images: int) -> int:
-    """How many of so many images may be bad."""
-    return math.floor(share * images + 1e-9)  # 29 % of 100 is 28.999999999999996
-
-
-def allow_more(bad: int, images: int) -> str:
-    """The option that lets a run with so many bad images through.
-
-    >>> allow_more(3, 23)
-    '--max-bad 14%'
-    """
-    return f"--max-bad {math.ceil(100 * bad / images)}%"
-
-
 class WeightsUnavailable(FeatxError):
     """Published weights could not be fetched."""
 
@@ -141,3 +127,17 @@ class Interrupted(FeatxError):
     def __init__(self, message: str, exit_status: int = 75) -> None:
         super().__init__(message)
         self.exit_status = exit_status
+
+
+def bad_allowed(share: float, images: int) -> int:
+    """How many of so many images may be bad."""
+    return math.floor(share * images + 1e-9)  # 29 % of 100 is 28.999999999999996
+
+
+def allow_more(bad: int, images: int) -> str:
+    """The option that lets a run with so many bad images through.
+
+    >>> allow_more(3, 23)
+    '--max-bad 14%'
+    """
+    return f"--max-bad {math.ceil(100 * bad / images)}%"

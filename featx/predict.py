@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,9 +27,6 @@ from featx.report import Report, printable
 from featx.scores import KeptScores, Scored
 from featx.store.reader import Features, open_features
 from featx.store.schema import DONE
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

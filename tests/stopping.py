@@ -1,4 +1,4 @@
-"""Stop a command when it has computed some rows but not all."""
+"""Commands that are stopped half-way, or have nothing left to do."""
 
 from __future__ import annotations
 
@@ -13,6 +13,11 @@ from pathlib import Path
 from featx.errors import FileFormatError
 from featx.store.reader import open_features
 from featx.store.schema import DONE
+
+# A program that runs a command and fails if that has loaded torch.
+WITHOUT_TORCH = (
+    "import sys; from featx.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
+)
 
 
 def stop_half_way(arguments: Sequence[str], half: Path, results: Sequence[Path], how: signal.Signals) -> None:

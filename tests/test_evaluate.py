@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_photo
-from stopping import stop_half_way
+from stopping import WITHOUT_TORCH, stop_half_way
 
 from featx.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
 from featx.errors import PlanMismatch, TooManyBadImages, UsageError
@@ -25,9 +25,6 @@ from featx.store.reader import open_features
 from featx.store.schema import DONE
 
 OPTIONS = EvaluateConfig(device="cpu", batch_size=2, max_bad=0.1)
-WITHOUT_TORCH = (
-    "import sys; from featx.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
-)
 
 
 @pytest.fixture(scope="module")

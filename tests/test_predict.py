@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_photo
-from stopping import stop_half_way
+from stopping import WITHOUT_TORCH, stop_half_way
 
 from featx.config import ExtractConfig, FitConfig, PredictConfig
 from featx.errors import PlanMismatch
@@ -23,9 +23,6 @@ from featx.store.reader import open_features
 from featx.store.schema import DONE
 
 OPTIONS = {"device": "cpu", "batch_size": 2}
-WITHOUT_TORCH = (
-    "import sys; from featx.cli import main\ntry: main(sys.argv[1:])\nfinally: assert 'torch' not in sys.modules"
-)
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,7 @@
 PyTorch's own modules hand their weights to oneDNN, or to MKL, in the layout of training: they are rearranged on every
 call, the ReLU behind them is a pass of its own, and MKL leaves half of an AMD core unused. Here the weights are
 rearranged once, the originals are given free, and the ReLU is part of the product: the same sums, rounded in another
-order. Convolutions of 3 x 3 and 5 x 5 over many channels become fewer products: see `winograd`
-and `fourier`.
+order. Convolutions of 3 x 3 and 5 x 5 over many channels become fewer products: see `winograd` and `fourier`.
 
 The operators are those that torch.compile emits. They are private to PyTorch: where they are missing, or give
 something else than the modules do, the network stays as it was.
