@@ -22,6 +22,7 @@ from featx.networks.runs import Run, is_run, read_run
 from featx.predict import digest_of, layer_for, refuse_too_many_bad, run_outputs
 from featx.progress import ALREADY_THERE, SILENT, Reporter
 from featx.report import Report
+from featx.same_images import refuse_other_files
 from featx.scores import KeptScores
 from featx.store.reader import Features, open_features
 from featx.store.schema import differences
@@ -81,11 +82,14 @@ def evaluate_head(
     )
     scores = None
     if isinstance(given, Manifest):
-        plan |= {"files": given.state(), "batch_size": config.batch_size}
+        plan["batch_size"] = config.batch_size
         scores = None if output is None else KeptScores(Path(output), digest, asked, reporter)
     if output is not None:
-        finished = _take_finished(Path(output), plan)
-        if finished is not None:
+        found = _take_finished(Path(output), plan)
+        if found is not None:
+            finished, files = found
+            if isinstance(model, Run) and isinstance(given, Manifest):
+                refuse_other_files(str(output), files, _wanted(model, given, config.split), reporter)
             if scores is not None:
                 scores.discard()  # left there if the run was killed at its very end
             reporter.note(ALREADY_THERE)
@@ -97,7 +101,8 @@ def evaluate_head(
         assert isinstance(given, Features)
         report = _evaluate_head(model, Path(head), given, config.split)
     if output is not None:
-        text = json.dumps({"format": FORMAT, "plan": plan, "report": report.to_json()}, indent=1)
+        kept = {"format": FORMAT, "plan": plan, "report": report.to_json(), "files": scores.files if scores else {}}
+        text = json.dumps(kept, indent=1)
         with replacing(Path(output)) as partial:
             partial.write_text(f"{text}\n")
     if scores is not None:
@@ -105,8 +110,8 @@ def evaluate_head(
     return report
 
 
-def _take_finished(output: Path, plan: dict[str, Any]) -> EvaluateReport | None:
-    """The report that is there already, None if there is none.
+def _take_finished(output: Path, plan: dict[str, Any]) -> tuple[EvaluateReport, object] | None:
+    """The report that is there already and the record of its images; None if there is none.
 
     Raises:
         UsageError: there is something else.
@@ -135,7 +140,7 @@ def _take_finished(output: Path, plan: dict[str, Any]) -> EvaluateReport | None:
             f"{output} is the report of another evaluation: {'; '.join(changed[:3])}. Choose another name with -o, "
             f"or delete it"
         )
-    return finished
+    return finished, found.get("files")
 
 
 def _evaluate_head(loaded: LinearHead, head: Path, opened: Features, split: str | None) -> EvaluateReport:
@@ -170,7 +175,27 @@ def _evaluate_run(
 ) -> EvaluateReport:
     from featx.networks.names import PROB
 
-    source, wanted = Path(manifest.source), np.ones(len(manifest), bool)
+    source, wanted = Path(manifest.source), _wanted(run, manifest, split)
+    labels = labels_among(run.classes, list(manifest.classes), np.array(wanted.labels), multilabel=False)
+    paths, outputs, errors = run_outputs(run, wanted, config, reporter, scores)
+    refuse_too_many_bad(errors, paths, config.max_bad)
+    good = np.array([row not in errors for row in range(len(wanted))])
+    if not good.any():
+        raise TooManyBadImages(f"none of the {len(wanted)} images of {source} could be read: {errors[min(errors)]}")
+    return EvaluateReport(
+        head=run.folder,
+        features=source,
+        kind="network",
+        layer=PROB,
+        images=int(good.sum()),
+        left_out=len(manifest) - int(good.sum()),
+        metrics=measure(outputs[good], labels[good].astype(np.int64), run.classes),
+    )
+
+
+def _wanted(run: Run, manifest: Manifest, split: str | None) -> Manifest:
+    """The images of a split, or of all, whose classes the network knows."""
+    source, wanted = manifest.source, np.ones(len(manifest), bool)
     if split is not None:
         if split not in manifest.splits:
             have = ", ".join(manifest.splits) or "none"
@@ -180,17 +205,4 @@ def _evaluate_run(
     rows = np.flatnonzero(wanted & (labels >= 0))
     if not len(rows):
         raise LabelError(f"{source} has no image of the classes of {run.folder} ({', '.join(run.classes[:5])}, ...)")
-    paths, outputs, errors = run_outputs(run, manifest.part(rows.tolist()), config, reporter, scores)
-    refuse_too_many_bad(errors, paths, config.max_bad)
-    good = np.array([row not in errors for row in range(len(rows))])
-    if not good.any():
-        raise TooManyBadImages(f"none of the {len(rows)} images of {source} could be read: {errors[min(errors)]}")
-    return EvaluateReport(
-        head=run.folder,
-        features=source,
-        kind="network",
-        layer=PROB,
-        images=int(good.sum()),
-        left_out=len(manifest) - int(good.sum()),
-        metrics=measure(outputs[good], labels[rows][good].astype(np.int64), run.classes),
-    )
+    return manifest.part(rows.tolist())

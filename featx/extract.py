@@ -14,6 +14,7 @@ from featx.images.scan import Manifest, scan
 from featx.networks.runs import is_run, read_run
 from featx.progress import ALREADY_THERE, SILENT, Reporter, format_bytes, format_duration
 from featx.report import Report
+from featx.same_images import refuse_other_images
 from featx.shards import Shard, parse_shard
 from featx.store.reader import Failure, Features
 from featx.store.schema import DONE
@@ -95,7 +96,7 @@ def extract_features(
 
     Raises:
         UsageError: an unknown network, layer, weights, device; a source without images.
-        PlanMismatch: the output exists and belongs to another plan.
+        PlanMismatch: the output exists and belongs to another plan, or to other images of the same names.
         TooManyBadImages: more images failed than `config.max_bad` allows.
         DiskError: it does not fit, or the disk failed.
         Interrupted: SIGINT or SIGTERM came, or another process of the group failed; everything finished is kept.
@@ -110,7 +111,7 @@ def extract_features(
             output = Path(os.path.realpath(output))
         before = identity(output)
     if before is not None:
-        finished = _take_finished(output, manifest, config, shard)
+        finished = _take_finished(output, manifest, config, shard, reporter)
         if finished is not None:
             return finished
     from featx.extracting import Extraction
@@ -128,7 +129,7 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def _take_finished(
-    output: Path, manifest: Manifest, config: ExtractConfig, shard: Shard | None
+    output: Path, manifest: Manifest, config: ExtractConfig, shard: Shard | None, reporter: Reporter
 ) -> ExtractReport | None:
     """The report of a file that needs no work, without loading torch; None if something is left to be looked at."""
     try:
@@ -153,6 +154,11 @@ def _take_finished(
         with weights_file.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != features.provenance["weights"]["sha256"]:
                 return None
+    if shard is not None:
+        place_of = {path: row for row, path in enumerate(manifest.paths)}
+        refuse_other_images(features, manifest.part([place_of[path] for path in features.raw_paths]), reporter)
+    else:
+        refuse_other_images(features, manifest, reporter)
     return report_on(features, manifest, config, 0, 0.0, None)
 
 

@@ -14,12 +14,14 @@ from featx.activations import Extractor, hardware, usable_cores, versions
 from featx.config import ExtractConfig
 from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError, allow_more, bad_allowed
 from featx.extract import ExtractReport, identity, report_on
+from featx.images.contents import files_state
 from featx.images.scan import Manifest
 from featx.networks.pooling import parse_pooling
 from featx.options import command_line
 from featx.progress import SILENT, Reporter, Stop, format_bytes, graceful_stop
 from featx.recipe import Recipe, plan_recipe
 from featx.report import printable, table
+from featx.same_images import refuse_other_images
 from featx.shards import Shard
 from featx.store.reader import Features
 from featx.store.schema import DONE, FilePlan, differences, essence, partial_path
@@ -147,7 +149,11 @@ class Extraction:
             **self.recipe.describe(weights_sha256),
             "request": self.config.recorded(),
             "command": command_line("extract", "SOURCE", self.config),
-            "source": {"path": os.path.abspath(manifest.source), "kind": manifest.kind},
+            "source": {
+                "path": os.path.abspath(manifest.source),
+                "kind": manifest.kind,
+                "files": files_state(manifest),
+            },
             "images": manifest.digest,
             "count": len(manifest),
             "versions": versions(),
@@ -228,12 +234,24 @@ class Extraction:
             writer = FeatureWriter.open_failed(self.output, self.plan)
         else:
             writer = FeatureWriter.open(self.output, self.plan, retry_failed=retry)
+        self._refuse_other_images(writer)
         blocks = writer.pending_blocks(self.recipe.batch_size)
         if group is None:
             return writer, blocks
         writer.share()
         group.announce(self.plan.fingerprint, blocks)
         return writer, group.claim(blocks)
+
+    def _refuse_other_images(self, writer: FeatureWriter) -> None:
+        if (writer.status == DONE).any():
+            try:
+                have = Features(partial_path(self.output))
+                refuse_other_images(have, self.manifest, self.reporter)
+                old, new = (made["source"].get("files") for made in (have.provenance, self.plan.provenance))
+                writer.replace_state(old, new)
+            except BaseException:
+                writer.close()
+                raise
 
     def _fill(self, writer: FeatureWriter, blocks: Iterable[int]) -> ExtractReport:
         started, before = time.perf_counter(), int((writer.status > 0).sum())
@@ -365,6 +383,7 @@ class Extraction:
                 f"{self.output} exists and was made by another plan: {'; '.join(named[:3])}. "
                 f"Choose another output with -o, or delete it"
             )
+        refuse_other_images(features, self.manifest, self.reporter)
 
 
 def _portable(provenance: dict[str, Any]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from featx.images.scan import Manifest, scan
 from featx.networks.runs import DESCRIPTION, read_run
 from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, table
+from featx.same_images import refuse_other_files
 from featx.store.schema import differences
 
 REPORT, LOCK = "report.json", ".lock"
@@ -107,13 +108,13 @@ def finetune_network(
 
     Raises:
         UsageError and its children: rates that name no layer or leave one out, labels that do not do.
-        PlanMismatch: the folder holds another run.
+        PlanMismatch: the folder holds another run, or one on other images of the same names.
         TooManyBadImages, DiskError, Interrupted: as `extract_features`.
         Diverged: the loss became NaN; the last good checkpoint is kept.
     """
     config, folder = config or FinetuneConfig(), Path(output)
     manifest = scan(source, follow_links=config.follow_links)
-    finished = _take_finished(folder, manifest, config)
+    finished = _take_finished(folder, manifest, config, reporter)
     if finished is not None:
         reporter.note(ALREADY_THERE)
         return finished
@@ -155,7 +156,9 @@ def _only_writer(folder: Path, *, first: bool) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _take_finished(folder: Path, manifest: Manifest, config: FinetuneConfig) -> FinetuneReport | None:
+def _take_finished(
+    folder: Path, manifest: Manifest, config: FinetuneConfig, reporter: Reporter
+) -> FinetuneReport | None:
     """The report of a run that is done, without loading torch; None if there is something left to do.
 
     Raises:
@@ -170,6 +173,7 @@ def _take_finished(folder: Path, manifest: Manifest, config: FinetuneConfig) -> 
         raise PlanMismatch(
             f"{folder} holds another run: {'; '.join(changed[:3])}. Choose another folder, or delete it"
         )
+    refuse_other_files(str(folder), stored.plan.get("files"), manifest, reporter)
     if not (stored.weights.exists() and (folder / REPORT).exists()):
         return None
     return _report_from(folder)

@@ -25,6 +25,7 @@ from featx.extract import extract_features
 from featx.figures.curves import draw_curves
 from featx.finetune import REPORT, FinetuneReport, LayerChange
 from featx.heads.metrics import Metrics, measure
+from featx.images.contents import content_hashes, files_state, record_of
 from featx.images.preprocess import Preprocess
 from featx.images.scan import Manifest
 from featx.networks.backbones import Backbone, load_network
@@ -173,7 +174,8 @@ class FineTuning:
         """
         if self.processes.rank == 0:
             path, name = self.folder / DESCRIPTION, self.config.backbone
-            begun = read_run(self.folder).plan["weights"] if path.exists() else self.weights
+            plan = read_run(self.folder).plan if path.exists() else {}
+            begun = plan.get("weights", self.weights)
             if begun != self.weights:
                 raise PlanMismatch(
                     f"{self.folder} was begun with other weights ({str(begun['sha256'])[:12]}... then, "
@@ -188,6 +190,7 @@ class FineTuning:
                 "plan": {
                     "request": self.config.recorded(),
                     "images": self.manifest.digest,
+                    "files": plan.get("files") or self._files(),
                     "weights": self.weights,
                     "lr": self.lr,
                     "source": os.path.abspath(self.manifest.source),
@@ -197,6 +200,10 @@ class FineTuning:
             with replacing(path) as partial:
                 partial.write_text(json.dumps(described, indent=1) + "\n")
         self.processes.wait()
+
+    def _files(self) -> dict[str, str]:
+        state = files_state(self.manifest)
+        return record_of(state, content_hashes(self.manifest, reporter=self.reporter))
 
     # --- what is computed once
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from featx.errors import FileFormatError, Interrupted, PlanMismatch, UsageError
+from featx.images.contents import sum_of_states
 from featx.progress import SILENT, Reporter, format_bytes, graceful_stop
 from featx.report import Report
 from featx.store.reader import Features, open_features
@@ -165,6 +166,8 @@ def _whole_plan(parts: Sequence[Features]) -> FilePlan:
     shard = first.provenance["shard"]
     whole = {**first.provenance, "images": shard["images"], "count": shard["total"]}
     del whole["shard"]
+    files = sum_of_states(part.provenance["source"].get("files") for part in parts)
+    whole["source"] = {**first.provenance["source"], "files": files}
     return FilePlan(
         paths=[path for part in parts for path in part.raw_paths],
         labels=np.concatenate([part.labels for part in parts]).tolist(),

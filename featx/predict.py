@@ -24,6 +24,7 @@ from featx.networks.runs import Run, is_run, read_run
 from featx.predictions import refuse_to_destroy, sha256_of, take_finished, write_record, write_table
 from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, printable
+from featx.same_images import refuse_other_files
 from featx.scores import KeptScores, Scored
 from featx.store.reader import Features, open_features
 from featx.store.schema import DONE
@@ -85,15 +86,17 @@ def predict_images(
     plan = {
         "head": digest,
         "images": given.digest,
-        "files": "" if isinstance(given, Features) else given.state(),
         "request": {name: value for name, value in config.recorded().items() if name not in ("device", "weights")},
         "featx": __version__,
     }
     finished, scores = take_finished(table, plan), KeptScores(table, digest, config, reporter)
     if finished is not None:
+        counted, files = finished
+        if isinstance(given, Manifest):
+            refuse_other_files(str(table), files, given, reporter)
         scores.discard()  # left there if the run was killed at its very end
         reporter.note(ALREADY_THERE)
-        return PredictReport(head=Path(head), output=table, seconds=0.0, **finished)
+        return PredictReport(head=Path(head), output=table, seconds=0.0, **counted)
     if isinstance(model, Run):
         if isinstance(given, Features):
             raise UsageError(
@@ -116,7 +119,7 @@ def predict_images(
         "failed": len(errors),
         "predicted": dict(Counter(name for name in chosen if name is not None).most_common()),
     }
-    write_record(table, plan, counts)
+    write_record(table, plan, counts, scores.files)
     scores.discard()
     return PredictReport(head=Path(head), output=table, seconds=time.perf_counter() - started, **counts)
 

@@ -37,8 +37,8 @@ def refuse_to_destroy(table: Path) -> None:
                 raise UsageError(f"{table} is there and is no table of predictions; choose another name with -o")
 
 
-def take_finished(table: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the record says of a table that is there already; None if there is none, or none with a record.
+def take_finished(table: Path, plan: Mapping[str, Any]) -> tuple[dict[str, Any], object] | None:
+    """What the record says of a table that is there already, and of its images; None if there is no table or record.
 
     Raises:
         PlanMismatch: the table was made by another plan, or has been changed since.
@@ -61,7 +61,7 @@ def take_finished(table: Path, plan: Mapping[str, Any]) -> dict[str, Any] | None
         )
     if sha256_of(table) != digest:
         raise PlanMismatch(f"{table} was changed after it was made; rename it, or delete it to have it made again")
-    return counts
+    return counts, found.get("files")
 
 
 def sha256_of(path: Path) -> str:
@@ -91,8 +91,12 @@ def write_table(
             writer.writerow([path, name or "", *scores, errors.get(row, "")])
 
 
-def write_record(table: Path, plan: Mapping[str, Any], report: Mapping[str, Any]) -> None:
-    """After the table, for a table without a record can be made again."""
-    found = {"format": FORMAT, "plan": plan, "report": report, "sha256": sha256_of(table)}
+def write_record(table: Path, plan: Mapping[str, Any], report: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """After the table, for a table without a record can be made again.
+
+    Args:
+        files: the record of the images; empty for a table of a features file.
+    """
+    found = {"format": FORMAT, "plan": plan, "report": report, "files": files, "sha256": sha256_of(table)}
     with replacing(record_path(table)) as partial:
         partial.write_text(json.dumps(found, indent=1) + "\n")

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +13,10 @@ import numpy.typing as npt
 from featx.atomic import disk_errors
 from featx.config import PredictConfig
 from featx.errors import Interrupted
+from featx.images.contents import files_state, record_of
 from featx.images.scan import Manifest
 from featx.progress import Reporter, graceful_stop
+from featx.same_images import refuse_other_images
 from featx.store.reader import Features
 from featx.store.schema import DONE, FilePlan, LayerSpec, partial_path
 
@@ -35,6 +35,7 @@ class KeptScores:
     def __init__(self, table: Path, head: str, config: PredictConfig, reporter: Reporter) -> None:
         self._path = table.with_name(f"{table.name}.scores")
         self._head, self._config, self._reporter = head, config, reporter
+        self.files: dict[str, str] = {}  # the record of the images, once they are computed
 
     def of_images(
         self,
@@ -46,7 +47,7 @@ class KeptScores:
         """Compute what is not there yet.
 
         Raises:
-            PlanMismatch: what is there belongs to other images, another head or network.
+            PlanMismatch: what is there belongs to other images, also of the same names, another head or network.
             Interrupted: a signal came; the same command goes on.
         """
         from featx.activations import versions
@@ -54,17 +55,18 @@ class KeptScores:
         from featx.streaming import stream_features
 
         layer = LayerSpec("scores", "head", "none", "none", (classes,), "float32")
-        # Names and labels alone do not tell two folders apart. What may differ from run to run is left out.
-        source = os.path.abspath(manifest.source)
-        images = hashlib.sha256(f"{manifest.digest} {source}".encode(errors="surrogateescape")).hexdigest()
+        state = files_state(manifest)
         provenance = {
-            **extractor.recipe.describe(extractor.weights_sha256), "head": self._head, "images": images,
+            **extractor.recipe.describe(extractor.weights_sha256), "head": self._head, "images": manifest.digest,
             "count": len(manifest), "layers": {"scores": {"node": "head", "relu": "none"}}, "versions": versions(),
-            "request": {}, "command": "featx predict", "hardware": "", "source": {"path": "", "kind": manifest.kind},
+            "request": {}, "command": "featx predict", "hardware": "",
+            "source": {"path": "", "kind": manifest.kind, "files": state},
         }  # fmt: skip
         none = [-1] * len(manifest)
         plan = FilePlan(manifest.paths, none, (), none, (), [layer], json.loads(json.dumps(provenance)))
         with FeatureWriter.open(self._path, plan, retry_failed=True) as writer:
+            if (writer.status == DONE).any():
+                refuse_other_images(Features(partial_path(self._path)), manifest, self._reporter)
             self._reporter.begin("predict", len(manifest), int((writer.status == DONE).sum()))
 
             def keep(block: Any, features: dict[str, npt.NDArray[Any]]) -> None:
@@ -93,6 +95,7 @@ class KeptScores:
                 128 + stop.signal,
             )
         found = Features(partial_path(self._path))
+        self.files = record_of(state, found.sha256)
         errors = {failure.row: failure.reason for failure in found.failures()}
         return found.paths, np.nan_to_num(np.array(found["scores"])), errors
 

@@ -42,3 +42,11 @@ def stop_half_way(arguments: Sequence[str], half: Path, results: Sequence[Path],
             path.unlink()
     assert running.returncode == expected
     assert not any(path.exists() for path in results)
+
+
+def swap(one: Path, other: Path) -> None:
+    """Let two files change places, names staying."""
+    content, rest = one.read_bytes(), other.read_bytes()
+    assert content != rest
+    one.write_bytes(rest)
+    other.write_bytes(content)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_photo
-from stopping import WITHOUT_TORCH, stop_half_way
+from stopping import WITHOUT_TORCH, stop_half_way, swap
 
 from featx.config import EvaluateConfig, ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
 from featx.errors import PlanMismatch, TooManyBadImages, UsageError
@@ -83,8 +83,12 @@ def test_other_reports_and_other_files_are_refused_and_stay(trained, tmp_path):
     with pytest.raises(PlanMismatch, match="batch_size: 2 in the file, 4 asked for"):
         evaluate_head(trained / "run", trained / "photos", EvaluateConfig(batch_size=4), output=kept)
     others = tmp_path / "photos"  # of the same names
-    shutil.copytree(trained / "photos", others, copy_function=shutil.copy)
-    with pytest.raises(PlanMismatch, match="files: "):
+    shutil.copytree(trained / "photos", others, copy_function=shutil.copyfile)  # and the same images
+    before = kept.stat()
+    assert evaluate_head(trained / "run", others, OPTIONS, output=kept).to_json() == json.loads(content)["report"]
+    assert kept.stat().st_mtime_ns == before.st_mtime_ns
+    swap(others / "dark" / "11.jpg", others / "dark" / "13.jpg")
+    with pytest.raises(PlanMismatch, match=r"report\.json was made from other images of the same names"):
         evaluate_head(trained / "run", others, OPTIONS, output=kept)
     assert kept.read_bytes() == content
     for other in (b"[1", b"{}", b'{"plan": {}, "report": {"metrics": 3}, "format": "featx evaluation"}', b"\xff"):
@@ -102,7 +106,9 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_report(trained, tmp_path, ho
     assert 4 <= (open_features(half, partial=True).status == DONE).sum() < 60
     others = tmp_path / "photos"  # of the same names
     shutil.copytree(trained / "photos", others)
-    with pytest.raises(PlanMismatch, match="was begun for another list of images"):
+    names = sorted(path.name for path in (others / "bright").iterdir())[:2]
+    swap(*(others / "bright" / name for name in names))  # done already: bright comes first
+    with pytest.raises(PlanMismatch, match=r"other images of the same names: 2 of \d+ differ \(first: bright/"):
         evaluate_head(trained / "run", others, OPTIONS, output=kept)
     evaluate_head(trained / "run", trained / "photos", OPTIONS, output=kept)
     assert kept.read_bytes() == (tmp_path / "undisturbed.json").read_bytes()

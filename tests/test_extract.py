@@ -19,7 +19,9 @@ from featx.config import ExtractConfig
 from featx.device import choose_device
 from featx.errors import DeviceUnavailable, PlanMismatch, TooManyBadImages, UsageError
 from featx.extract import extract_features
+from featx.images.contents import files_state
 from featx.images.decode import Status
+from featx.images.scan import scan
 from featx.networks.construct import construct
 from featx.progress import Reporter
 from featx.store.reader import open_features
@@ -268,7 +270,8 @@ def test_provenance_says_everything_needed_to_do_it_again(photos, tmp_path):
     assert made["command"] == (
         "featx extract SOURCE --backbone squeezenet1_1 --layers features.3 --weights random:0 --pool avg --device cpu"
     )
-    assert made["source"] == {"path": str(photos), "kind": "folder"}
+    state = files_state(scan(photos))
+    assert made["source"] == {"path": str(photos), "kind": "folder", "files": state}
     assert len(made["weights"]["sha256"]) == 64
     assert set(made["versions"]) == {"featx", "torch", "torchvision", "decoder"}
     assert made["preprocess"]["resize"] == 256
@@ -308,7 +311,8 @@ def test_a_retry_that_fails_leaves_the_finished_file_and_its_done_rows_as_they_w
     assert out.read_bytes() == before
     # Mended, while a neighbour in the same block has gone: the neighbour's row was done and stays.
     write_photo(photos / "a" / "broken.jpg", 77)
-    (photos / "a" / "09.jpg").write_bytes(b"overwritten")
+    (photos / "a" / "09.jpg").unlink()
+    (photos / "a" / "09.jpg").symlink_to("nowhere")
     report = extract_features(photos, out, config(retry_failed=True, max_bad=0.5, batch_size=4))
     assert (report.done, report.failed) == (12, 0)
     assert os.listdir(tmp_path) == ["photos", "f.h5"] or sorted(os.listdir(tmp_path)) == ["f.h5", "photos"]

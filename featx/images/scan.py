@@ -70,20 +70,6 @@ class Manifest:
         digest.update("\0".join((*self.classes, "", *self.splits)).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
-    def state(self) -> str:
-        """SHA-256 over size and time of change of every file (of a zip: its own), hexadecimal.
-
-        Images that were replaced under their names, or stand elsewhere under the same ones, have another.
-        """
-        digest = hashlib.sha256()
-        for place in [self.root] if self.kind == "zip" else map(self.full_path, range(len(self))):
-            try:
-                found = place.stat()
-                digest.update(b"%d,%d;" % (found.st_size, found.st_mtime_ns))
-            except OSError:
-                digest.update(b"missing;")
-        return digest.hexdigest()
-
     def part(self, rows: Sequence[int]) -> Manifest:
         """Some of the images, in the order of `rows`."""
         return replace(

@@ -216,8 +216,6 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
             found += differences(have, want, f"{prefix}{key}.")
         elif key == "images" and have != want:
             found.append("images: the file was begun for another list of images, labels or splits")
-        elif key == "files" and have != want:
-            found.append("files: the images are other files of the same names, or were changed since")
         elif have != want:
             found.append(f"{prefix}{key}: {_brief(have)} in the file, {_brief(want)} asked for")
     return found

@@ -12,6 +12,7 @@ import contextlib
 import errno
 import fcntl
 import glob
+import json
 import os
 import shutil
 import time
@@ -195,6 +196,16 @@ class FeatureWriter:
                 self._put("images/status", first + start, status[start:end])
                 self.status[first + start : first + end] = status[start:end]
 
+    def replace_state(self, old: str, new: str) -> None:
+        """Say that the images, compared with what is there, are now files of another state (`images.contents`)."""
+        extent = self._extents["provenance"]
+        start, size = extent.offset or 0, extent.dtype.itemsize
+        before, after = (json.dumps({"files": state})[1:-1].encode() for state in (old, new))
+        place = os.pread(self._fd, size, start).find(before)
+        if len(before) == len(after) and place >= 0:
+            with disk_errors(self.path):
+                _write_all(self._fd, after, start + place)
+
     def finish(self) -> None:
         """Check that nothing is pending, mark the file complete, and give it its final name."""
         pending = int((self._read_status() == PENDING).sum())
@@ -361,7 +372,9 @@ def _extents_of(partial: Path, plan: FilePlan) -> dict[str, Extent]:
         )
     for name, (shape, dtype) in plan.arrays().items():
         found = extents.get(name)
-        if found is None or found.shape != shape or found.dtype != dtype or (found.offset is None and 0 not in shape):
+        # The provenance is as long as the name of the images' folder and of the processor it was begun on.
+        same = found is not None and (found.dtype == dtype or (name == "provenance" and found.dtype.kind == "S"))
+        if found is None or not same or found.shape != shape or (found.offset is None and 0 not in shape):
             raise FileFormatError(
                 f"{partial} was changed by another program: /{name} does not lie in it as featx left it; it can be "
                 f"read, but not written"

@@ -1,0 +1,173 @@
+"""Other images under the same names are never taken for those that something was made from; copies are."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_photo
+from stopping import WITHOUT_TORCH, swap
+
+from featx.config import ExtractConfig, FinetuneConfig, FitConfig, PredictConfig
+from featx.errors import PlanMismatch, TooManyBadImages
+from featx.extract import extract_features
+from featx.finetune import finetune_network
+from featx.fit import fit_svm
+from featx.images.contents import content_hashes, files_state, sum_of_states
+from featx.images.scan import Manifest, scan
+from featx.merge import merge_shards
+from featx.predict import predict_images
+from featx.store.reader import open_features
+
+CONFIG = ExtractConfig(backbone="alexnet-mini", layers="conv1", weights="random:0", device="cpu", batch_size=2)
+TWO = ("a/03.jpg", "a/06.jpg")
+OTHERS = r"was made from other images of the same names: 2 of 11 differ \(first: a/03\.jpg\)\. Choose another output"
+
+
+@pytest.fixture
+def copy(photos: Path, tmp_path: Path) -> Path:
+    """The same names and images, as other files."""
+    shutil.copytree(photos, tmp_path / "copy", copy_function=shutil.copyfile)
+    return tmp_path / "copy"
+
+
+def test_a_finished_file_knows_its_images(photos, copy, tmp_path):
+    extract_features(photos, tmp_path / "f.h5", CONFIG)
+    before = (tmp_path / "f.h5").read_bytes()
+    assert extract_features(copy, tmp_path / "f.h5", CONFIG).computed == 0
+    swap(*(copy / name for name in TWO))
+    with pytest.raises(PlanMismatch, match=rf"f\.h5 {OTHERS}"):
+        extract_features(copy, tmp_path / "f.h5", CONFIG)
+    (copy / TWO[1]).unlink()
+    (copy / TWO[1]).symlink_to("nowhere")  # what cannot be read contradicts nothing
+    with pytest.raises(PlanMismatch, match="1 of 11 differ"):
+        extract_features(copy, tmp_path / "f.h5", CONFIG)
+    assert (tmp_path / "f.h5").read_bytes() == before
+
+
+def test_a_look_is_enough_for_files_that_were_left_alone(photos, tmp_path):
+    """Neither torch is loaded nor an image opened: they cannot even be read."""
+    extract_features(photos, tmp_path / "f.h5", CONFIG)
+    program = (
+        "import builtins, os\n"
+        "opened = os.open\n"
+        "def refuse(path, *rest, **more):\n"
+        "    assert not os.fspath(path).endswith('.jpg'), path\n"
+        "    return opened(path, *rest, **more)\n"
+        "os.open = refuse\n"
+    )
+    command = ["extract", str(photos), "-b", "alexnet-mini", "-l", "conv1", "-w", "random:0", "--device", "cpu",
+               "--batch-size", "2", "-o", str(tmp_path / "f.h5")]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program + WITHOUT_TORCH, *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for path in photos.rglob("*.jpg"):
+        os.utime(path)
+    done = subprocess.run(
+        [sys.executable, "-c", program + WITHOUT_TORCH, *command], capture_output=True, text=True, check=False
+    )
+    assert "AssertionError" in done.stderr
+
+
+def test_an_unfinished_file_knows_its_images_and_takes_a_copy_of_them(photos, copy, tmp_path):
+    for folder in (photos, copy):
+        (folder / "c" / "99.jpg").write_bytes(b"no image")
+    extract_features(photos, tmp_path / "whole.h5", ExtractConfig(**{**vars(CONFIG), "max_bad": 0.5}))
+    with pytest.raises(TooManyBadImages):
+        extract_features(photos, tmp_path / "f.h5", CONFIG)
+    swap(*(copy / name for name in TWO))
+    with pytest.raises(PlanMismatch, match=rf"f\.h5\.partial {OTHERS}"):
+        extract_features(copy, tmp_path / "f.h5", CONFIG)
+    swap(*(copy / name for name in TWO))
+    write_photo(copy / "c" / "99.jpg", 99)
+    again = ExtractConfig(**{**vars(CONFIG), "retry_failed": True})
+    assert extract_features(copy, tmp_path / "f.h5", again).computed == 1
+    # From now on the copy's files are the ones it knows at a look.
+    assert open_features(tmp_path / "f.h5").provenance["source"]["files"] == files_state(scan(copy))
+    extract_features(copy, tmp_path / "fresh.h5", CONFIG)
+    kept, fresh = (open_features(tmp_path / name) for name in ("f.h5", "fresh.h5"))
+    np.testing.assert_array_equal(kept["conv1"], fresh["conv1"])
+
+
+def test_shards_and_what_they_merge_to_know_their_images(photos, copy, tmp_path):
+    shards = [ExtractConfig(**{**vars(CONFIG), "shard": f"{index}/2"}) for index in (0, 1)]
+    for shard in shards:
+        extract_features(photos, tmp_path / "f.h5", shard)
+    merge_shards([tmp_path / f"f.{index}-of-2.h5" for index in (0, 1)], tmp_path / "f.h5")
+    assert open_features(tmp_path / "f.h5").provenance["source"]["files"] == files_state(scan(photos))
+    swap(*(copy / name for name in TWO))
+    with pytest.raises(PlanMismatch, match=r"0-of-2\.h5 was made from other images"):
+        extract_features(copy, tmp_path / "f.h5", shards[0])
+    assert extract_features(copy, tmp_path / "f.h5", shards[1]).computed == 0
+    with pytest.raises(PlanMismatch, match=OTHERS):
+        extract_features(copy, tmp_path / "f.h5", CONFIG)
+
+
+def zip_of(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for photo in sorted(folder.rglob("*.jpg")):
+            archive.write(photo, photo.relative_to(folder))
+    return path
+
+
+def test_a_zip_too(photos, copy, tmp_path):
+    for folder in (photos, copy):  # of one size: the checksums alone tell them apart
+        size = max((folder / name).stat().st_size for name in TWO)
+        for name in TWO:
+            (folder / name).write_bytes((folder / name).read_bytes().ljust(size, b"\0"))
+    extract_features(zip_of(photos, tmp_path / "z.zip"), tmp_path / "f.h5", CONFIG)
+    assert extract_features(zip_of(copy, tmp_path / "z.zip"), tmp_path / "f.h5", CONFIG).computed == 0
+    swap(*(copy / name for name in TWO))
+    with pytest.raises(PlanMismatch, match=OTHERS):
+        extract_features(zip_of(copy, tmp_path / "z.zip"), tmp_path / "f.h5", CONFIG)
+
+
+def test_predictions_of_a_head_too(photos, copy, tmp_path):
+    extract_features(photos, tmp_path / "f.h5", CONFIG)
+    fit_svm(tmp_path / "f.h5", tmp_path / "h.safetensors", FitConfig(c=1.0, test=0.0))
+    asked = PredictConfig(device="cpu")
+    predict_images(tmp_path / "h.safetensors", photos, tmp_path / "p.csv", asked)
+    predict_images(tmp_path / "h.safetensors", copy, tmp_path / "p.csv", asked)
+    swap(*(copy / name for name in TWO))
+    with pytest.raises(PlanMismatch, match=r"p\.csv was made from other images of the same names"):
+        predict_images(tmp_path / "h.safetensors", copy, tmp_path / "p.csv", asked)
+
+
+def test_a_run_too_finished_or_not(photos, copy, tmp_path):
+    asked = FinetuneConfig(backbone="alexnet-mini", weights="random:0", lr="head", epochs=1, val=0.0, device="cpu")
+    finetune_network(photos, tmp_path / "run", asked)
+    assert finetune_network(copy, tmp_path / "run", asked).epochs == 1
+    swap(*(copy / name for name in TWO))
+    for finished in (True, False):
+        if not finished:
+            (tmp_path / "run" / "report.json").unlink()
+        with pytest.raises(PlanMismatch, match="run was made from other images of the same names"):
+            finetune_network(copy, tmp_path / "run", asked)
+    finetune_network(photos, tmp_path / "run", asked)
+
+
+def test_states_of_parts_add_up_and_see_every_change(photos):
+    whole = scan(photos)
+    state = files_state(whole)
+    parts: list[Manifest] = [whole.part(range(0, 4)), whole.part(range(4, len(whole)))]
+    assert sum_of_states(map(files_state, parts)) == state
+    assert sum_of_states([state, None]) is None
+    path = photos / TWO[0]
+    before = path.stat()
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    assert files_state(whole) != state
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files_state(whole) == state
+    path.write_bytes(path.read_bytes() + b"\0")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert files_state(whole) != state
+    path.unlink()
+    assert files_state(whole) != state
+    assert not content_hashes(whole)[whole.paths.index(os.fsencode(TWO[0]))].any()
