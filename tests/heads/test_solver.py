@@ -13,10 +13,13 @@ from sklearn.svm import LinearSVC
 
 from featx.errors import NonFiniteRow
 from featx.heads.normalize import Normalizer
+from featx.heads.solver.ahead import look_ahead
 from featx.heads.solver.blocks import Blocks
+from featx.heads.solver.conjugate import conjugate_gradients
 from featx.heads.solver.direct import PrimalExactSteps, solve_subsystems
 from featx.heads.solver.objectives import CrossEntropy, SquaredHinge
 from featx.heads.solver.path import Solver, solve
+from featx.heads.solver.products import KeptProducts
 from featx.heads.solver.spaces import Gram, Primal, largest_eigenpairs
 from featx.heads.solver.state import State
 from featx.heads.solver.targets import Targets
@@ -119,13 +122,160 @@ def test_an_exact_step_on_the_weights_leads_to_where_the_quadratic_model_is_lowe
 
     state = State(points, space.image(points), *(torch.zeros(3, dtype=F64) for _ in range(4)))
     everything, budget = torch.arange(3), torch.full((3,), 1000)
-    solved, steps = PrimalExactSteps(space, rows).steps(loss, state, everything, everything, budget)
+    exact = PrimalExactSteps(space, rows, everything, KeptProducts(rows, 1 << 20))
+    solved, steps = exact.steps(loss, state, everything, everything, budget)
     assert solved.tolist() == [0, 1, 2]
     for row in range(3):
         gradient = torch.autograd.functional.jacobian(lambda own, row=row: f(own, row), points[row])
         hessian = torch.autograd.functional.hessian(lambda own, row=row: f(own, row), points[row])
         torch.testing.assert_close(steps[row], -torch.linalg.solve(hessian, gradient), rtol=1e-6, atol=1e-8)
-    assert not len(PrimalExactSteps(space, rows).steps(loss, state, everything, everything, budget // 1000)[0])
+    assert not len(exact.steps(loss, state, everything, everything, budget // 1000)[0])
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 8 * 15**2, 8 * 9**2])
+def test_products_are_those_of_the_rows_whatever_was_asked_for_before_and_kept(memory):
+    generator = torch.Generator().manual_seed(5)
+    values = torch.randn(40, 7, generator=generator, dtype=F64)
+    products, asked = KeptProducts(values, memory), torch.arange(40)
+    for turn in range(60):
+        rows = asked[torch.rand(40, generator=generator) < 0.05 + 0.2 * (turn % 3)]
+        found = products.of(turn % 2, rows)
+        torch.testing.assert_close(found, values[rows] @ values[rows].T)
+        found.fill_(torch.nan)  # the caller's own
+        kept = sum(store.products.nbytes for store in products._stores.values())
+        assert kept <= memory
+
+
+def test_products_that_are_there_are_not_made_again(monkeypatch):
+    values = torch.randn(40, 7, generator=torch.Generator().manual_seed(6), dtype=F64)
+    products = KeptProducts(values, 1 << 20)
+    products.of(0, torch.arange(0, 30))
+    products.of(0, torch.arange(10, 40))
+    products._values = torch.full_like(values, torch.nan)
+    rows = torch.tensor([0, 3, 12, 31, 39])
+    torch.testing.assert_close(products.of(0, rows), values[rows] @ values[rows].T)
+
+
+@pytest.mark.parametrize("intercept", ["penalised", "free", "none"])
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+def test_image_and_adjoint_in_one_pass_are_those_of_two(kind, intercept, monkeypatch):
+    monkeypatch.setattr("featx.heads.solver.spaces._CACHED_BYTES", 1)
+    monkeypatch.setattr("featx.heads.solver.spaces._FEWEST_ROWS", 4)
+    values, labels = clusters(per_class=5, width=6, seed=14)
+    n = len(values)
+    space = Primal(Blocks(values.astype(np.float64), None, Normalizer("none"), CPU, 1 << 30), intercept, 2.0, F64)
+    generator = torch.Generator().manual_seed(7)
+    costs = torch.rand(3 if kind == "svm" else 1, n, generator=generator, dtype=F64)
+    signs = torch.where(torch.from_numpy(labels) == torch.arange(3)[:, None], 1.0, -1.0).double()
+    loss = SquaredHinge(signs, costs) if kind == "svm" else CrossEntropy(torch.from_numpy(labels).long(), costs, 3)
+    points = torch.randn(3, space.width, generator=generator, dtype=F64)
+    curvature = loss.curvature(space.image(torch.randn(3, space.width, generator=generator, dtype=F64)))
+    image, adjoint = space.bend(
+        points, lambda images, scores: loss.of_images(images).curve(curvature[:, images], scores)
+    )
+    torch.testing.assert_close(image, space.image(points))
+    torch.testing.assert_close(adjoint, space.adjoint(loss.curve(curvature, space.image(points))))
+
+
+# --- along a path of C
+
+
+@pytest.mark.parametrize("intercept", ["penalised", "free", "none"])
+@pytest.mark.parametrize("form", [Gram, Primal])
+@pytest.mark.parametrize("line", [False, True], ids=["plane", "line"])
+def test_the_look_ahead_ends_at_the_lowest_point_of_the_plane(form, intercept, line):
+    """Where the slope along both directions, by finite differences of the objective, is 0, and below the start."""
+    values, labels = clusters(per_class=8, width=6, seed=15)
+    n = len(values)
+    space = form(Blocks(values.astype(np.float64), None, Normalizer("none"), CPU, 1 << 30), intercept, 2.0, F64)
+    generator = torch.Generator().manual_seed(8)
+    loss = CrossEntropy(torch.from_numpy(labels).long(), torch.rand(2, n, generator=generator, dtype=F64), 3)
+    now, before = (0.1 * torch.randn(6, space.width, generator=generator, dtype=F64) for _ in range(2))
+    features = np.concatenate(
+        [values.astype(np.float64), np.full((n, 1), 2.0 if intercept == "penalised" else 1.0)], 1
+    )
+
+    def f(points):
+        """Per group, from the weights of the features as they are."""
+        weights, bias = space.weights(points, F64)
+        own = {"penalised": bias / 2, "free": torch.zeros_like(bias), "none": torch.zeros_like(bias)}[intercept]
+        scores = torch.from_numpy(features[:, :-1]) @ weights.T + bias
+        own_class = scores.view(n, 2, 3)[torch.arange(n), :, torch.from_numpy(labels).long()]
+        lost = torch.logsumexp(scores.view(n, 2, 3), 2) - own_class
+        square = weights.square().sum(1) + own.square()
+        return 0.5 * square.view(2, 3).sum(1) + (loss.costs.T * lost).sum(0)
+
+    state = State(now.clone(), space.image(now), *(torch.zeros(2, dtype=F64) for _ in range(4)))
+    look_ahead(space, loss, state, None if line else (before, space.image(before)))
+    torch.testing.assert_close(state.scores, space.image(state.points), rtol=1e-9, atol=1e-9)
+    assert bool((f(state.points) < f(now)).all())
+    for direction in [now] if line else [now, before]:
+        slope = (f(state.points + 1e-5 * direction) - f(state.points - 1e-5 * direction)) / 2e-5
+        start = (f(now + 1e-5 * direction) - f(now - 1e-5 * direction)) / 2e-5
+        assert bool((slope.abs() < 0.02 * start.abs() + 1e-4).all()), (slope, start)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_look_ahead_never_leads_uphill(seed):
+    """From points that are far off, where whole Newton steps would."""
+    values, labels = clusters(per_class=8, width=6, seed=17)
+    n = len(values)
+    space = Primal(Blocks(values.astype(np.float64), None, Normalizer("none"), CPU, 1 << 30), "free", 1.0, F64)
+    generator = torch.Generator().manual_seed(seed)
+    loss = CrossEntropy(torch.from_numpy(labels).long(), 100 * torch.rand(4, n, generator=generator, dtype=F64), 3)
+    now, before = (3 * torch.randn(12, space.width, generator=generator, dtype=F64) for _ in range(2))
+
+    def f(state):
+        bounded = state.points[:, :-1].square().sum(1).view(4, 3).sum(1)
+        return 0.5 * bounded + loss.value(space.image(state.points))
+
+    state = State(now.clone(), space.image(now), *(torch.zeros(4, dtype=F64) for _ in range(4)))
+    start = f(state)
+    look_ahead(space, loss, state, (before, space.image(before)))
+    assert bool((f(state) <= start * (1 + 1e-12)).all())
+
+
+def test_where_weights_grow_like_c_the_look_ahead_is_the_optimum_and_its_scores_are_made_anew():
+    values, labels = clusters(per_class=20, width=6, seed=18)
+    for form in ("gram", "primal"):
+        blocks = Blocks(values, None, Normalizer("none"), CPU, 1 << 30)
+        solver = Solver(blocks, Targets("softmax", labels, 3), form=form, intercept="none")
+        solver.at(1e-7)
+        assert solver.steps == 1
+        solver.at(1e-6)
+        assert solver.steps == 1
+        assert bool(solver._state.certified.all())
+        if form == "primal":  # the other brings the coordinate of the mean to its optimum afterwards
+            assert torch.equal(solver._state.scores, solver._space.image(solver._state.points))
+
+
+def test_conjugate_gradients_over_small_blocks_are_those_over_one(monkeypatch):
+    values, labels = clusters(per_class=8, width=6, seed=19)
+    n = len(values)
+    space = Primal(Blocks(values.astype(np.float64), None, Normalizer("none"), CPU, 1 << 30), "free", 1.0, F64)
+    generator = torch.Generator().manual_seed(9)
+    loss = CrossEntropy(torch.from_numpy(labels).long(), torch.rand(2, n, generator=generator, dtype=F64), 3)
+    points = torch.randn(6, space.width, generator=generator, dtype=F64)
+    state = State(points, space.image(points), *(torch.zeros(2, dtype=F64) for _ in range(4)))
+    gradient = points * torch.tensor([*[1.0] * 6, 0.0]) + space.adjoint(loss.residual(state.scores))
+    asked = (space, loss, state, gradient, gradient, torch.full((2,), 50), torch.full((2,), 1e-3, dtype=F64))
+    whole = conjugate_gradients(*asked)
+    monkeypatch.setattr("featx.heads.solver.spaces._CACHED_BYTES", 1)
+    monkeypatch.setattr("featx.heads.solver.spaces._FEWEST_ROWS", 5)
+    parts = conjugate_gradients(*asked)
+    for one, other in zip(whole, parts, strict=True):
+        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(whole[1], space.image(whole[0]))
+
+
+def test_a_look_ahead_from_nothing_stays_where_it_is():
+    values, labels = clusters(per_class=4, width=5, seed=16)
+    space = Primal(Blocks(values.astype(np.float64), None, Normalizer("none"), CPU, 1 << 30), "free", 1.0, F64)
+    loss = CrossEntropy(torch.from_numpy(labels).long(), torch.ones(1, len(values), dtype=F64), 3)
+    state = State.zero(space, 3, 3, len(values), CPU)
+    look_ahead(space, loss, state, (state.points.clone(), state.scores.clone()))
+    assert not state.points.any()
+    assert not state.scores.any()
 
 
 # --- optima

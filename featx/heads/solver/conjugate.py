@@ -30,6 +30,21 @@ class _Descent:
     goal: Tensor
     budget: Tensor
 
+    def bend(self, space: Space) -> tuple[Tensor, Tensor]:
+        """The second derivative of the losses times the search, (P, width), and that along the search, (P,).
+
+        Where the image of the search is not needed before, it is made on the way.
+        """
+        if space.metric_needs_images:
+            curved = self.objective.curve(self.curvature, self.image_of_search)
+            return space.adjoint(curved), (curved * self.image_of_search).sum(1)
+
+        def curve(images: slice, scores: Tensor) -> Tensor:
+            return self.objective.of_images(images).curve(self.curvature[:, images], scores)
+
+        self.image_of_search, back = space.bend(self.search, curve)
+        return back, space.dot(self.search, back, self.image_of_search)
+
     def only(self, keep: Tensor) -> _Descent:
         rows = rows_of(keep, self.objective.group)
         parts = {name: getattr(self, name)[rows] for name in _OF_ROWS}
@@ -55,7 +70,9 @@ def conjugate_gradients(
     space.prepare(objective.mean_curvature(curvature))
     residual = without_common_intercept(space, -gradient, group)
     search = space.precondition(residual)
-    image_of_search = -image if search is residual else space.image(search)
+    image_of_search = search  # looked at by nobody
+    if space.metric_needs_images:
+        image_of_search = -image if search is residual else space.image(search)
     search = search.clone() if search is residual else search
     energy = per_group(space.dot(residual, search, image_of_search), group)
     step, image_of_step = torch.zeros_like(residual), torch.zeros_like(state.scores)
@@ -68,20 +85,20 @@ def conjugate_gradients(
     product = 0
     while True:
         product += 1
-        curved = now.objective.curve(now.curvature, now.image_of_search)
-        bent = 2 * penalty(space, now.search, now.image_of_search) + (curved * now.image_of_search).sum(1)
+        back, along_it = now.bend(space)
+        bent = 2 * penalty(space, now.search, now.image_of_search) + along_it
         along = (now.energy / per_group(bent, group).clamp_min(1e-300)).clamp_min(0)
         rate = along.repeat_interleave(group).to(space.dtype)[:, None]
         now.step.addcmul_(rate, now.search)
         now.image_of_step.addcmul_(rate, now.image_of_search)
-        now.residual.addcmul_(rate, regular(space, now.search).add_(space.adjoint(curved)), value=-1)
+        now.residual.addcmul_(rate, regular(space, now.search).add_(back), value=-1)
         following = space.precondition(without_common_intercept(space, now.residual, group))
         out = now.budget <= product
+        image_of_following = following
         if bool(out.all()):
             remaining = torch.full_like(now.energy, torch.inf)
-            image_of_following = now.image_of_search
         else:
-            image_of_following = space.image(following)
+            image_of_following = space.image(following) if space.metric_needs_images else following
             remaining = per_group(space.dot(now.residual, following, image_of_following), group)
         reached = ~(remaining > now.goal)
         done = out | reached
@@ -98,5 +115,6 @@ def conjugate_gradients(
             now = now.only(keep)
         turn = (remaining / now.energy.clamp_min(1e-300)).repeat_interleave(group).to(space.dtype)[:, None]
         now.search = torch.addcmul(following, turn, now.search)
-        now.image_of_search = torch.addcmul(image_of_following, turn, now.image_of_search)
+        if space.metric_needs_images:
+            now.image_of_search = torch.addcmul(image_of_following, turn, now.image_of_search)
         now.energy = remaining

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from featx.heads.solver.objectives import SquaredHinge
+from featx.heads.solver.products import KeptProducts
 from featx.heads.solver.spaces import Gram, Primal, add_products
 from featx.heads.solver.state import State, regular
 
@@ -24,6 +25,7 @@ from featx.heads.solver.state import State, regular
 _FACTOR = 2.2 / 3
 _PICK = 120.0
 _CALL = 1e7
+_NEW = 0.2  # of the products of rows that are not kept yet
 _OVERHEAD = 1e6
 _INVERSE = 4.0 / 3  # 2 n^3 operations at half the rate, for an inverse that serves about three steps
 _VALUES_AT_ONCE = 1 << 24  # on a GPU small systems are solved in batches of about this many values
@@ -168,13 +170,16 @@ class PrimalExactSteps:
     step = -gradient + Z_I^T (Z_I Z_I^T + 1 / D)^-1 Z_I gradient.
     """
 
-    def __init__(self, space: Primal, values: Tensor) -> None:
+    def __init__(self, space: Primal, values: Tensor, family: Tensor, products: KeptProducts) -> None:
         """Args:
 
         values: (n, D), the centred features of the space.
+        family: (P,), which class each problem is of: their active sets are alike.
+        products: of the values; what is in it stays for other steps and values of C.
         """
         self._space = space
         self._values = values
+        self._family, self._products = family, products
         # The small system is for weights that are all penalised.
         self._may_be_small = space.loose is None
         self._along = (values @ space.constant[: values.shape[1]].to(values.dtype)).double()
@@ -204,17 +209,18 @@ class PrimalExactSteps:
         if gradient is None:
             residual = part.residual(state.scores[open_])
             gradient = regular(self._space, state.points[open_]) + self._space.adjoint(residual)
-        pairs = zip(curvature[solved], gradient[solved], strict=True)
-        steps = torch.stack([self._solve(own, slope) for own, slope in pairs])
+        families = self._family[names[open_[solved]]].tolist()
+        problems = zip(families, curvature[solved], gradient[solved], strict=True)
+        steps = torch.stack([self._solve(*problem) for problem in problems])
         sound = torch.isfinite(steps).all(1)
         return open_[solved[sound]], steps[sound]
 
-    def _solve(self, curvature: Tensor, gradient: Tensor) -> Tensor:
+    def _solve(self, family: int, curvature: Tensor, gradient: Tensor) -> Tensor:
         rows = torch.nonzero(curvature > 0)[:, 0]
-        values, d = self._values[rows], self._values.shape[1]
+        values, d = self._values.index_select(0, rows), self._values.shape[1]
         size = torch.tensor(float(len(rows)))
         if self._may_be_small and _small_cost(size, d) < _large_cost(size, d):
-            return self._solve_small(rows, values, curvature[rows], gradient)
+            return self._solve_small(family, rows, values, curvature[rows], gradient)
         weights = curvature[rows]
         values *= weights.sqrt()[:, None]
         matrix = torch.zeros(len(gradient), len(gradient), dtype=gradient.dtype, device=gradient.device)
@@ -233,13 +239,11 @@ class PrimalExactSteps:
             return torch.full_like(gradient, torch.nan)
         return torch.cholesky_solve(-gradient[:, None], factor)[:, 0]
 
-    def _solve_small(self, rows: Tensor, values: Tensor, curvature: Tensor, gradient: Tensor) -> Tensor:
+    def _solve_small(self, family: int, rows: Tensor, values: Tensor, curvature: Tensor, gradient: Tensor) -> Tensor:
         """With |I| unknowns. The products of centred rows are of the features' type, all that follows of float64."""
         d, constant = values.shape[1], self._space.constant
-        products = torch.zeros(len(rows), len(rows), dtype=values.dtype, device=values.device)
-        add_products(products, values)
         along = self._along[rows]
-        matrix = products.double().add_(along[:, None]).add_(along + self._square)
+        matrix = self._products.of(family, rows).double().add_(along[:, None]).add_(along + self._square)
         matrix.diagonal().add_(1 / curvature.double())
         precise = gradient.double()
         image = (values @ gradient[:d]).double() + precise @ constant
@@ -258,8 +262,8 @@ def _large_cost(sizes: Tensor, d: int) -> Tensor:
 
 
 def _small_cost(sizes: Tensor, d: int) -> Tensor:
-    """Of that of the images; its factor is of float64."""
-    return sizes**2 * d + 2 * _FACTOR * sizes**3
+    """Of that of the images; its factor is of float64, and most of its products are there already."""
+    return _NEW * sizes**2 * d + 2 * _FACTOR * sizes**3
 
 
 def _cost(size: Tensor) -> Tensor:

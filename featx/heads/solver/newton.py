@@ -45,6 +45,7 @@ def minimise(
     *,
     tolerance: float,
     exact: ExactSteps | PrimalExactSteps | None = None,
+    summed: bool = False,
 ) -> None:
     """Bring every group of `state` to its optimum, in place.
 
@@ -53,8 +54,9 @@ def minimise(
     Args:
         tolerance: of the certificate, see the module's docstring.
         exact: the means of exact steps; None for conjugate gradients only.
+        summed: the scores of `state` are sums of others', not products of its points.
     """
-    _Newton(space, objective, state, tolerance, exact).run()
+    _Newton(space, objective, state, tolerance, exact, summed=summed).run()
 
 
 @dataclass
@@ -78,6 +80,8 @@ class _Newton:
         state: State,
         tolerance: float,
         exact: ExactSteps | PrimalExactSteps | None,
+        *,
+        summed: bool,
     ) -> None:
         self.space, self.objective, self.state, self.tolerance, self.exact = space, objective, state, tolerance, exact
         self.group = objective.group
@@ -92,7 +96,7 @@ class _Newton:
         self.safe = state.points.clone()
         self.safe_gap = torch.full_like(state.gap, torch.inf)
         # Whether the scores are sums of steps, not products of points.
-        self.summed = torch.zeros_like(state.certified)
+        self.summed = torch.full_like(state.certified, summed)
         state.certified[:] = False
 
     def run(self) -> None:

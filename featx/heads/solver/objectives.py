@@ -9,7 +9,7 @@ Both objectives answer the same questions, for scores (P, n) whose rows belong t
   the scores to give the second derivative times a change of them;
 - mean_curvature and largest_curvature, one number for one image's second derivative, averaged and at most;
 - loose_curvature (G, group, group) float64, the second derivative by a coordinate that adds `loose` (n,) to scores;
-- select, the objective of some groups.
+- select, the objective of some groups; of_images, of some images.
 
 To each loss belongs the penalty 1/2 |w|^2, which `spaces` knows; the sum of both is the objective.
 """
@@ -48,7 +48,10 @@ class SquaredHinge:
         return len(self.signs)
 
     def select(self, groups: Tensor) -> SquaredHinge:
-        return SquaredHinge(self.signs[groups], self.costs[groups])
+        return SquaredHinge(self.signs.index_select(0, groups), self.costs.index_select(0, groups))
+
+    def of_images(self, images: slice) -> SquaredHinge:
+        return SquaredHinge(self.signs[:, images], self.costs[:, images])
 
     def slack(self, scores: Tensor) -> Tensor:
         """max(0, 1 - signs scores), (P, n): how far each image is short of its margin."""
@@ -113,6 +116,9 @@ class CrossEntropy:
 
     def select(self, groups: Tensor) -> CrossEntropy:
         return CrossEntropy(self.labels, self.costs[groups], self.group)
+
+    def of_images(self, images: slice) -> CrossEntropy:
+        return CrossEntropy(self.labels[images], self.costs[:, images], self.group)
 
     def _grouped(self, rows: Tensor) -> Tensor:
         return rows.view(-1, self.group, rows.shape[1])

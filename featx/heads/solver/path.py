@@ -11,12 +11,14 @@ from torch import Tensor
 
 from featx.device import strict_precision
 from featx.heads.normalize import Normalizer
+from featx.heads.solver.ahead import look_ahead
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.direct import ExactSteps, PrimalExactSteps
 from featx.heads.solver.newton import minimise
 from featx.heads.solver.objectives import Objective, SquaredHinge
+from featx.heads.solver.products import KeptProducts
 from featx.heads.solver.spaces import Gram, Primal
-from featx.heads.solver.state import State
+from featx.heads.solver.state import State, rows_of
 from featx.heads.solver.targets import Targets
 
 TOLERANCE = 1e-4
@@ -24,7 +26,7 @@ FINE_TOLERANCE = 1e-6
 _STEP_UP = 30.0  # a cold start climbs to its C by at most this factor at a time
 _CLIMB_TOLERANCE = 0.1
 _EASY = 60.0  # largest curvature times largest eigenvalue below which a cold start needs no climb
-_ARRAYS = 14  # (P, n) arrays the solver holds at once
+_ARRAYS = 16  # (P, n) arrays the solver holds at once
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,8 @@ class Solver:
         self._space = self._make_space(torch.float32)
         self._exact_space: Gram | Primal | None = None
         self._state: State | None = None
+        self._before: tuple[Tensor, Tensor] | None = None  # points and scores at the C before
+        self._products: dict[torch.dtype, KeptProducts] = {}
         self.uncertified: list[Uncertified] = []
 
     def _make_space(self, dtype: torch.dtype) -> Gram | Primal:
@@ -140,13 +144,17 @@ class Solver:
         per_problem = 4 * _ARRAYS * self.targets.group * self.blocks.n
         count = max(1, self._memory // per_problem)
         chunks = [everything[start : start + count] for start in range(0, len(everything), count)]
+        summed = False
         if self._state is None:
             self._state = self._zero()
             for rung in self._climb(c):
                 for chunk in chunks:
                     self._minimise(rung, chunk, self._space, _CLIMB_TOLERANCE)
+        elif self.targets.kind == "softmax":
+            self._look_ahead(c, chunks)
+            summed = True
         for chunk in chunks:
-            self._minimise(c, chunk, self._space, self.tolerance)
+            self._minimise(c, chunk, self._space, self.tolerance, summed=summed)
         stalled = torch.nonzero(~self._state.certified)[:, 0]
         if len(stalled):
             space = self._in_float64()
@@ -172,8 +180,28 @@ class Solver:
             rungs.insert(0, c)
         return rungs
 
-    def _minimise(self, c: float, groups: Tensor, space: Gram | Primal, tolerance: float) -> State:
-        """Bring some problems to their optimum, from where they are; what became of them is also stored."""
+    def _look_ahead(self, c: float, chunks: list[Tensor]) -> None:
+        """Guess the optima for `c` from those of the last two values of C."""
+        state, before = self._state, self._before
+        assert state is not None
+        fits = 2 * (state.points.nbytes + state.scores.nbytes) <= self._memory
+        self._before = (state.points.clone(), state.scores.clone()) if fits else None
+        for chunk in chunks:
+            rows = rows_of(chunk, self.targets.group)
+            objective = self.targets.objective(c, self.trained, chunk, self._space.dtype, self.blocks.device)
+            part = state.select(chunk, self.targets.group)
+            earlier = None if before is None else (before[0][rows], before[1][rows])
+            look_ahead(self._space, objective, part, earlier)
+            state.put(chunk, self.targets.group, part)
+
+    def _minimise(
+        self, c: float, groups: Tensor, space: Gram | Primal, tolerance: float, *, summed: bool = False
+    ) -> State:
+        """Bring some problems to their optimum, from where they are; what became of them is also stored.
+
+        Args:
+            summed: the scores of the state are sums, not products of its points.
+        """
         assert self._state is not None
         device, dtype, targets = self.blocks.device, space.dtype, self.targets
         objective = targets.objective(c, self.trained, groups, dtype, device)
@@ -188,8 +216,10 @@ class Solver:
             # With all rows in one block; where they are streamed, a pass over them serves every problem at once.
             rows = next(iter(self.blocks.rows(dtype))) if self.blocks.resident else None
             if rows is not None and len(rows[1]) == self.blocks.n and space.whole_matrix:
-                exact = PrimalExactSteps(space, rows[1])
-        minimise(space, objective, part, tolerance=tolerance, exact=exact)
+                if space.dtype not in self._products:
+                    self._products[space.dtype] = KeptProducts(rows[1], self._memory // 4)
+                exact = PrimalExactSteps(space, rows[1], groups % targets.groups, self._products[space.dtype])
+        minimise(space, objective, part, tolerance=tolerance, exact=exact, summed=summed)
         self._state.put(groups, targets.group, part)
         return part
 

@@ -17,6 +17,7 @@ coefficients; its image is its scores on all images, (P, n). Two traps are taken
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -26,7 +27,11 @@ from featx.heads.solver.blocks import Blocks
 
 _POWER_STEPS = 6
 _EIGENPAIRS, _SPARE, _SUBSPACE_STEPS = 32, 8, 3  # of the Gram form's preconditioner
+_CACHED_BYTES, _FEWEST_ROWS = 4 << 20, 64  # of a block of features that two products share
 _LEAST = 1e-3  # curvature along a free intercept that the preconditioner believes in; saturated losses have none
+
+
+Curve = Callable[[slice, Tensor], Tensor]  # some images and their scores (P, b) to (P, b)
 
 
 class Space(Protocol):
@@ -52,6 +57,9 @@ class Space(Protocol):
 
     def adjoint(self, residual: Tensor) -> Tensor:
         """The gradient of a loss by the point, from its derivative by the scores (P, n) -> (P, width)."""
+
+    def bend(self, points: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+        """The scores of points, and the adjoint of what `curve` makes of them, in one pass over the features."""
 
     def dot(self, points: Tensor, others: Tensor, image_of_others: Tensor) -> Tensor:
         """Inner products of coordinates, penalised or not, (P,) float64."""
@@ -109,6 +117,10 @@ class Gram:
         # In float64: the sum over all images cancels to a small part of its terms.
         last = residual.double() @ self.loose.double()
         return torch.cat([residual, last.to(self.dtype)[:, None]], 1)
+
+    def bend(self, points: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+        scores = self.image(points)
+        return scores, self.adjoint(curve(slice(0, self.blocks.n), scores))
 
     def dot(self, points: Tensor, others: Tensor, image_of_others: Tensor) -> Tensor:
         if self.loose is None:
@@ -254,6 +266,29 @@ class Primal:
             gradient[:, : self.blocks.d].addmm_(residual[:, rows], values)
         total = residual.sum(1, dtype=torch.float64)
         return gradient.add_(torch.outer(total, self.constant).to(self.dtype))
+
+    def bend(self, points: Tensor, curve: Curve) -> tuple[Tensor, Tensor]:
+        scores = torch.empty(len(points), self.blocks.n, dtype=self.dtype, device=self.blocks.device)
+        gradient = torch.zeros(len(points), self.width, dtype=self.dtype, device=self.blocks.device)
+        weights, shift = points[:, : self.blocks.d], (points.double() @ self.constant).to(self.dtype)[:, None]
+        total = torch.zeros(len(points), dtype=torch.float64, device=self.blocks.device)
+        for rows, values in self._small_blocks():
+            here = torch.mm(weights, values.T).add_(shift)
+            scores[:, rows] = here
+            curved = curve(rows, here)
+            gradient[:, : self.blocks.d].addmm_(curved, values)
+            total += curved.sum(1, dtype=torch.float64)
+        return scores, gradient.add_(torch.outer(total, self.constant).to(self.dtype))
+
+    def _small_blocks(self) -> Iterator[tuple[slice, Tensor]]:
+        """Rows in blocks that stay in a processor's cache between two products."""
+        for rows, values in self.blocks.rows(self.dtype):
+            step = len(values)
+            if values.device.type == "cpu":
+                step = max(_FEWEST_ROWS, _CACHED_BYTES // values[:1].nbytes)
+            for start in range(0, len(values), step):
+                part = values[start : start + step]
+                yield slice(rows.start + start, rows.start + start + len(part)), part
 
     def dot(self, points: Tensor, others: Tensor, image_of_others: Tensor) -> Tensor:
         return (points * others).sum(1).double()

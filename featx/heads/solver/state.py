@@ -52,8 +52,8 @@ class State:
         """The state of some of the groups."""
         rows = rows_of(groups, group)
         return State(
-            self.points[rows],
-            self.scores[rows],
+            self.points.index_select(0, rows),
+            self.scores.index_select(0, rows),
             self.gap[groups],
             self.value[groups],
             self.certified[groups],
@@ -63,8 +63,8 @@ class State:
     def put(self, groups: Tensor, group: int, part: State) -> None:
         """Store what became of some of the groups."""
         rows = rows_of(groups, group)
-        self.points[rows] = part.points.to(self.points.dtype)
-        self.scores[rows] = part.scores.to(self.scores.dtype)
+        self.points.index_copy_(0, rows, part.points.to(self.points.dtype))
+        self.scores.index_copy_(0, rows, part.scores.to(self.scores.dtype))
         self.gap[groups] = part.gap
         self.value[groups] = part.value
         self.certified[groups] = part.certified
