@@ -25,6 +25,7 @@ from featx.config import FinetuneConfig
 from featx.device import upload
 from featx.errors import Diverged
 from featx.progress import Reporter
+from featx.training.batchnorm import share_batch_norm
 from featx.training.checkpoint import Checkpoint
 from featx.training.inputs import Inputs
 from featx.training.processes import Processes
@@ -85,6 +86,8 @@ class Training:
         self.history: list[dict[str, Any]] = []
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=device)
         self._module: nn.Module = trained_part
+        if processes.count > 1:
+            share_batch_norm(network)
         self._exchanged: set[str] = set()
         self._enter_epoch()
 
