@@ -177,6 +177,37 @@ def test_image_and_adjoint_in_one_pass_are_those_of_two(kind, intercept, monkeyp
     torch.testing.assert_close(adjoint, space.adjoint(loss.curve(curvature, space.image(points))))
 
 
+@pytest.mark.parametrize(("wrong", "proven"), [(0.0, True), (0.3, False)])
+@pytest.mark.parametrize("intercept", ["penalised", "none"])
+def test_the_gap_of_dual_variables_is_never_reported_smaller_than_it_is(intercept, wrong, proven):
+    """With coefficients of the wrong sign, which are no dual variables; P and D by NumPy, in float64."""
+    values, labels = clusters(per_class=12, width=50, seed=20)
+    scaling, c = 1.5, 0.7
+    blocks = Blocks(values, None, Normalizer("none"), CPU, 1 << 30)
+    targets = Targets("svm", labels, 3)
+    solver = Solver(blocks, targets, form="gram", intercept=intercept, scaling=scaling, tolerance=1e-1)
+    solver.at(c)
+    points, n = solver.points(), len(values)
+    signs = np.where(labels == np.arange(3)[:, None], 1.0, -1.0)
+    least = points[:, :n].abs().argmin(1)
+    points[torch.arange(3), least] = -wrong * torch.from_numpy(signs[range(3), least]).float()
+    found = solver._proven(solver._space, points, c)
+    features = np.concatenate([values, np.full((n, 1), scaling if intercept == "penalised" else 0.0)], 1)
+    features = features.astype(np.float64)
+    weights = np.concatenate([found.weights, found.bias[:, None] / scaling], 1)
+    slack = np.maximum(0, 1 - signs * (weights @ features.T))
+    primal = 0.5 * (weights**2).sum(1) + c * (slack**2).sum(1)
+    duals = np.maximum(signs * points[:, :n].double().numpy(), 0)
+    combined = (duals * signs) @ features
+    gap = primal - (duals.sum(1) - 0.5 * (combined**2).sum(1) - (duals**2).sum(1) / (4 * c))
+    assert found.certified.all() == proven
+    if proven:
+        assert (found.gaps >= gap * (1 - 1e-4) - 1e-6 * primal).all()
+        assert (0.5 * ((weights - combined) ** 2).sum(1) > 0.1 * gap).all()  # it is what this test is about
+    distances = np.linalg.norm(values.astype(np.float64) - values.astype(np.float64).mean(0), axis=1)
+    assert (blocks.lengths.numpy() >= distances * (1 - 1e-6)).all()
+
+
 # --- along a path of C
 
 

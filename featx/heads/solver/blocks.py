@@ -30,6 +30,7 @@ class Blocks:
         mean: (D,) float64 on the device, of the normalised rows; for features in float32 rounded to it, so that the
             difference from it needs no more digits than they have.
         variance: the mean squared distance of the normalised rows from their mean.
+        lengths: (n,) float64 on the device, no row is farther from the mean.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Blocks:
         kept = None
         if 4 * self.n * self.d <= resident_bytes:
             kept = torch.empty(self.n, self.d, device=device)
-        total, squares = np.zeros(self.d), 0.0
+        total, squares = np.zeros(self.d), np.zeros(self.n)
         for part in self._row_slices():
             block = self._read(part, slice(None))
             finite = np.isfinite(block).all(axis=1)
@@ -74,13 +75,14 @@ class Blocks:
                 self._lengths[part] = row_lengths(block)
             block = self._normalised(block, part, slice(None))
             total += block.sum(axis=0, dtype=np.float64)
-            squares += float(np.einsum("nd,nd->", block, block, dtype=np.float64))
+            squares[part] = np.einsum("nd,nd->n", block, block, dtype=np.float64)
             if kept is not None:
                 kept[part] = torch.from_numpy(np.require(block, np.float32, "W"))
         mean = total / self.n
-        self.variance = max(squares / self.n - float(mean @ mean), 0.0)
+        self.variance = max(float(squares.mean()) - float(mean @ mean), 0.0)
         self._mean = mean if values.dtype == np.float64 else mean.astype(np.float32)
         self.mean = torch.from_numpy(self._mean.astype(np.float64)).to(device)
+        self.lengths = torch.from_numpy(np.sqrt(squares)).to(device) + self.mean.norm()
         if kept is not None:
             # In blocks: of float64 features the difference must not need a copy of everything.
             centre = torch.from_numpy(self._mean).to(device)

@@ -283,7 +283,8 @@ class Solver:
             weights, bias = space.weights(points, dtype)
             if self.targets.kind == "softmax":
                 bias = bias - bias.mean()  # the same constant in all of them changes nothing
-            gaps, values = self._certificate(objective, weights, bias, points if by_dual else None, dtype)
+            dual = (points.to(dtype), space.along_mean(points)) if by_dual and isinstance(space, Gram) else None
+            gaps, values = self._certificate(objective, weights, bias, dual, dtype)
             at_zero = objective.value(weights.new_zeros(objective.rows, self.blocks.n, dtype=dtype))
             certified = gaps <= self.tolerance * torch.minimum(values, (at_zero - values).clamp_min(0))
             certified |= gaps <= 1e-8 * self.tolerance * at_zero  # nothing can be learnt: f is f(0) but for rounding
@@ -297,12 +298,17 @@ class Solver:
         return Solution(*arrays)
 
     def _certificate(
-        self, objective: Objective, weights: Tensor, bias: Tensor, points: Tensor | None, dtype: torch.dtype
+        self,
+        objective: Objective,
+        weights: Tensor,
+        bias: Tensor,
+        dual: tuple[Tensor, Tensor] | None,
+        dtype: torch.dtype,
     ) -> tuple[Tensor, Tensor]:
         """Gaps and values, from the features and not from products of them.
 
         Args:
-            points: of squared hinges in Gram form, whose coefficients are dual variables; else None.
+            dual: of squared hinges in Gram form, whose coefficients are dual variables, the points and `along_mean`.
         """
         scores = torch.empty(len(weights), self.blocks.n, dtype=dtype, device=weights.device)
         for rows, values in self.blocks.rows(dtype):
@@ -311,23 +317,36 @@ class Solver:
         own = bias / self._scaling if self._intercept == "penalised" else torch.zeros_like(bias)
         penalty = 0.5 * (weights.square().sum(1) + own.square())
         value = objective.value(scores) + penalty.view(-1, objective.group).sum(1)
-        if points is not None and isinstance(objective, SquaredHinge):
-            gap = self._gap_by_dual(objective, weights, own, scores, points.to(dtype))
+        if dual is not None and isinstance(objective, SquaredHinge):
+            gap = self._gap_by_dual(objective, value, own, scores, *dual)
             if bool((gap <= self.tolerance * value).all()):
                 return gap, value
             return torch.minimum(gap, self._gap_by_gradient(objective, weights, own, scores)), value
         return self._gap_by_gradient(objective, weights, own, scores), value
 
     def _gap_by_dual(
-        self, objective: SquaredHinge, weights: Tensor, own: Tensor, scores: Tensor, points: Tensor
+        self, objective: SquaredHinge, value: Tensor, own: Tensor, scores: Tensor, points: Tensor, along: Tensor
     ) -> Tensor:
-        """P - D at the dual variables max(signs beta, 0); see `newton._gap_by_dual`."""
+        """P - D at the dual variables max(signs beta, 0); see `newton._gap_by_dual`.
+
+        Args:
+            points, along: what the weights were made of, see `Gram.along_mean`.
+        """
         duals = (objective.signs * points[:, : self.blocks.n]).clamp_min(0) * (objective.costs > 0)
         coefficients = objective.signs * duals
         total = coefficients.sum(1, dtype=torch.float64)
-        apart = weights - self.blocks.combine(coefficients).double().addr_(total, self.blocks.mean)
+        # The weights are those of the points. What these have beside the dual variables is a few small coefficients:
+        # how long that can be is known without a pass over the features.
+        beside = points[:, : self.blocks.n] - coefficients
         scaling = self._scaling if self._intercept == "penalised" else 0.0
-        return objective.dual_terms(scores, duals) + 0.5 * (apart.square().sum(1) + (own - scaling * total).square())
+        known: Tensor = objective.dual_terms(scores, duals) + 0.5 * (own - scaling * total).square()
+        longest = (along - total).abs() * self.blocks.mean.norm() + beside.double().abs() @ self.blocks.lengths
+        gap: Tensor = known + 0.5 * longest.square()
+        if bool((gap <= self.tolerance * value).all()):
+            return gap
+        apart = self.blocks.combine(beside).double().addr_(along - total, self.blocks.mean)
+        found: Tensor = known + 0.5 * apart.square().sum(1)
+        return found
 
     def _gap_by_gradient(self, objective: Objective, weights: Tensor, own: Tensor, scores: Tensor) -> Tensor:
         """1/2 |gradient|^2, and what a free intercept still has to go; see `newton`."""

@@ -154,12 +154,22 @@ class Gram:
         weights = self.blocks.combine(coefficients.to(dtype)).double()
         if self.loose is None:
             return weights, torch.zeros(len(points), dtype=torch.float64, device=points.device)
-        last = points[:, -1].double()
         if self.loose_penalty == 0:
-            return weights, last - weights @ self.blocks.mean
-        # [x; s] = x' + v e with e = (mean, s) / length: what x' gives is the whole less its part along e.
-        along = coefficients.sum(1) + (last - coefficients @ self.loose.double()) / self._square**0.5
+            return weights, points[:, -1].double() - weights @ self.blocks.mean
+        along = self.along_mean(points)
         return weights.addr_(along, self.blocks.mean), along * self.scaling**2
+
+    def along_mean(self, points: Tensor) -> Tensor:
+        """(P,) float64: what a point's weights have of [mean; s] beside the centred images, without a free intercept.
+
+        [x; s] = x' + v e with e = (mean, s) / length: what x' gives is the whole less its part along e.
+        """
+        coefficients = points[:, : self.blocks.n].double()
+        if self.loose is None:
+            return torch.zeros(len(points), dtype=torch.float64, device=points.device)
+        last = points[:, -1].double()
+        along: Tensor = coefficients.sum(1) + (last - coefficients @ self.loose.double()) / self._square**0.5
+        return along
 
 
 def _products(blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
