@@ -46,7 +46,7 @@ class FinetuneReport(Report):
     Attributes:
         lr: the specification the rates came from, policies expanded.
         train, val, failed: images to train on, to validate on, and that could not be decoded.
-        epochs: those that were trained; best_epoch is the one whose weights were kept.
+        epochs: those that were trained; best_epoch is the one whose weights were kept, 0 for the start.
         metrics: of the weights that were kept, on the validation images; None without any.
         start: validation accuracy of the head the network began with, fitted on frozen features.
     """
@@ -68,7 +68,8 @@ class FinetuneReport(Report):
     def lines(self) -> list[str]:
         text = [
             f"{self.output}: {self.backbone} fine-tuned to {len(self.classes)} classes on {self.train:,} images, "
-            f"{self.val:,} to validate; {self.epochs} epochs, the best was {self.best_epoch}; "
+            f"{self.val:,} to validate; {self.epochs} epochs, "
+            f"{f'the best was {self.best_epoch}' if self.best_epoch else 'none as good as the start'}; "
             f"{format_duration(self.seconds)}"
         ]
         rows = [
@@ -80,10 +81,10 @@ class FinetuneReport(Report):
             text.append(f"before: {self.start:.1%} of the validation images with a head on the frozen features")
         if self.metrics:
             text += metric_lines(self.metrics)
-        if self.start is not None and self.metrics and self.metrics.accuracy < self.start:
+        if not self.best_epoch:
             text.append(
-                "note: the head on the frozen features was better: try lower rates, fewer layers or more images, or "
-                "take that head (featx extract and featx fit-softmax)"
+                "note: no epoch was better than the head on the frozen features, so that is what is kept: try lower "
+                "rates, fewer layers or more images"
             )
         run = shlex.quote(str(self.output))
         text.append(f"use it: featx extract IMAGES -b {run} -o new.h5; featx predict {run} IMAGES -o new.csv")

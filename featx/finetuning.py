@@ -98,7 +98,9 @@ class FineTuning:
         network.to(self.device).to(memory_format=torch.channels_last)
         data = self._data(cut, how, features)
         part = network if cut is None else cut.rest
-        training = Training(network, part, rates, data, config, self.device, self.processes)
+        training = Training(
+            network, part, rates, data, config, self.device, self.processes, start_counts=self.start is not None
+        )
         if (self.folder / CHECKPOINT).exists():
             training.resume(Checkpoint.load(self.folder / CHECKPOINT))
         with strict_precision("fp32"), graceful_stop() as stop:
@@ -314,7 +316,7 @@ class FineTuning:
             train=len(self.task.train),
             val=len(self.task.val),
             failed=self.task.failed,
-            epochs=len(training.history),
+            epochs=training.epoch,
             best_epoch=training.best_epoch,
             metrics=metrics,
             start=self.start,

@@ -9,22 +9,21 @@ from featx.atomic import replacing
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
-    """Draw a PNG of the entries in metrics.jsonl, one per epoch."""
+    """Draw a PNG of the entries in metrics.jsonl, one per epoch; that of the start has no training."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     entries = [json.loads(line) for line in metrics.read_text().splitlines()]
-    epochs = [entry["epoch"] for entry in entries]
     figure = Figure(figsize=(9.0, 3.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     for axes, key, factor, label in zip(
         figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("loss", "accuracy (%)"), strict=True
     ):
-        axes.plot(epochs, [factor * entry[key] for entry in entries], marker="o", markersize=3, label="training")
-        if f"val_{key}" in entries[0]:
-            found = [factor * entry[f"val_{key}"] for entry in entries]
-            axes.plot(epochs, found, marker="s", markersize=3, label="validation")
+        for name, marker, label_of_line in ((key, "o", "training"), (f"val_{key}", "s", "validation")):
+            points = [(entry["epoch"], factor * entry[name]) for entry in entries if name in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label_of_line)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -27,7 +27,7 @@ class Checkpoint:
         tensors: by name: model/..., optimiser/PARAMETER/..., average/....
         epoch, step: the next step to take; step counts within the epoch.
         sums: loss and counts of this epoch so far.
-        history: one entry per finished epoch.
+        history: one entry per finished epoch, before them one for the start if that counts.
     """
 
     tensors: dict[str, Tensor]

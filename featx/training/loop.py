@@ -64,12 +64,16 @@ class Training:
         config: FinetuneConfig,
         device: torch.device,
         processes: Processes,
+        *,
+        start_counts: bool = False,
     ) -> None:
         """Args:
 
         network: all of it; changed in place.
         trained_part: what inputs go through: the network, or its modules behind the last frozen one.
+        start_counts: the network as it comes is one of those the best on the validation images is chosen from.
         """
+        self._start_counts = start_counts and data.val is not None
         self.network, self.rates, self.data, self.config = network, rates, data, config
         self.device, self.processes = device, processes
         self._part = trained_part
@@ -118,6 +122,9 @@ class Training:
         """
         saved = time.monotonic()
         total = self.config.epochs * self.steps_per_epoch
+        if self._start_counts and not self.history:
+            self.history.append({"epoch": 0, **self.validate()})
+            keep_best(self.network.state_dict())
         reporter.begin("train", total, self.epoch * self.steps_per_epoch + self.step)
         while self.epoch < self.config.epochs and not self._has_run_out_of_patience():
             while self.step < self.steps_per_epoch:
@@ -150,7 +157,7 @@ class Training:
 
     @property
     def best_epoch(self) -> int:
-        """The epoch whose weights are kept, from 1: the best on the validation images, or the last without any."""
+        """The epoch whose weights are kept: the best on the validation images (0: the start), or the last of all."""
         best = self.history[-1] if self.data.val is None else max(self.history, key=_quality)
         return int(best["epoch"])
 
@@ -270,7 +277,7 @@ class Training:
     def _has_run_out_of_patience(self) -> bool:
         if self.config.patience is None or self.data.val is None or not self.history:
             return False
-        return len(self.history) - self.best_epoch >= self.config.patience
+        return self.epoch - self.best_epoch >= self.config.patience
 
     @contextlib.contextmanager
     def averaged(self) -> Any:

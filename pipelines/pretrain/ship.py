@@ -103,7 +103,8 @@ def curve(runs: list[Path]) -> list[str]:
     for cycle, run in enumerate(runs, 1):
         for line in (run / "metrics.jsonl").read_text().splitlines():
             e = json.loads(line)
-            shown = [e["epoch"], f"{e['loss']:.3f}", f"{e['accuracy']:.1%}"]
+            trained = [f"{e['loss']:.3f}", f"{e['accuracy']:.1%}"] if e["epoch"] else ["", ""]  # 0 is the start
+            shown = [e["epoch"], *trained]
             rows.append([cycle, *shown, f"{e['val_loss']:.3f}", f"{e['val_accuracy']:.1%}"])
     return table(["cycle", "epoch", "loss", "accuracy", "val loss", "val accuracy"], rows)
 

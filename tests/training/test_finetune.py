@@ -256,6 +256,25 @@ def test_training_stops_when_validation_stops_getting_better_and_keeps_the_best(
     assert report.metrics.accuracy == pytest.approx(best["val_accuracy"])
 
 
+@pytest.mark.parametrize("killed", [False, True])
+def test_if_no_epoch_is_better_the_start_is_kept(tmp_path, colours, weights, killed):
+    """Rates that destroy: what is kept is a softmax on the frozen features, as fitted by itself."""
+    config = options(weights, lr="conv1-fc7=0, fc8=30", epochs=2, val=0.25, init_head="softmax", checkpoint_minutes=0)
+    run = tmp_path / "run"
+    if killed:
+        words = [sys.executable, Path(__file__).with_name("killing_runs.py"), colours, run, json.dumps(vars(config))]
+        subprocess.run(words, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    report = finetune_network(colours, run, config)
+    entries = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["epoch"] for entry in entries] == [0, 1, 2]
+    assert all(entry["val_loss"] > entries[0]["val_loss"] for entry in entries[1:])
+    assert (report.best_epoch, report.epochs) == (0, 2)
+    assert report.metrics.accuracy == report.start == entries[0]["val_accuracy"]
+    assert all(layer.moved == 0 for layer in report.layers)
+    with Image.open(run / "curves.png") as picture:
+        assert picture.size[0] > 1000
+
+
 # --- what it leaves behind
 
 
@@ -462,9 +481,9 @@ def test_a_report_gives_the_rate_of_the_weights_and_says_when_the_start_was_bett
     report = finetune_network(colours, run, config)
     rates = {row.layer: row.rate for row in report.layers}
     assert (rates["fc7"], rates["fc8"]) == (0.5, 0.001)
-    worse = replace(report, start=report.metrics.accuracy + 0.01)
-    assert "the head on the frozen features was better" in str(worse)
-    assert "the head on the frozen features was better" not in str(replace(worse, start=report.metrics.accuracy))
+    for best, words in ((0, "no epoch was better than the head on the frozen features"), (1, "the best was 1")):
+        assert words in str(replace(report, best_epoch=best))
+        assert words not in str(replace(report, best_epoch=1 - best))
     assert f"featx extract IMAGES -b '{run}' -o new.h5; featx predict '{run}' IMAGES -o new.csv" in str(report)
 
 
