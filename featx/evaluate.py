@@ -99,7 +99,7 @@ def evaluate_head(
         report = _evaluate_run(model, given, config.split, asked, reporter, scores)
     else:
         assert isinstance(given, Features)
-        report = _evaluate_head(model, Path(head), given, config.split)
+        report = _evaluate_head(model, Path(head), given, config.split, reporter)
     if output is not None:
         kept = {"format": FORMAT, "plan": plan, "report": report.to_json(), "files": scores.files if scores else {}}
         text = json.dumps(kept, indent=1)
@@ -143,8 +143,15 @@ def _take_finished(output: Path, plan: dict[str, Any]) -> tuple[EvaluateReport, 
     return finished, found.get("files")
 
 
-def _evaluate_head(loaded: LinearHead, head: Path, opened: Features, split: str | None) -> EvaluateReport:
+def _evaluate_head(
+    loaded: LinearHead, head: Path, opened: Features, split: str | None, reporter: Reporter
+) -> EvaluateReport:
     layer = layer_for(loaded, opened)
+    if split is None and dict(loaded.report.get("plan", {})).get("features") == opened.digest:
+        reporter.note(
+            f"note: {head} was fitted on images of this very file, and they are among those that are scored; what it "
+            f"does on images it has not seen is in the fit's own report, which the same fit command prints again"
+        )
     rows = opened.usable(split)
     labels = labels_among(loaded.classes, opened.classes, opened.labels[rows], loaded.multilabel)
     known = labels.any(axis=1) if loaded.multilabel else labels >= 0

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,15 @@ def test_a_kept_report_is_that_of_the_predictions_and_torch_is_not_loaded_again(
     assert json.loads(again.stdout) == first.to_json() == json.loads(kept.read_text())["report"]
     assert (kept.stat().st_mtime_ns, kept.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.csv.json", "report.json"]
+
+
+def test_a_head_on_the_file_it_was_fitted_on_is_said_to_be_judged_by_what_it_knows(trained, tmp_path, featx):
+    own = featx("evaluate", trained / "h.safetensors", trained / "f.h5")
+    assert "was fitted on images of this very file" in own.err
+    chosen = ExtractConfig(backbone="alexnet-mini", layers="fc7", weights="random:0", device="cpu", batch_size=2)
+    extract_features(trained / "photos", tmp_path / "g.h5", replace(chosen, max_bad=0.1))
+    other = featx("evaluate", trained / "h.safetensors", tmp_path / "g.h5")
+    assert "this very file" not in other.err
 
 
 def test_of_a_head_too(trained, tmp_path):

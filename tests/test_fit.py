@@ -180,6 +180,11 @@ def test_files_of_another_kind_are_named_for_what_they_are(tmp_path):
     (tmp_path / "photos").mkdir()
     with pytest.raises(FileFormatError, match=r"photos is a folder; featx extract .*photos -o NAME\.h5 makes a file"):
         fit_svm(tmp_path / "photos")
+    (tmp_path / "list.txt").write_text("a.jpg")
+    with pytest.raises(
+        FileFormatError, match=r"list\.txt cannot be read as a features file: it is no HDF5 file\. featx"
+    ):
+        fit_svm(tmp_path / "list.txt")
 
 
 def test_evaluate_measures_on_the_rows_and_classes_the_head_knows(tmp_path):

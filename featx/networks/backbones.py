@@ -94,10 +94,9 @@ class Backbone:
         try:
             return measure_nodes(self._traced, self.side)
         except (RuntimeError, AssertionError) as error:
-            reason = str(error).strip().splitlines()[0]
             raise UsageError(
-                f"{self.name} cannot take images of {self.side} x {self.side} pixels: {reason}. "
-                f"Its weights were made for --crop {self.preprocessing['crop']}"
+                f"{self.name} cannot take images of {self.side} x {self.side} pixels: too little is left of them "
+                f"after its layers. Its weights were made for --crop {self.preprocessing['crop']}"
             ) from error
 
     @cached_property

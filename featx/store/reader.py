@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featx.atomic import refuse_special_file
+from featx.atomic import is_hdf5, refuse_special_file
 from featx.errors import FileFormatError, LabelError, UnknownLayer
 from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance
 from featx.store.schema import DONE, MAX_DECODER, MAX_STATUS, PENDING, LayerSpec, partial_path
@@ -93,6 +93,8 @@ class Features(Mapping[str, npt.NDArray[Any]]):
             raise FileFormatError(f"no file {path}{hint}") from error
         except READ_ERRORS as error:
             reason = " ".join(str(error).split())
+            if not is_hdf5(path):
+                reason = "it is no HDF5 file. featx extract IMAGES -o NAME.h5 makes one"
             raise FileFormatError(f"{path} cannot be read as a features file: {reason}") from error
 
     def _refuse_wrong_indices(self) -> None:
