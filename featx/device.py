@@ -15,6 +15,7 @@ from torch import Tensor
 from featx.errors import DeviceUnavailable, UsageError
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 1 << 30  # of glibc's malloc.h
+_OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
 def choose_device(spec: str) -> torch.device:
@@ -101,3 +102,8 @@ def keep_freed_memory() -> None:
         # Old versions take 32 MB at most. With neither the library is left to find its own thresholds.
         if library.mallopt(_M_MMAP_THRESHOLD, _LARGEST) or library.mallopt(_M_MMAP_THRESHOLD, 32 << 20):
             library.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a GPU had too little memory: torch says so, the libraries it calls say it in words of their own."""
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in _OUT_OF_MEMORY)

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.device import is_out_of_memory
 from featx.errors import OutOfMemory
 
 LANE_BYTES = 4 << 30  # of all lanes together, on the device and once more as pinned memory
@@ -69,7 +70,9 @@ class GpuPipeline:
         for _ in range(most):
             try:
                 found.put(_Lane(self._batch, self._side, shapes, self._device))
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if found.empty():
                     raise self._out_of_memory("not even one block's features fit", error) from error
                 break
@@ -94,7 +97,9 @@ class GpuPipeline:
                         found = self._compute(self._input)
                 self._api.synchronize(self._device)
                 return found
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 if self.rows == 1:
                     raise self._out_of_memory("not even one image fits", error) from error
             found = {}  # of the run before the one that failed: it must not be in the way of the next

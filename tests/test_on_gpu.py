@@ -45,11 +45,15 @@ def block_of(seed: int, count: int) -> np.ndarray:
     return pixels.transpose(0, 3, 1, 2)
 
 
+CUBLAS = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("no room"), CUBLAS], ids=["torch", "cublas"])
 @pytest.mark.parametrize(("fits", "rows"), [(10, 10), (9, 5), (4, 3), (1, 1)])
-def test_what_does_not_fit_into_memory_at_once_goes_through_in_parts(fits, rows):
+def test_what_does_not_fit_into_memory_at_once_goes_through_in_parts(fits, rows, error):
     def compute(images: torch.Tensor) -> dict[str, torch.Tensor]:
         if len(images) > fits:
-            raise torch.OutOfMemoryError("no room")
+            raise error
         return summary(images)
 
     with torch.inference_mode():
@@ -60,6 +64,14 @@ def test_what_does_not_fit_into_memory_at_once_goes_through_in_parts(fits, rows)
             with pipeline.features(lambda pixels=pixels: (pixels, None)) as found:
                 np.testing.assert_array_equal(found["maps"], pixels.astype(np.float32))
                 np.testing.assert_array_equal(found["sums"], pixels.astype(np.float32).sum((2, 3)))
+
+
+def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory():
+    def compute(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise RuntimeError("shapes do not match")
+
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        GpuPipeline(compute, batch_size=4, side=SIDE, device=CPU)
 
 
 def test_too_little_memory_for_one_image_is_said_in_one_line():
