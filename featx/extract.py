@@ -156,7 +156,10 @@ def _take_finished(
                 return None
     if shard is not None:
         place_of = {path: row for row, path in enumerate(manifest.paths)}
-        refuse_other_images(features, manifest.part([place_of[path] for path in features.raw_paths]), reporter)
+        rows = [place_of.get(path, -1) for path in features.raw_paths]
+        if -1 in rows:
+            return None
+        refuse_other_images(features, manifest.part(rows), reporter)
     else:
         refuse_other_images(features, manifest, reporter)
     return report_on(features, manifest, config, 0, 0.0, None)

@@ -1,30 +1,26 @@
-"""The work of `featx extract`: the plan, the blocks, the file; see `featx.extract` for the verb."""
+"""The work of `featx extract`: the blocks and the file; see `featx.extract` for the verb."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from featx.activations import Extractor, hardware, usable_cores, versions
+from featx.activations import Extractor, usable_cores
 from featx.config import ExtractConfig
-from featx.errors import DiskError, Interrupted, PlanMismatch, TooManyBadImages, UsageError, allow_more, bad_allowed
+from featx.errors import Interrupted, PlanMismatch, TooManyBadImages, allow_more, bad_allowed
 from featx.extract import ExtractReport, identity, report_on
-from featx.images.contents import files_state
+from featx.extraction_plan import ExtractionPlan
 from featx.images.scan import Manifest
-from featx.networks.pooling import parse_pooling
-from featx.options import command_line
-from featx.progress import SILENT, Reporter, Stop, format_bytes, graceful_stop
-from featx.recipe import Recipe, plan_recipe
-from featx.report import printable, table
+from featx.progress import SILENT, Reporter, Stop, graceful_stop
+from featx.report import printable
 from featx.same_images import refuse_other_images
 from featx.shards import Shard
 from featx.store.reader import Features
-from featx.store.schema import DONE, FilePlan, differences, essence, partial_path
+from featx.store.schema import DONE, differences, essence, partial_path
 from featx.store.writer import FeatureWriter
 from featx.streaming import Stages, stream_features
 from featx.together import Group, processes_here, refuse_incoherent_disk
@@ -57,26 +53,9 @@ class Extraction:
         """
         self.output, self.config, self.shard, self.group, self.before = output, config, shard, group, before
         self.reporter = reporter = reporter if group is None or group.is_first else SILENT
-        self.recipe: Recipe = plan_recipe(
-            backbone=config.backbone,
-            layers=config.layers,
-            weights=config.weights,
-            pooling=parse_pooling(config.pool),
-            precision=config.precision,
-            dtype=config.dtype,
-            device=config.device,
-            batch_size=config.batch_size,
-            resize=config.resize,
-            crop=config.crop,
-            squash=config.squash,
-            exif=config.exif,
-            mirror=config.mirror,
-            decode=config.decode,
-            plain=config.plain,
-        )
-        self.whole, self.manifest = manifest, self._part_of(manifest)
-        self._refuse_what_cannot_fit()
-        for line in self.plan_lines():
+        plan = ExtractionPlan(manifest, output, config, shard)
+        self.recipe, self.whole, self.manifest = plan.recipe, plan.whole, plan.manifest
+        for line in plan.lines():
             reporter.note(line)
         self.extractor = Extractor(self.recipe, reporter.download)
         gpu = self.extractor.gpu
@@ -85,91 +64,10 @@ class Extraction:
                 f"note: the GPU's memory holds {gpu.rows} images of a block of {self.recipe.batch_size} at once; a "
                 f"block goes through the network in parts"
             )
-        self.plan = self._file_plan(self.extractor.weights_sha256)
+        self.plan = plan.file(self.extractor)
         self.failed: list[str] = []
+        self.compared = b""  # hashes of images that were seen to be the ones that are there
         self.lock = threading.Lock()
-
-    def _part_of(self, manifest: Manifest) -> Manifest:
-        if self.shard is None:
-            return manifest
-        rows = self.shard.rows(len(manifest), self.recipe.batch_size)
-        if not rows:
-            size = self.recipe.batch_size
-            raise UsageError(
-                f"--shard {self.shard} would be empty: {len(manifest):,} images are {-(-len(manifest) // size):,} "
-                f"blocks of {size}. Use fewer shards, or a smaller --batch-size"
-            )
-        return manifest.part(rows)
-
-    def plan_lines(self) -> list[str]:
-        """What will be done, before it is."""
-        manifest, recipe = self.manifest, self.recipe
-        count = len(manifest)
-        classes = f", {len(manifest.classes)} classes" if manifest.classes else ", no labels"
-        part = f" (part {self.shard} of {len(self.whole):,})" if self.shard else ""
-        title = f"{count:,} images{part}{classes}; {recipe.backbone.name}, weights {recipe.weights.name}, "
-        title += f"{recipe.precision} on {recipe.device}, {recipe.batch_size} images per block"
-        rows = [
-            [
-                spec.name,
-                spec.node,
-                spec.relu,
-                spec.shape,
-                spec.dtype,
-                format_bytes(spec.bytes_per_image * count),
-            ]
-            for spec in recipe.layer_specs()
-        ]
-        lines = [title, *table(["layer", "node", "ReLU", "shape", "type", "in all"], rows, left=3)]
-        free = shutil.disk_usage(_existing_parent(self.output)).free
-        lines.append(f"{format_bytes(self._bytes_needed())} for {self.output}; {format_bytes(free)} are free there")
-        if recipe.weights.seed is not None:
-            lines.append(
-                "note: these weights are random: the features show the machinery, not what a network learned"
-            )
-        return lines
-
-    def _bytes_needed(self) -> int:
-        return sum(spec.bytes_per_image for spec in self.recipe.layer_specs()) * len(self.manifest)
-
-    def _refuse_what_cannot_fit(self) -> None:
-        if self.output.exists() or partial_path(self.output).exists():
-            return  # its space is reserved already
-        needed, folder = self._bytes_needed(), _existing_parent(self.output)
-        free = shutil.disk_usage(folder).free
-        if needed > free:
-            raise DiskError(
-                f"{self.output} needs {format_bytes(needed)}; {format_bytes(free)} are free in {folder}. Ask for "
-                f"fewer or later layers, --pool avg, or --dtype float16, or choose another disk with -o"
-            )
-
-    def _file_plan(self, weights_sha256: str) -> FilePlan:
-        manifest = self.manifest
-        provenance: dict[str, Any] = {
-            **self.recipe.describe(weights_sha256),
-            "request": self.config.recorded(),
-            "command": command_line("extract", "SOURCE", self.config),
-            "source": {
-                "path": os.path.abspath(manifest.source),
-                "kind": manifest.kind,
-                "files": files_state(manifest),
-            },
-            "images": manifest.digest,
-            "count": len(manifest),
-            "versions": versions(),
-            "hardware": hardware(self.extractor),
-        }
-        if self.shard is not None:
-            provenance["shard"] = self.shard.describe(self.whole)
-        return FilePlan(
-            manifest.paths,
-            manifest.labels,
-            manifest.classes,
-            manifest.split_of,
-            manifest.splits,
-            self.recipe.layer_specs(),
-            _portable(provenance),
-        )
 
     def go(self) -> ExtractReport:
         """Do what is left to be done; the network's memory on a GPU is given free at the end."""
@@ -234,7 +132,7 @@ class Extraction:
             writer = FeatureWriter.open_failed(self.output, self.plan)
         else:
             writer = FeatureWriter.open(self.output, self.plan, retry_failed=retry)
-        self._refuse_other_images(writer)
+        self._know_images_of(writer)
         blocks = writer.pending_blocks(self.recipe.batch_size)
         if group is None:
             return writer, blocks
@@ -242,16 +140,23 @@ class Extraction:
         group.announce(self.plan.fingerprint, blocks)
         return writer, group.claim(blocks)
 
-    def _refuse_other_images(self, writer: FeatureWriter) -> None:
+    def _know_images_of(self, writer: FeatureWriter) -> None:
+        """Refuse an unfinished file of other images; of the same ones in another place it knows the place now."""
         if (writer.status == DONE).any():
             try:
                 have = Features(partial_path(self.output))
-                refuse_other_images(have, self.manifest, self.reporter)
+                self._refuse_other_images(have)
                 old, new = (made["source"].get("files") for made in (have.provenance, self.plan.provenance))
                 writer.replace_state(old, new)
             except BaseException:
                 writer.close()
                 raise
+
+    def _refuse_other_images(self, have: Features) -> None:
+        done = have.sha256[have.status == DONE].tobytes()
+        if self.compared != done:  # the unfinished file of --retry-failed begins as a copy of the finished one
+            refuse_other_images(have, self.manifest, self.reporter)
+            self.compared = done
 
     def _fill(self, writer: FeatureWriter, blocks: Iterable[int]) -> ExtractReport:
         started, before = time.perf_counter(), int((writer.status > 0).sum())
@@ -383,16 +288,7 @@ class Extraction:
                 f"{self.output} exists and was made by another plan: {'; '.join(named[:3])}. "
                 f"Choose another output with -o, or delete it"
             )
-        refuse_other_images(features, self.manifest, self.reporter)
-
-
-def _portable(provenance: dict[str, Any]) -> dict[str, Any]:
-    """The same with text that JSON can hold: undecodable bytes of a path as backslash escapes."""
-    import json
-
-    text: str = json.dumps(provenance).encode("ascii").decode()
-    plain: dict[str, Any] = json.loads(text)
-    return plain
+        self._refuse_other_images(features)
 
 
 def _changed_images(features: Features, manifest: Manifest) -> str:
@@ -403,10 +299,3 @@ def _changed_images(features: Features, manifest: Manifest) -> str:
         if paths:
             parts.append(f"{len(paths)} {word} (first: {os.fsdecode(paths[0])!r})")
     return "images: " + (", ".join(parts) or "the same, with other labels, splits or order")
-
-
-def _existing_parent(path: Path) -> Path:
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    return folder
