@@ -17,12 +17,12 @@ from featx.errors import LabelError, PlanMismatch, TooManyBadImages, UsageError
 from featx.heads.labels import labels_among
 from featx.heads.linear import LinearHead
 from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines
+from featx.images.contents import refuse_other_files
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import Run, is_run, read_run
 from featx.predict import digest_of, layer_for, refuse_too_many_bad, run_outputs
 from featx.progress import ALREADY_THERE, SILENT, Reporter
 from featx.report import Report
-from featx.same_images import refuse_other_files
 from featx.scores import KeptScores
 from featx.store.reader import Features, open_features
 from featx.store.schema import differences
@@ -89,7 +89,7 @@ def evaluate_head(
         if found is not None:
             finished, files = found
             if isinstance(model, Run) and isinstance(given, Manifest):
-                refuse_other_files(str(output), files, _wanted(model, given, config.split), reporter)
+                refuse_other_files(str(output), files, _wanted(model, given, config.split), reporter=reporter)
             if scores is not None:
                 scores.discard()  # left there if the run was killed at its very end
             reporter.note(ALREADY_THERE)

@@ -111,9 +111,12 @@ def extract_features(
             output = Path(os.path.realpath(output))
         before = identity(output)
     if before is not None:
-        finished = _take_finished(output, manifest, config, shard, reporter)
+        finished = _take_finished(output, manifest, config, shard)
         if finished is not None:
-            return finished
+            features, images = finished
+            if group is None or group.is_first:  # one process's word is enough
+                refuse_other_images(features, images, reporter)
+            return report_on(features, manifest, config, 0, 0.0, None)
     from featx.extracting import Extraction
 
     return Extraction(manifest, output, config, shard=shard, group=group, before=before, reporter=reporter).go()
@@ -129,9 +132,9 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 def _take_finished(
-    output: Path, manifest: Manifest, config: ExtractConfig, shard: Shard | None, reporter: Reporter
-) -> ExtractReport | None:
-    """The report of a file that needs no work, without loading torch; None if something is left to be looked at."""
+    output: Path, manifest: Manifest, config: ExtractConfig, shard: Shard | None
+) -> tuple[Features, Manifest] | None:
+    """A file that needs no work and its images, without loading torch; None if something is left to be looked at."""
     try:
         features = Features(output)
     except FileFormatError as error:
@@ -159,10 +162,8 @@ def _take_finished(
         rows = [place_of.get(path, -1) for path in features.raw_paths]
         if -1 in rows:
             return None
-        refuse_other_images(features, manifest.part(rows), reporter)
-    else:
-        refuse_other_images(features, manifest, reporter)
-    return report_on(features, manifest, config, 0, 0.0, None)
+        return features, manifest.part(rows)
+    return features, manifest
 
 
 def report_on(

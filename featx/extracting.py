@@ -17,7 +17,7 @@ from featx.extraction_plan import ExtractionPlan
 from featx.images.scan import Manifest
 from featx.progress import SILENT, Reporter, Stop, graceful_stop
 from featx.report import printable
-from featx.same_images import refuse_other_images
+from featx.same_images import done_hashes, refuse_other_images, take_up
 from featx.shards import Shard
 from featx.store.reader import Features
 from featx.store.schema import DONE, differences, essence, partial_path
@@ -132,31 +132,18 @@ class Extraction:
             writer = FeatureWriter.open_failed(self.output, self.plan)
         else:
             writer = FeatureWriter.open(self.output, self.plan, retry_failed=retry)
-        self._know_images_of(writer)
+        try:
+            state = self.plan.provenance["source"]["files"]
+            take_up(writer, self.manifest, state, self.reporter, self.compared)
+        except BaseException:
+            writer.close()
+            raise
         blocks = writer.pending_blocks(self.recipe.batch_size)
         if group is None:
             return writer, blocks
         writer.share()
         group.announce(self.plan.fingerprint, blocks)
         return writer, group.claim(blocks)
-
-    def _know_images_of(self, writer: FeatureWriter) -> None:
-        """Refuse an unfinished file of other images; of the same ones in another place it knows the place now."""
-        if (writer.status == DONE).any():
-            try:
-                have = Features(partial_path(self.output))
-                self._refuse_other_images(have)
-                old, new = (made["source"].get("files") for made in (have.provenance, self.plan.provenance))
-                writer.replace_state(old, new)
-            except BaseException:
-                writer.close()
-                raise
-
-    def _refuse_other_images(self, have: Features) -> None:
-        done = have.sha256[have.status == DONE].tobytes()
-        if self.compared != done:  # the unfinished file of --retry-failed begins as a copy of the finished one
-            refuse_other_images(have, self.manifest, self.reporter)
-            self.compared = done
 
     def _fill(self, writer: FeatureWriter, blocks: Iterable[int]) -> ExtractReport:
         started, before = time.perf_counter(), int((writer.status > 0).sum())
@@ -288,7 +275,8 @@ class Extraction:
                 f"{self.output} exists and was made by another plan: {'; '.join(named[:3])}. "
                 f"Choose another output with -o, or delete it"
             )
-        self._refuse_other_images(features)
+        refuse_other_images(features, self.manifest, self.reporter)
+        self.compared = done_hashes(features)
 
 
 def _changed_images(features: Features, manifest: Manifest) -> str:

@@ -15,11 +15,11 @@ from featx.atomic import disk_errors
 from featx.config import FinetuneConfig
 from featx.errors import FileFormatError, Interrupted, PlanMismatch
 from featx.heads.metrics import Metrics, metric_lines
+from featx.images.contents import refuse_other_files
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import DESCRIPTION, read_run
 from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, table
-from featx.same_images import refuse_other_files
 from featx.store.schema import differences
 
 REPORT, LOCK = "report.json", ".lock"
@@ -174,7 +174,8 @@ def _take_finished(
         raise PlanMismatch(
             f"{folder} holds another run: {'; '.join(changed[:3])}. Choose another folder, or delete it"
         )
-    refuse_other_files(str(folder), stored.plan.get("files"), manifest, reporter)
+    if "files" in stored.plan and os.environ.get("RANK", "0") == "0":  # one process's word is enough
+        refuse_other_files(str(folder), stored.plan["files"], manifest, reporter=reporter)
     if not (stored.weights.exists() and (folder / REPORT).exists()):
         return None
     return _report_from(folder)

@@ -92,6 +92,7 @@ class FineTuning:
             self.reporter.note(line)
         self._describe()
         features = self._extract(nodes) if nodes else []
+        self._describe_files(features)
         if self.wants_head:
             self._start_head(network, features[0], nodes[-1])
         start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
@@ -192,7 +193,7 @@ class FineTuning:
                 "plan": {
                     "request": self.config.recorded(),
                     "images": self.manifest.digest,
-                    "files": plan.get("files") or self._files(),
+                    **({"files": plan["files"]} if "files" in plan else {}),
                     "weights": self.weights,
                     "lr": self.lr,
                     "source": os.path.abspath(self.manifest.source),
@@ -203,9 +204,16 @@ class FineTuning:
                 partial.write_text(json.dumps(described, indent=1) + "\n")
         self.processes.wait()
 
-    def _files(self) -> dict[str, str]:
-        state = files_state(self.manifest)
-        return record_of(state, content_hashes(self.manifest, reporter=self.reporter))
+    def _describe_files(self, features: list[Features]) -> None:
+        """Write down which images these are, once: by the hashes that the features have, or else by reading them."""
+        described = None if self.processes.rank else json.loads((self.folder / DESCRIPTION).read_text())
+        if described is not None and "files" not in described["plan"]:
+            state = files_state(self.manifest)
+            hashes = features[0].sha256 if features else content_hashes(self.manifest, reporter=self.reporter)
+            described["plan"]["files"] = record_of(state, hashes)
+            with replacing(self.folder / DESCRIPTION) as partial:
+                partial.write_text(json.dumps(described, indent=1) + "\n")
+        self.processes.wait()
 
     # --- what is computed once
 

@@ -18,13 +18,13 @@ from featx.atomic import is_hdf5
 from featx.config import PredictConfig
 from featx.errors import FeaturesMismatch, TooManyBadImages, UsageError, WeightsMismatch, allow_more, bad_allowed
 from featx.heads.linear import LinearHead, recipe_of
+from featx.images.contents import refuse_other_files
 from featx.images.preprocess import Preprocess
 from featx.images.scan import Manifest, scan
 from featx.networks.runs import Run, is_run, read_run
 from featx.predictions import refuse_to_destroy, sha256_of, take_finished, write_record, write_table
 from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, printable
-from featx.same_images import refuse_other_files
 from featx.scores import KeptScores, Scored
 from featx.store.reader import Features, open_features
 from featx.store.schema import DONE
@@ -93,7 +93,7 @@ def predict_images(
     if finished is not None:
         counted, files = finished
         if isinstance(given, Manifest):
-            refuse_other_files(str(table), files, given, reporter)
+            refuse_other_files(str(table), files, given, reporter=reporter)
         scores.discard()  # left there if the run was killed at its very end
         reporter.note(ALREADY_THERE)
         return PredictReport(head=Path(head), output=table, seconds=0.0, **counted)

@@ -16,7 +16,7 @@ from featx.errors import Interrupted
 from featx.images.contents import files_state, record_of
 from featx.images.scan import Manifest
 from featx.progress import Reporter, graceful_stop
-from featx.same_images import refuse_other_images
+from featx.same_images import take_up
 from featx.store.reader import Features
 from featx.store.schema import DONE, FilePlan, LayerSpec, partial_path
 
@@ -65,8 +65,7 @@ class KeptScores:
         none = [-1] * len(manifest)
         plan = FilePlan(manifest.paths, none, (), none, (), [layer], json.loads(json.dumps(provenance)))
         with FeatureWriter.open(self._path, plan, retry_failed=True) as writer:
-            if (writer.status == DONE).any():
-                refuse_other_images(Features(partial_path(self._path)), manifest, self._reporter)
+            take_up(writer, manifest, state, self._reporter)
             self._reporter.begin("predict", len(manifest), int((writer.status == DONE).sum()))
 
             def keep(block: Any, features: dict[str, npt.NDArray[Any]]) -> None:

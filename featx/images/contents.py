@@ -1,13 +1,16 @@
 """Whether the images of a source are still the files that something was made from.
 
 The names of two folders can agree where their images do not, and an image can be replaced under its name. The state
-of the files, sizes and times, is quickly compared; where it differs, as after a copy, their bytes decide.
+of the files, sizes and times, is quickly compared, with the bytes of a few; where it differs, as after a copy, the
+bytes of all decide.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import threading
 import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +25,7 @@ from featx.progress import SILENT, Reporter
 
 _BITS = 128
 _AT_ONCE = 64  # files a thread reads before it says so
+_SAMPLE = 16  # files whose bytes are compared although nothing seems to have changed
 
 
 def files_state(manifest: Manifest) -> str:
@@ -71,49 +75,74 @@ def content_hashes(
     """(R, 32) SHA-256 of the files of some rows, of all by default; zeros where a file cannot be read."""
     rows = np.arange(len(manifest)) if rows is None else rows
     found = np.zeros((len(rows), 32), np.uint8)
+    local = threading.local()  # one handle of a zip per thread: opening one reads its whole directory
+
+    def read(row: int) -> bytes:
+        if manifest.kind != "zip":
+            return read_file(manifest.full_path(row))
+        if not hasattr(local, "archive"):
+            local.archive = zipfile.ZipFile(manifest.root)
+            archives.append(local.archive)
+        return read_member(local.archive, os.fsdecode(manifest.paths[row]))
 
     def some(start: int) -> int:
         chosen = rows[start : start + _AT_ONCE]
-        archive = zipfile.ZipFile(manifest.root) if manifest.kind == "zip" else None
         for place, row in enumerate(chosen, start):
-            try:
-                if archive is None:
-                    content = read_file(manifest.full_path(row))
-                else:
-                    content = read_member(archive, os.fsdecode(manifest.paths[row]))
-            except BadImage:
-                continue
-            found[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-        if archive is not None:
-            archive.close()
+            with contextlib.suppress(BadImage):
+                found[place] = np.frombuffer(hashlib.sha256(read(int(row))).digest(), np.uint8)
         return len(chosen)
 
+    archives: list[zipfile.ZipFile] = []
+    reporter = reporter if len(rows) > _SAMPLE else SILENT
     reporter.begin("hash images", len(rows), 0)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for count in pool.map(some, range(0, len(rows), _AT_ONCE)):
             reporter.advance(count)
+    for archive in archives:
+        archive.close()
     reporter.end()
     return found
 
 
+def sample_of(count: int) -> npt.NDArray[np.intp]:
+    """Rows whose bytes are compared even where the state says that no file was replaced."""
+    return np.unique(np.linspace(0, count - 1, _SAMPLE).astype(np.intp))
+
+
 def record_of(state: str, hashes: npt.NDArray[np.uint8]) -> dict[str, str]:
-    """What a table, a report or a run keeps of its images, for `are_same_files`.
+    """What a table, a report or a run keeps of its images, for `refuse_other_files`.
 
     Args:
         state: the files' state before they were read.
-        hashes: (N, 32) SHA-256 of every image's bytes.
+        hashes: (N, 32) SHA-256 of every image's bytes; zeros where there were none.
     """
-    return {"state": state, "sha256": hashlib.sha256(np.ascontiguousarray(hashes).tobytes()).hexdigest()}
+    sample = hashes[sample_of(len(hashes))]
+    return {"state": state, "sha256": _digest(hashes), "sample": _digest(sample)}
 
 
-def are_same_files(stored: object, manifest: Manifest, *, reporter: Reporter = SILENT) -> bool:
-    """Whether the images are those of a record, by their state or else by their bytes."""
-    if not isinstance(stored, dict):
-        return False
-    state = files_state(manifest)
-    if stored.get("state") == state:
-        return True
-    return record_of(state, content_hashes(manifest, reporter=reporter)) == {**stored, "state": state}
+def refuse_other_files(made: str, stored: object, manifest: Manifest, *, reporter: Reporter = SILENT) -> None:
+    """Raise PlanMismatch if `made`, whose record of its images is `stored`, was made from others than these."""
+    found = stored if isinstance(stored, dict) else {}
+    if found.get("state") == files_state(manifest):
+        rows = sample_of(len(manifest))
+        kept = found.get("sample")
+    else:
+        rows = np.arange(len(manifest))
+        kept = found.get("sha256")
+    now = content_hashes(manifest, rows, reporter=reporter)
+    if _digest(now) == kept:
+        return
+    unreadable = rows[~now.any(axis=1)]
+    if len(unreadable):
+        raise PlanMismatch(
+            f"{made} is there, and whether it was made from these images cannot be seen: {len(unreadable):,} of them "
+            f"cannot be read (first: {manifest.name(int(unreadable[0]))}). Mend them, choose another output, or "
+            f"delete it"
+        )
+    raise PlanMismatch(
+        f"{made} was made from other images of the same names, or they were changed since. Choose another output, or "
+        f"delete it"
+    )
 
 
 def refuse_changed_images(
@@ -133,8 +162,10 @@ def refuse_changed_images(
             cannot be read any more contradicts nothing.
     """
     rows = np.flatnonzero(hashes.any(axis=1))
-    if not len(rows) or stored_state == files_state(manifest):
+    if not len(rows):
         return
+    if stored_state == files_state(manifest):
+        rows = rows[sample_of(len(rows))]
     now = content_hashes(manifest, rows, reporter=reporter)
     changed = rows[now.any(axis=1) & (now != hashes[rows]).any(axis=1)]
     if len(changed):
@@ -142,3 +173,7 @@ def refuse_changed_images(
             f"{made} was made from other images of the same names: {len(changed):,} of {len(rows):,} differ (first: "
             f"{manifest.name(int(changed[0]))}). Choose another output with -o, or delete it"
         )
+
+
+def _digest(hashes: npt.NDArray[np.uint8]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(hashes).tobytes()).hexdigest()

@@ -16,7 +16,7 @@
 
 All datasets are contiguous, little-endian, in C order and allocated when the file is made, so any program can
 map them. Nothing in the file depends on the clock, the host's name, the number of workers or on how often the
-run was interrupted: the same settings on the same machine give the same bytes.
+run was interrupted: the same settings for the same files on the same machine give the same bytes.
 """
 
 from __future__ import annotations

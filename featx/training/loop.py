@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from featx.config import FinetuneConfig
 from featx.device import upload
-from featx.errors import Diverged
+from featx.errors import Diverged, UsageError
 from featx.progress import Reporter
 from featx.training.batchnorm import share_batch_norm
 from featx.training.checkpoint import Checkpoint
@@ -79,6 +79,12 @@ class Training:
         self._part = trained_part
         self._batch = min(config.batch_size, len(data.train))
         self.steps_per_epoch = max(1, len(data.train) // self._batch)
+        if self._batch // config.accumulate < processes.count > 1:
+            raise UsageError(
+                f"{self._batch} images per step in --accumulate {config.accumulate} parts are too few for "
+                f"{processes.count} processes: each needs one of every part. Use fewer processes or parts, or a "
+                f"larger --batch-size"
+            )
         parameters = dict(network.named_parameters())
         self._parameters = {rate.parameter: parameters[rate.parameter] for rate in rates if rate.rate > 0}
         self.optimiser = make_optimiser(rates, self._parameters, config)
@@ -173,15 +179,12 @@ class Training:
             group["lr"] = rate * factor
         self.optimiser.zero_grad(set_to_none=True)
         weight = self._weight_of(places)
-        mine = self.processes.share(total)
-        parts = [
-            part for part in np.array_split(np.arange(mine.start, mine.stop), self.config.accumulate) if len(part)
-        ]
-        for number, part in enumerate(parts):
-            rows = slice(int(part[0]), int(part[-1]) + 1)
+        parts = self._parts()
+        for number, rows in enumerate(parts):
             last = number == len(parts) - 1
             if last:
-                self.data.train.expect(self._next_places()[mine])
+                following = self._next_places()
+                self.data.train.expect(np.concatenate([following[part] for part in parts]))
             with self._no_exchange(not last):
                 self._backward(places[rows], None if draws is None else draws.part(rows), weight, len(parts))
         if self.config.clip is not None:
@@ -191,6 +194,14 @@ class Training:
             for name, parameter in self._parameters.items():
                 self._average[name].lerp_(parameter.detach(), 1 - self.config.ema)
         self.step += 1
+
+    def _parts(self) -> list[slice]:
+        """What this process takes of each part of a step; a part is the same images whoever takes them."""
+        found = []
+        for part in np.array_split(np.arange(self._batch), min(self.config.accumulate, self._batch)):
+            mine, first = self.processes.share(len(part)), int(part[0])
+            found.append(slice(first + mine.start, first + mine.stop))
+        return found
 
     def _backward(self, places: npt.NDArray[np.intp], draws: Any, weight: float, parts: int) -> None:
         inputs = self.data.train.take(places, draws)

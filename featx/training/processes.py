@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+_PATIENCE = timedelta(days=2)
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def join_processes(device: torch.device) -> tuple[Processes, torch.device]:
         # Two processes on one GPU, as with --device cuda:0 for all of them, cannot talk through NCCL.
         enough = device.type == "cuda" and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", count))
         alone = enough and device.index == int(os.environ.get("LOCAL_RANK", "-1"))
-        dist.init_process_group("nccl" if alone else "gloo")
+        # The first prepares, extracts and fits for hours perhaps, while the others wait. torchrun sees a dead one.
+        dist.init_process_group("nccl" if alone else "gloo", timeout=_PATIENCE)
     return Processes(dist.get_rank(), count), device
 
 

@@ -369,10 +369,12 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path, colours,
     assert [{**report, "seconds": 0} for report in reports] == [{**reports[0], "seconds": 0}] * 2
 
 
-def test_two_processes_train_as_one(tmp_path, colours, weights):
+@pytest.mark.parametrize(("batch", "parts"), [("7", "1"), ("14", "2")])
+def test_two_processes_train_as_one(tmp_path, colours, weights, batch, parts):
     """BatchNorm too, which sees all images of a step; without dropout, which each process draws for itself."""
-    options_ = ("--lr", "conv1-conv3=0, conv4-conv5=1e-4, fc6-fc8=5e-4", "--epochs", "2", "--batch-size", "7", "--val", "25%", "--dropout", "0",
-                "--augment", "flip,crop:0.5", "--class-weights", "balanced", "--device", "cpu", "--workers", "1")  # fmt: skip
+    options_ = ("--lr", "conv1-conv3=0, conv4-conv5=1e-4, fc6-fc8=5e-4", "--epochs", "2", "--batch-size", batch, "--val", "25%", "--dropout", "0",
+                "--augment", "flip,crop:0.5", "--class-weights", "balanced", "--device", "cpu", "--workers", "1",
+                "--accumulate", parts)  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run(command(colours, one, weights, *options_), check=True, capture_output=True)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
@@ -401,6 +403,16 @@ def test_two_processes_train_as_one(tmp_path, colours, weights):
 
 
 # --- bad input
+
+
+def test_parts_that_are_too_small_for_the_processes_are_refused(tmp_path, colours, weights):
+    options_ = ("--lr", "*=0, fc8=5e-4", "--batch-size", "7", "--accumulate", "4", "--val", "0", "--device", "cpu")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
+                "--rdzv-endpoint", "localhost:0"]  # fmt: skip
+    words = [*launcher, *command(colours, tmp_path / "run", weights, *options_)[1:]]
+    ran = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert ran.returncode != 0
+    assert "7 images per step in --accumulate 4 parts are too few for 2 processes" in ran.stderr
 
 
 def test_a_training_that_diverges_stops_and_names_the_rate(tmp_path, colours, weights):

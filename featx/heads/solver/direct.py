@@ -25,7 +25,7 @@ from featx.heads.solver.state import State, regular
 _FACTOR = 2.2 / 3
 _PICK = 120.0
 _CALL = 1e7
-_NEW = 0.2  # of the products of rows that are not kept yet
+_NEW = 0.2  # share of a problem's products that is made anew where others of its class are kept
 _OVERHEAD = 1e6
 _INVERSE = 4.0 / 3  # 2 n^3 operations at half the rate, for an inverse that serves about three steps
 _VALUES_AT_ONCE = 1 << 24  # on a GPU small systems are solved in batches of about this many values
@@ -201,7 +201,7 @@ class PrimalExactSteps:
         sizes = (curvature > 0).sum(1).double()
         cost = _large_cost(sizes, d)
         if self._may_be_small:
-            cost = torch.minimum(cost, _small_cost(sizes, d))
+            cost = torch.minimum(cost, _small_cost(sizes, d, self._new(self._family[names[open_]])))
         cost += _PICK * sizes * d + _CALL
         solved = torch.nonzero(cost <= budget[open_] * (4.0 * n * d + _OVERHEAD))[:, 0]
         if not len(solved):
@@ -215,11 +215,15 @@ class PrimalExactSteps:
         sound = torch.isfinite(steps).all(1)
         return open_[solved[sound]], steps[sound]
 
+    def _new(self, families: Tensor) -> Tensor:
+        """Which share of the products of a small system will have to be made."""
+        return torch.tensor([_NEW if self._products.holds(name) else 1.0 for name in families.tolist()])
+
     def _solve(self, family: int, curvature: Tensor, gradient: Tensor) -> Tensor:
         rows = torch.nonzero(curvature > 0)[:, 0]
         values, d = self._values.index_select(0, rows), self._values.shape[1]
-        size = torch.tensor(float(len(rows)))
-        if self._may_be_small and _small_cost(size, d) < _large_cost(size, d):
+        size, new = torch.tensor(float(len(rows))), self._new(torch.tensor([family]))[0]
+        if self._may_be_small and _small_cost(size, d, new) < _large_cost(size, d):
             return self._solve_small(family, rows, values, curvature[rows], gradient)
         weights = curvature[rows]
         values *= weights.sqrt()[:, None]
@@ -261,9 +265,9 @@ def _large_cost(sizes: Tensor, d: int) -> Tensor:
     return sizes * d**2 + _FACTOR * float(d) ** 3
 
 
-def _small_cost(sizes: Tensor, d: int) -> Tensor:
-    """Of that of the images; its factor is of float64, and most of its products are there already."""
-    return _NEW * sizes**2 * d + 2 * _FACTOR * sizes**3
+def _small_cost(sizes: Tensor, d: int, new: Tensor) -> Tensor:
+    """Of that of the images, of whose products the share `new` is to be made; its factor is of float64."""
+    return new.to(sizes.device) * sizes**2 * d + 2 * _FACTOR * sizes**3
 
 
 def _cost(size: Tensor) -> Tensor:

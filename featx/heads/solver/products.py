@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +38,7 @@ class KeptProducts:
         """Args:
 
         values: (n, D).
-        memory_bytes: for all that is kept; what was not asked for lately is dropped first.
+        memory_bytes: for all that is kept; when it is full, other keys' products are made each time.
         """
         self._values = values
         self._capacity = memory_bytes // values.itemsize
@@ -49,18 +50,19 @@ class KeptProducts:
         Args:
             key: problems of the same one are expected to ask for the same rows.
         """
-        if len(rows) ** 2 > self._capacity or not len(rows):
+        if not len(rows):
             return self._made(rows)
         store = self._stores.pop(key, None)
-        if store is None:
-            store = self._begun(rows)
-        else:
+        room = self._capacity - sum(one.products.numel() for one in self._stores.values())
+        if store is not None:
             known = torch.isin(rows, store.rows, assume_unique=True)
             if not bool(known.all()):
-                store = self._grown(store, rows, rows[~known])
-        self._stores[key] = store  # the last one now
-        while sum(one.products.numel() for one in self._stores.values()) > self._capacity and len(self._stores) > 1:
-            self._stores.pop(next(iter(self._stores)))
+                store = self._grown(store, rows, rows[~known], room)
+        elif len(rows) ** 2 <= room:
+            store = _Store(rows, torch.arange(len(rows), device=rows.device), self._made(rows))
+        if store is None:  # who was first stays: whoever comes around in turns would find nothing otherwise
+            return self._made(rows)
+        self._stores[key] = store
         place = store.place[torch.searchsorted(store.rows, rows)]
         return store.products.index_select(0, place).index_select(1, place)
 
@@ -70,15 +72,19 @@ class KeptProducts:
         add_products(products, values)
         return products
 
-    def _begun(self, rows: Tensor) -> _Store:
-        return _Store(rows, torch.arange(len(rows), device=rows.device), self._made(rows))
+    def holds(self, key: int) -> bool:
+        """Whether most of what is asked for under this key can be expected to be there."""
+        return key in self._stores
 
-    def _grown(self, store: _Store, rows: Tensor, new: Tensor) -> _Store:
+    def _grown(self, store: _Store, rows: Tensor, new: Tensor, room: int) -> _Store | None:
+        """With the products of more rows; begun anew if it has too many others, None if even those are too many."""
         old, size = len(store.rows), len(store.rows) + len(new)
-        if size**2 > self._capacity:
-            return self._begun(rows)  # what is there of other rows is in the way
+        if size**2 > room:
+            if len(rows) ** 2 > room:
+                return None
+            return _Store(rows, torch.arange(len(rows), device=rows.device), self._made(rows))
         if size > len(store.products):
-            wide = min(int(size * _SPARE), int(self._capacity**0.5))
+            wide = min(int(size * _SPARE), math.isqrt(room))
             products = store.products.new_empty(wide, wide)
             products[:old, :old] = store.products[:old, :old]
             store.products = products
