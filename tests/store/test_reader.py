@@ -17,6 +17,7 @@ from featx.store.writer import FeatureWriter
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than a small machine has cores
 def test_a_data_loader_gets_every_usable_row_once(tmp_path, workers):
     values = fill(tmp_path / "f.h5", plan(20))
     features = open_features(tmp_path / "f.h5")
