@@ -25,11 +25,10 @@ class _Normalise(torch.autograd.Function):
     def forward(
         ctx: Any, inputs: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(B, C, ...) -> the same; and mean (C,), biased variance (C,) and number of values per channel."""
-        dims = _all_but_channels(inputs)
-        values = inputs.float()
-        own_var, own_mean = torch.var_mean(values, dims, correction=0)
-        own = own_mean.new_full((1,), inputs.numel() / inputs.shape[1])
+        """(B, C, ...) -> the same; and mean (C,), biased variance (C,) and number of values per channel, float32."""
+        zeros = torch.zeros(inputs.shape[1], device=inputs.device)  # float32, and so the statistics of bf16 are, too
+        own_mean, own_var = torch.batch_norm_update_stats(inputs, zeros, torch.ones_like(zeros), 0.0)
+        own = zeros.new_full((1,), inputs.numel() / inputs.shape[1])
         sums = torch.cat([own_mean * own, own])
         dist.all_reduce(sums)
         count, mean = sums[-1:], sums[:-1] / sums[-1:]
@@ -38,27 +37,27 @@ class _Normalise(torch.autograd.Function):
         dist.all_reduce(squares)
         var = squares / count
         outputs = F.batch_norm(inputs, mean, var, weight, bias, False, 0.0, eps)
-        ctx.save_for_backward(inputs, weight, mean, (var + eps).rsqrt(), count)
+        ctx.save_for_backward(inputs, weight, mean, var, count)
+        ctx.eps = eps
         ctx.mark_non_differentiable(mean, var, count)
         return outputs, mean, var, count
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-        inputs, weight, mean, scale, count = ctx.saved_tensors
-        gradient, shape = gradients[0].float(), [1, -1] + [1] * (inputs.ndim - 2)
-        standard = (inputs.float() - mean.view(shape)) * scale.view(shape)
-        dims = _all_but_channels(inputs)
-        to_bias, to_weight = gradient.sum(dims), (gradient * standard).sum(dims)
-        sums = torch.stack([to_bias, to_weight]) / count
+        inputs, weight, mean, var, count = ctx.saved_tensors
+        factor = torch.ones_like(mean) if weight is None else weight
+        scale = (var + ctx.eps).rsqrt()
+        # As if the own images were all there are, but about the common mean, ...
+        back, to_weight, to_bias = torch.ops.aten.native_batch_norm_backward(
+            gradients[0].to(inputs.dtype), inputs, factor, None, None, mean, scale, True, ctx.eps, [True, True, True]
+        )
+        own = torch.stack([to_weight, to_bias])
+        sums = own.clone()
         dist.all_reduce(sums)
-        factor = scale if weight is None else scale * weight
-        back = gradient - sums[0].view(shape) - standard.mul_(sums[1].view(shape))
-        back = back.mul_(factor.view(shape)).to(inputs.dtype)
+        # ... and what the others add: a multiple of the normalised inputs and a constant, small beside the rest.
+        others = factor * scale * (own / (inputs.numel() / inputs.shape[1]) - sums / count)
+        back += F.batch_norm(inputs, mean, var, others[0], others[1], False, 0.0, ctx.eps)
         return back, None if weight is None else to_weight, None if weight is None else to_bias, None
-
-
-def _all_but_channels(inputs: Tensor) -> list[int]:
-    return [0, *range(2, inputs.ndim)]
 
 
 class _Shared(nn.modules.batchnorm._BatchNorm):
