@@ -282,7 +282,7 @@ def test_a_run_is_a_backbone_that_every_command_takes(tmp_path, colours, weights
     run = tmp_path / "run"
     done = featx(
         "finetune", colours, "-b", "alexnet-mini", "-w", weights, "--lr", "fc", "--epochs", 2, "--val", "25%", "-o", run,
-        "--device", "cpu", "--json",
+        "--device", "cpu", "--init-head", "random", "--json",
     )  # fmt: skip
     assert done.status == 0
     assert done.json["lr"] == "*=0, fc6-fc7=0.001, fc8=0.01"
