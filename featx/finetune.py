@@ -69,7 +69,7 @@ class FinetuneReport(Report):
         text = [
             f"{self.output}: {self.backbone} fine-tuned to {len(self.classes)} classes on {self.train:,} images, "
             f"{self.val:,} to validate; {self.epochs} epochs, "
-            f"{f'the best was {self.best_epoch}' if self.best_epoch else 'none as good as the start'}; "
+            f"{f'the best was {self.best_epoch}' if self.best_epoch else 'none better than the start'}; "
             f"{format_duration(self.seconds)}"
         ]
         rows = [

@@ -272,7 +272,11 @@ class Solver:
         is_where_we_are = c == self._c and torch.equal(now.points, points)
         if is_where_we_are and space is self._space:
             objective = self.targets.objective(c, self.trained, groups, space.dtype, device)
-            wanted = 0.1 * self.tolerance * torch.minimum(now.value, objective.value(0 * now.scores) - now.value)
+            wanted = (
+                0.1
+                * self.tolerance
+                * torch.minimum(now.value, objective.value(torch.zeros_like(now.scores)) - now.value)
+            )
             if bool((now.gap <= wanted).all()):
                 return points
         self._state = State.zero(self._space, len(points), self.targets.group, self.blocks.n, device)
