@@ -23,7 +23,7 @@ check: $(VENV)/ready
 	$(BIN)/shellcheck pipelines/*/*.sh pipelines/cluster/*.sbatch
 
 test: check
-	$(BIN)/pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
 
 test-slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
