@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import threading
@@ -18,6 +19,8 @@ from torch import Tensor, fx
 
 from featx.device import strict_precision, upload
 from featx.errors import FeatxError
+from featx.heads.linear import LinearHead
+from featx.heads.on_device import HeadOnDevice
 from featx.images.decode import Decoder
 from featx.images.feed import Block, BlockReader
 from featx.images.on_device import DeviceDecoder, NotDecodable
@@ -27,10 +30,12 @@ from featx.networks.packed import pack
 from featx.networks.weights import Progress
 from featx.on_gpu import GpuPipeline
 from featx.recipe import Recipe
+from featx.resident import ResidentLayers
 
 FLOAT16_MAX = 65504.0
 ON_CPU = ("cpu", "fast")  # ways of decoding that need no GPU
 AT_ONCE = 2  # blocks that the GPU's decoder works on or has waiting while `--decode auto` leaves others to the CPU
+SCORES = "scores"
 _COMPUTE_TYPE = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _EXTREMES = "\0extremes"  # beside the layers' names: least and greatest value of each image in each layer
 Arrays = dict[str, npt.NDArray[Any]]
@@ -38,10 +43,16 @@ Uploads = tuple[npt.NDArray[np.uint8], tuple[Tensor, Tensor] | None]
 
 
 class Extractor:
-    """pixels (B, 3, S, S) uint8 -> {layer: features (B, ...)}; loads the network when it is made."""
+    """pixels (B, 3, S, S) uint8 -> {layer: features (B, ...)}."""
 
-    def __init__(self, recipe: Recipe, progress: Progress | None = None) -> None:
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, progress: Progress | None = None, head: LinearHead | None = None) -> None:
+        """Load the network, and take the memory it needs on a GPU.
+
+        Args:
+            head: where given, its scores of its layer (B, K) take the place of the features, under the name `SCORES`.
+        """
+        self.recipe, self._head = recipe, head
+        self._head_on_gpu = None
         self.specs = recipe.layer_specs()
         self._type = _COMPUTE_TYPE[recipe.precision]
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
@@ -49,9 +60,11 @@ class Extractor:
         gc.collect()  # traced networks point at themselves, and would keep the weights that packing gives free
         self._decoder = None if recipe.decode in ON_CPU else DeviceDecoder(recipe.preprocess, recipe.device)
         self._free_decoders = threading.Semaphore(AT_ONCE)
+        self.resident: ResidentLayers | None = None  # what `features` leaves on the GPU
         self.gpu: GpuPipeline | None = None
         if recipe.device.type == "cuda" or recipe.decode not in ON_CPU:
             with self._on_the_gpu():
+                self._head_on_gpu = None if head is None else HeadOnDevice(head, recipe.device)
                 self.gpu = GpuPipeline(
                     self._compute_on_gpu,
                     batch_size=recipe.batch_size,
@@ -106,7 +119,10 @@ class Extractor:
         if self.gpu is None:
             yield self._compute_on_cpu(block.pixels)
             return
-        with self._on_the_gpu(), self.gpu.features(lambda: self._pixels_of(block, reader)) as found:
+        keep = None
+        if self.resident is not None:
+            keep = functools.partial(self.resident.put, block.first, len(block.status))
+        with self._on_the_gpu(), self.gpu.features(lambda: self._pixels_of(block, reader), keep) as found:
             yield self._checked(found)
 
     def _pixels_of(self, block: Block, reader: BlockReader) -> Uploads:
@@ -140,7 +156,8 @@ class Extractor:
         with torch.inference_mode():
             torch.set_num_threads(1)  # the other cores have pipelines of their own
             found = self._pooled(self._pixels(pixels))
-            return {name: self._finish(name, values) for name, values in found.items()}
+            features = {name: self._finish(name, values) for name, values in found.items()}
+        return features if self._head is None else {SCORES: self._head.scores(features[self._head.layer])}
 
     def _pooled(self, images: Tensor) -> dict[str, Tensor]:
         activations: dict[str, Tensor] = self._network(images)
@@ -162,15 +179,18 @@ class Extractor:
         with strict_precision(self.recipe.precision):
             found = self._pooled(self._pixels.on_gpu(images))
         ends = [torch.stack(torch.aminmax(values.flatten(1), dim=1), 1) for values in found.values()]
-        return {name: self._as_stored(values) for name, values in found.items()} | {_EXTREMES: torch.stack(ends, 1)}
+        outputs = {name: self._as_stored(values) for name, values in found.items()}
+        if self._head is not None and self._head_on_gpu is not None:
+            outputs = {SCORES: self._head_on_gpu(outputs[self._head.layer])}
+        return outputs | {_EXTREMES: torch.stack(ends, 1)}
 
     def _checked(self, found: Arrays) -> Arrays:
-        """The layers of what the GPU gave, after a look at their extremes."""
+        """What the GPU gave, after a look at its layers' extremes."""
         extremes = found[_EXTREMES]
         for index, spec in enumerate(self.specs):
             least, greatest = extremes[:, index, 0].min(), extremes[:, index, 1].max()  # NaN stays NaN in both
             self._refuse_extremes(spec.name, float(least), float(greatest))
-        return {spec.name: found[spec.name] for spec in self.specs}
+        return {name: values for name, values in found.items() if name != _EXTREMES}
 
     def _refuse_extremes(self, name: str, least: float, greatest: float) -> None:
         if not (np.isfinite(least) and np.isfinite(greatest)):

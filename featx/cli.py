@@ -30,7 +30,7 @@ from featx.config import (
     VerifyConfig,
 )
 from featx.errors import DiskError, FeatxError
-from featx.lean_import import spare_the_compiler
+from featx.lean_import import spare_the_compiler, want_the_compiler
 from featx.progress import StderrReporter
 
 if TYPE_CHECKING:
@@ -230,6 +230,8 @@ def finetune_command(source: Path, output: Path, config: FinetuneConfig, as_json
     featx finetune photos/ -b alexnet --lr "conv1-conv3=0, conv4-conv5=1e-4, fc6-fc7=1e-3, fc8=1e-2" -o run/
     featx finetune photos/ -b vgg16 --lr fc -o run/
     """
+    if config.compile:
+        want_the_compiler()
     from featx.finetune import finetune_network
 
     report = finetune_network(source, output, config, reporter=StderrReporter())
@@ -294,6 +296,9 @@ def main(arguments: list[str] | None = None) -> None:
     With FEATX_TRACEBACK=1 an unexpected error shows where it happened.
     """
     spare_the_compiler()
+    # Threads that wait for each other sleep instead of spinning: alone a command takes as long, and beside another on
+    # the same cores it does not burn the other's time. Read when PyTorch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if os.getpid() == 1:  # the first process of a container: the system drops signals it has said nothing about
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:

@@ -318,6 +318,9 @@ class FinetuneConfig(Config):
         None, "Stop after so many epochs without a better validation accuracy.", low=1, metavar="EPOCHS"
     )
     precision: str = option("fp32", "Arithmetic: fp32, or bf16 with weights in fp32.", choices=("fp32", "bf16"))
+    compile: bool = option(
+        False, "Have torch.compile make kernels for the training's steps: a minute at the start, for long ones."
+    )
     resize: int | None = _resize()
     crop: int | None = option(
         None, "Side of the input in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"

@@ -21,6 +21,7 @@ from featx.store.schema import DONE
 from featx.together import Group
 
 if TYPE_CHECKING:
+    from featx.resident import ResidentLayers
     from featx.streaming import Stages
 
 
@@ -81,6 +82,7 @@ def extract_features(
     config: ExtractConfig | None = None,
     *,
     group: Group | None = None,
+    resident: ResidentLayers | None = None,
     reporter: Reporter = SILENT,
 ) -> ExtractReport:
     """Compute layers of a network for all images of a source and store them in an HDF5 file.
@@ -93,6 +95,7 @@ def extract_features(
         output: the features file; NAME.partial until it is finished.
         config: what to extract and how; AlexNet's fc7 by default.
         group: the processes that fill the file together (`featx.together.join_group`); None for one alone.
+        resident: where a GPU leaves the layers as well, for a head that is fitted next.
 
     Raises:
         UsageError: an unknown network, layer, weights, device; a source without images.
@@ -119,7 +122,9 @@ def extract_features(
             return report_on(features, manifest, config, 0, 0.0, None)
     from featx.extracting import Extraction
 
-    return Extraction(manifest, output, config, shard=shard, group=group, before=before, reporter=reporter).go()
+    return Extraction(
+        manifest, output, config, shard=shard, group=group, before=before, resident=resident, reporter=reporter
+    ).go()
 
 
 def identity(path: Path) -> tuple[int, int] | None:

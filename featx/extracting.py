@@ -15,8 +15,10 @@ from featx.errors import Interrupted, PlanMismatch, TooManyBadImages, allow_more
 from featx.extract import ExtractReport, identity, report_on
 from featx.extraction_plan import ExtractionPlan
 from featx.images.scan import Manifest
+from featx.on_gpu import GpuPipeline
 from featx.progress import SILENT, Reporter, Stop, graceful_stop
 from featx.report import printable
+from featx.resident import ResidentLayers
 from featx.same_images import done_hashes, refuse_other_images, take_up
 from featx.shards import Shard
 from featx.store.reader import Features
@@ -41,6 +43,7 @@ class Extraction:
         shard: Shard | None,
         group: Group | None,
         before: tuple[int, int] | None,
+        resident: ResidentLayers | None,
         reporter: Reporter,
     ) -> None:
         """Plan it and load the network; nothing is computed yet.
@@ -50,6 +53,7 @@ class Extraction:
             shard: the part of them that is meant; None for all.
             group: the processes that fill the file together; None for one that works alone.
             before: identity of the output when this process began to look; None if it was not there.
+            resident: where a GPU leaves the layers; None if nobody wants them there.
         """
         self.output, self.config, self.shard, self.group, self.before = output, config, shard, group, before
         self.reporter = reporter = reporter if group is None or group.is_first else SILENT
@@ -58,16 +62,22 @@ class Extraction:
         for line in plan.lines():
             reporter.note(line)
         self.extractor = Extractor(self.recipe, reporter.download)
-        gpu = self.extractor.gpu
-        if gpu is not None and gpu.rows < self.recipe.batch_size:
-            reporter.note(
-                f"note: the GPU's memory holds {gpu.rows} images of a block of {self.recipe.batch_size} at once; a "
-                f"block goes through the network in parts"
-            )
+        if self.extractor.gpu is not None:
+            self._use_the_gpu(self.extractor.gpu, resident)
         self.plan = plan.file(self.extractor)
         self.failed: list[str] = []
         self.compared = b""  # hashes of images that were seen to be the ones that are there
         self.lock = threading.Lock()
+
+    def _use_the_gpu(self, gpu: GpuPipeline, resident: ResidentLayers | None) -> None:
+        if gpu.rows < self.recipe.batch_size:
+            self.reporter.note(
+                f"note: the GPU's memory holds {gpu.rows} images of a block of {self.recipe.batch_size} at once; a "
+                f"block goes through the network in parts"
+            )
+        if resident is not None:
+            resident.make_room(self.extractor.specs, len(self.manifest), self.recipe.device)
+            self.extractor.resident = resident
 
     def go(self) -> ExtractReport:
         """Do what is left to be done; the network's memory on a GPU is given free at the end."""
@@ -258,7 +268,10 @@ class Extraction:
             )
 
     def _report(self, computed: int, seconds: float, stages: Stages | None) -> ExtractReport:
-        return report_on(Features(self.output), self.whole, self.config, computed, seconds, stages)
+        features = Features(self.output)
+        if self.extractor.resident is not None:
+            self.extractor.resident.complete(features)
+        return report_on(features, self.whole, self.config, computed, seconds, stages)
 
     def _compare_with_finished(self) -> None:
         features = Features(self.output)

@@ -169,7 +169,10 @@ def _take_finished(
         return None
     stored = read_run(folder)
     asked = {"request": config.recorded(), "images": manifest.digest}
-    changed = differences({name: stored.plan.get(name) for name in asked}, asked)
+    # An option that came later than the run has its default there.
+    request = {**FinetuneConfig().recorded(), **stored.plan.get("request", {})}
+    begun = {"request": request, "images": stored.plan.get("images")}
+    changed = differences(begun, asked)
     if changed:
         raise PlanMismatch(
             f"{folder} holds another run: {'; '.join(changed[:3])}. Choose another folder, or delete it"

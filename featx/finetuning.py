@@ -34,10 +34,12 @@ from featx.networks.runs import DESCRIPTION, FORMAT, SCHEMA, WEIGHTS, read_run
 from featx.networks.weights import weights_of
 from featx.progress import SILENT, Reporter, graceful_stop
 from featx.report import table
+from featx.resident import ResidentLayers
 from featx.store.reader import Features, open_features
 from featx.store.schema import DONE
 from featx.training.augment import Augmentation, parse_augmentation
 from featx.training.checkpoint import Checkpoint, save_tensors
+from featx.training.compiled import refuse_without_compiler
 from featx.training.head import fit_first_head, put_head
 from featx.training.inputs import FeatureInputs, ImageInputs, Inputs
 from featx.training.loop import Data, Training
@@ -71,6 +73,7 @@ class FineTuning:
         self.task = plan_task(manifest, val=config.val, split_column=config.split_column, seed=config.seed)
         self.wants_head = config.init_head != "random" and not config.from_scratch
         self.start: float | None = None
+        self.resident = ResidentLayers()
 
     def go(self) -> FinetuneReport:
         """Train to the end, or as far as signals let it.
@@ -79,6 +82,8 @@ class FineTuning:
             as `featx.finetune.finetune_network`.
         """
         config = self.config
+        if config.compile:
+            refuse_without_compiler()
         if self.device.type == "cpu":
             keep_freed_memory()
         network = self._network()
@@ -230,20 +235,25 @@ class FineTuning:
             )  # fmt: skip
             path = self.folder / CACHE / ("mirrored.h5" if view else "features.h5")
             if self.processes.rank == 0:
-                extract_features(self.manifest.source, path, asked, reporter=_WithoutNotes(self.reporter))
+                extract_features(
+                    self.manifest.source, path, asked, resident=None if view else self.resident,
+                    reporter=_WithoutNotes(self.reporter),
+                )  # fmt: skip
             self.processes.wait()
             found.append(open_features(path))
         self.task.leave_out(found[0].status != DONE)
         return found
 
     def _start_head(self, network: nn.Module, features: Features, node: str) -> None:
-        values, path = features[node].reshape(len(features), -1), self.folder / CACHE / "head.safetensors"
+        values, path = self.resident.values(features, node), self.folder / CACHE / "head.safetensors"
         if self.processes.rank == 0 and not path.exists():
             fit_first_head(
                 self.config.init_head, values, self.task, path, seed=self.config.seed, device=self.device,
                 reporter=self.reporter,
             )  # fmt: skip
         self.processes.wait()
+        self.resident = ResidentLayers()  # the memory is the training's now
+        values = features[node].reshape(len(features), -1)
         self.start = put_head(network, path, values, self.task)
         if self.start is not None:
             self.reporter.note(

@@ -33,6 +33,13 @@ def spare_the_compiler() -> None:
         sys.meta_path.insert(0, _Loaded())
 
 
+def want_the_compiler() -> None:
+    """Take `spare_the_compiler` back, before torch is imported: something is going to be compiled."""
+    standing_in = sys.modules.get(_COMPILER)
+    if isinstance(standing_in, _StandIn):
+        standing_in.loaded()
+
+
 class _StandIn(ModuleType):
     """Takes the place of a module until anything is asked of it that it does not have."""
 

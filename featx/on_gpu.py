@@ -134,13 +134,16 @@ class GpuPipeline:
 
     @contextlib.contextmanager
     def features(
-        self, prepare: Callable[[], tuple[npt.NDArray[np.uint8], tuple[Tensor, Tensor] | None]]
+        self,
+        prepare: Callable[[], tuple[npt.NDArray[np.uint8], tuple[Tensor, Tensor] | None]],
+        keep: Callable[[Outputs], None] | None = None,
     ) -> Iterator[dict[str, npt.NDArray[Any]]]:
         """The outputs for a block, as arrays that are overwritten after the `with` statement.
 
         Args:
             prepare: called with the lane's stream as the current one; gives pixels (B, 3, S, S) uint8, channels last
                 in memory, and, of those that were made on the device, places (n,) and pixels (n, 3, S, S), or None.
+            keep: gets the outputs on the device, to copy from them on the current stream.
         """
         lane = self._lanes.get()
         try:
@@ -157,6 +160,8 @@ class GpuPipeline:
                 lane.computed.record()
             with self._api.stream(lane.stream):
                 lane.stream.wait_event(lane.computed)
+                if keep is not None:
+                    keep(lane.results)
                 for name, values in lane.results.items():
                     lane.downloads[name].copy_(values, non_blocking=True)
                 lane.downloaded.record()

@@ -161,7 +161,7 @@ def _from_features(head: LinearHead, features: Features) -> Scored:
 def _from_images(
     head: LinearHead, manifest: Manifest, config: PredictConfig, reporter: Reporter, scores: KeptScores
 ) -> Scored:
-    from featx.activations import Extractor
+    from featx.activations import SCORES, Extractor
     from featx.recipe import recipe_from
 
     recipe = recipe_from(
@@ -172,7 +172,7 @@ def _from_images(
         batch_size=config.batch_size,
         decode=config.decode,
     )
-    extractor = Extractor(recipe, reporter.download)
+    extractor = Extractor(recipe, reporter.download, head)
     if extractor.weights_sha256 != head.recipe["weights"]["sha256"]:
         raise WeightsMismatch(
             f"the head was fitted on features of weights with sha256 {head.recipe['weights']['sha256'][:16]}...; "
@@ -180,7 +180,7 @@ def _from_images(
         )
 
     def outputs_of(features: dict[str, npt.NDArray[Any]]) -> npt.NDArray[np.floating]:
-        return head.outputs(features[head.layer])
+        return head.outputs_from(features[SCORES])
 
     return scores.of_images(manifest, extractor, outputs_of, len(head.classes))
 

@@ -12,7 +12,7 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -37,7 +37,11 @@ from featx.heads.split import Rows, split_per_class
 from featx.probe_journal import JOURNAL, Journal, Outcome, refuse_other_probe
 from featx.progress import ALREADY_THERE, SILENT, Reporter, format_duration
 from featx.report import Report, printable, table
+from featx.resident import ResidentLayers
 from featx.store.reader import Features, open_features
+
+if TYPE_CHECKING:
+    from featx.heads.solver.reading import Values
 
 REPORT, TABLE, PICTURE = "probe.json", "probe.csv", "probe.png"
 
@@ -131,7 +135,8 @@ def probe_layers(
     started = time.perf_counter()
     config = config or ProbeConfig()
     folder = None if output is None else Path(output)
-    features, given = _features_of(Path(source), folder, config, reporter)
+    resident = ResidentLayers()
+    features, given = _features_of(Path(source), folder, config, resident, reporter)
     layers = _layers_of(features.path, list(features), config.layers if given else "all")
     heads = list(dict.fromkeys(config.heads.split(",")))
     rows = features.usable()
@@ -166,7 +171,10 @@ def probe_layers(
                 for repeat, (train, test) in enumerate(splits):
                     outcome = journal.done.get((layer, head, repeat))
                     if outcome is None:
-                        outcome = _one(head, features, layer, labels, rows[train], rows[test], classes, config)
+                        values = resident.values(features, layer)
+                        outcome = _one(
+                            head, features, layer, values, labels, rows[train], rows[test], classes, config
+                        )
                         journal.write(layer, head, repeat, outcome)
                     outcomes.append(outcome)
                     reporter.advance(1)
@@ -225,7 +233,9 @@ def _take_finished(folder: Path, plan: dict[str, Any]) -> ProbeReport:
     return report
 
 
-def _features_of(source: Path, folder: Path | None, config: ProbeConfig, reporter: Reporter) -> tuple[Features, bool]:
+def _features_of(
+    source: Path, folder: Path | None, config: ProbeConfig, resident: ResidentLayers, reporter: Reporter
+) -> tuple[Features, bool]:
     """The features, and whether they were given; else they have just been extracted."""
     if source.is_file() and h5py.is_hdf5(source):
         defaults = ProbeConfig()
@@ -241,7 +251,7 @@ def _features_of(source: Path, folder: Path | None, config: ProbeConfig, reporte
     wanted = ExtractConfig(
         backbone=config.backbone, weights=config.weights, layers=config.layers, pool=config.pool, device=config.device
     )
-    extract_features(source, folder / "features.h5", wanted, reporter=reporter)
+    extract_features(source, folder / "features.h5", wanted, resident=resident, reporter=reporter)
     return open_features(folder / "features.h5"), False
 
 
@@ -271,6 +281,7 @@ def _one(
     head: str,
     features: Features,
     layer: str,
+    values: Values,
     labels: npt.NDArray[np.int32],
     train: Rows,
     test: Rows,
@@ -280,13 +291,17 @@ def _one(
     """Mean accuracy per class, C, and fits not proven, of one layer, head and split.
 
     Args:
+        values: (N, D) of the layer, in the file or on the device.
         labels: (N,) of all rows of the file, among `classes`.
         train, test: rows of the file.
     """
+    import torch
+
     from featx.device import choose_device, free_memory
+    from featx.heads.on_device import HeadOnDevice
     from featx.heads.search import fit_heads
 
-    values, device = features[layer].reshape(len(features), -1), choose_device(config.device)
+    device = choose_device(config.device)
     try:
         found = fit_heads(
             head,
@@ -305,7 +320,11 @@ def _one(
         raise damaged_row(features, layer, error) from error
     normalize = "l2" if config.normalize == "l2" else "none"
     fitted = LinearHead(head, found.weights, found.bias, classes, normalize, layer, recipe={})
-    metrics = measure(fitted.scores(values[test]), labels[test], classes)
+    if isinstance(values, np.ndarray):
+        scores = fitted.scores(values[test])
+    else:
+        scores = HeadOnDevice(fitted, device)(values[torch.from_numpy(test).to(device)]).cpu().numpy()
+    metrics = measure(scores, labels[test], classes)
     return metrics.mean_per_class, found.c, len(found.uncertified)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -175,3 +176,12 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
     exec(compile(story, "README.md", "exec"), found)
     assert found["features"]["fc7"].shape == (93, 384)
     assert found["report"].train == 90
+
+
+def test_waiting_threads_sleep_unless_the_user_wants_them_to_spin(featx, monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    featx("layers", "alexnet")
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    featx("layers", "alexnet")
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"

@@ -9,6 +9,7 @@ import threading
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import write_photo
@@ -17,10 +18,10 @@ from safetensors.torch import load_file
 from test_on_gpu import recipe_for, streamed
 
 from featx.activations import Extractor
-from featx.config import ExtractConfig, FinetuneConfig, FitConfig, VerifyConfig
+from featx.config import ExtractConfig, FinetuneConfig, FitConfig, PredictConfig, ProbeConfig, VerifyConfig
 from featx.extract import extract_features
 from featx.finetune import finetune_network
-from featx.fit import fit_svm
+from featx.fit import fit_softmax, fit_svm
 from featx.heads.solver.path import solve
 from featx.images.decode import Decoder, Status
 from featx.images.feed import Encoded
@@ -28,7 +29,10 @@ from featx.images.on_device import DeviceDecoder, quiet_torchvision
 from featx.networks.mini import shipped_weights
 from featx.networks.pooling import Pooling
 from featx.on_gpu import GpuPipeline
+from featx.predict import predict_images
+from featx.probe import probe_layers
 from featx.recipe import plan_recipe
+from featx.resident import ResidentLayers
 from featx.store.reader import open_features
 from featx.verify import verify_file
 
@@ -226,6 +230,36 @@ def test_extraction_and_head_on_the_gpu_classify_as_on_the_cpu(many, tmp_path):
             fit_svm(tmp_path / f"{device}.h5", tmp_path / f"{device}.safetensors", config).metrics.accuracy
         )
     assert accuracy[0] == accuracy[1]
+
+
+def test_layers_stay_on_the_gpu_between_extraction_and_heads(many, tmp_path):
+    resident = ResidentLayers()
+    options = {"layers": "conv5,fc7", "weights": "random:0", "device": "cuda", "batch_size": 16}
+    extract_features(many, tmp_path / "f.h5", ExtractConfig(**options), resident=resident)
+    features = open_features(tmp_path / "f.h5")
+    for layer in features:
+        there = resident.values(features, layer)
+        assert there.device.type == "cuda"
+        np.testing.assert_array_equal(there.cpu().numpy(), features[layer].reshape(60, -1))
+    found = {}
+    for device in ("cuda", "cpu"):
+        config = ProbeConfig(layers="conv5,fc7", weights="random:0", per_class=10, repeats=2, c=10.0, device=device)
+        found[device] = [row.accuracy for row in probe_layers(many, tmp_path / device, config).rows]
+    assert found["cuda"] == found["cpu"]
+
+
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+def test_predictions_of_a_head_on_the_gpu_are_those_of_the_cpu(many, tmp_path, kind):
+    extract(many, tmp_path / "f.h5", "cuda")
+    fit = fit_svm if kind == "svm" else fit_softmax
+    fit(tmp_path / "f.h5", tmp_path / "head.safetensors", FitConfig(layer="fc7", c=10.0, device="cuda"))
+    for device in ("cuda", "cpu"):
+        config = PredictConfig(device=device, weights="random:0")
+        predict_images(tmp_path / "head.safetensors", many, tmp_path / f"{device}.csv", config)
+    tables = [pd.read_csv(tmp_path / f"{device}.csv") for device in ("cuda", "cpu")]
+    assert tables[0]["class"].equals(tables[1]["class"])
+    scores = [table.filter(like="score:").to_numpy() for table in tables]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-4, atol=1e-4)
 
 
 def tuned(photos, out, **options):

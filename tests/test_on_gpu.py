@@ -18,6 +18,8 @@ from featx.activations import Extractor
 from featx.config import ExtractConfig, VerifyConfig
 from featx.errors import FeatxError, OutOfMemory, UsageError, VerificationFailed
 from featx.extract import extract_features
+from featx.heads.linear import LinearHead
+from featx.heads.on_device import HeadOnDevice
 from featx.images.decode import Decoder, Status
 from featx.images.feed import BlockReader
 from featx.images.on_device import quiet_torchvision
@@ -26,6 +28,7 @@ from featx.networks.construct import construct
 from featx.networks.pooling import Pooling
 from featx.on_gpu import GpuPipeline
 from featx.recipe import Recipe, plan_recipe
+from featx.resident import ResidentLayers
 from featx.store.reader import open_features
 from featx.streaming import stream_features
 from featx.verify import verify_file
@@ -180,6 +183,60 @@ def test_whatever_decodes_every_row_is_its_image_or_its_failure_and_says_who_mad
             most = np.abs(expected[name][good]).max()
             assert np.abs(values - expected[name])[good & pillow].max() <= 1e-5 * most
             assert 0 < np.abs(values - expected[name])[good & ~pillow].max() <= 0.02 * most
+
+
+def test_layers_left_on_the_device_are_those_of_the_file(mixed, tmp_path):
+    recipe = recipe_for("gpu")
+    extract_features(mixed, tmp_path / "f.h5", ExtractConfig(
+        backbone="squeezenet1_1", layers="features.3,classifier.1", weights="random:0", pool="avg", max_bad=0.5,
+        device="cpu", batch_size=4))  # fmt: skip
+    manifest, extractor, resident = scan(mixed), Extractor(recipe), ResidentLayers()
+    features = open_features(tmp_path / "f.h5")
+    assert isinstance(resident.values(features, "classifier.1"), np.ndarray), "nothing is left there yet"
+    resident.make_room(recipe.layer_specs(), len(manifest), CPU)
+    extractor.resident, computed = resident, {}
+
+    def keep(block, found) -> None:
+        computed[block.first] = {name: values.copy() for name, values in found.items()}
+
+    # One block is another process's; the last one has a single image.
+    stream_features(manifest, extractor, keep, blocks=[12, 0, 8, 16], workers=3, stop=threading.Event())
+    resident.complete(features)
+    for name in features:
+        there, file = resident.values(features, name), features[name].reshape(17, -1)
+        assert isinstance(there, torch.Tensor)
+        np.testing.assert_array_equal(there[4:8], file[4:8])
+        for first, found in computed.items():
+            np.testing.assert_array_equal(there[first : first + 4], found[name].reshape(len(found[name]), -1))
+        np.testing.assert_array_equal(np.isnan(there.numpy()).any(1), features.status != Status.DONE)
+
+
+def test_layers_that_do_not_fit_on_the_device_are_read_from_the_file(mixed, tmp_path):
+    options = {"backbone": "squeezenet1_1", "weights": "random:0", "device": "cpu", "max_bad": 0.5}
+    extract_features(mixed, tmp_path / "f.h5", ExtractConfig(layers="classifier.1", pool="avg", **options))
+    resident, features = ResidentLayers(), open_features(tmp_path / "f.h5")
+    resident.make_room(list(features.layers.values()), 1 << 26, CPU)
+    assert isinstance(resident.values(features, "classifier.1"), np.ndarray)
+
+
+@pytest.mark.parametrize("normalize", ["none", "l2"])
+def test_a_head_on_the_device_gives_the_scores_of_a_head(mixed, normalize):
+    generator = np.random.default_rng(0)
+    head = LinearHead(
+        "svm", generator.normal(size=(3, 1000)), generator.normal(size=3), ["a", "b", "c"], normalize, "classifier.1",
+        recipe={},
+    )  # fmt: skip
+    reader = BlockReader(scan(mixed), recipe_for("cpu").preprocess, 4)
+    for first in (0, 4):
+        block = reader.block(first)
+        features = Extractor(recipe_for("gpu"))(block.pixels)["classifier.1"]
+        for decode in ("cpu", "gpu"):
+            found = Extractor(recipe_for(decode), head=head)(block.pixels)
+            assert list(found) == ["scores"]
+            tolerance = 1e-12 if decode == "gpu" else 1e-5  # packed weights round otherwise
+            np.testing.assert_allclose(found["scores"], head.scores(features), rtol=tolerance, atol=tolerance)
+    with pytest.raises(FeatxError, match="rows of 1000 values"):
+        HeadOnDevice(head, CPU)(torch.ones(2, 999))
 
 
 def test_a_file_the_device_chokes_on_costs_nobody_else_their_features(mixed):

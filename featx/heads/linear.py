@@ -79,7 +79,10 @@ class LinearHead:
 
     def outputs(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n, K): probabilities for "softmax" and a calibrated "svm", else decision values."""
-        scores = self.scores(features)
+        return self.outputs_from(self.scores(features))
+
+    def outputs_from(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The `outputs` of `scores` (n, K)."""
         if self.calibration is not None:
             return self.calibration(scores)
         if self.kind == "svm":

@@ -39,10 +39,15 @@ class Normalizer:
         mean = total / count
         for start in range(0, count, step):
             squares += np.square(_block(features, rows, start, step) - mean).sum(axis=0)
-        deviation = np.sqrt(squares / count)
+        return cls.standard(mean, squares / count)
+
+    @classmethod
+    def standard(cls, mean: npt.NDArray[np.float64], variance: npt.NDArray[np.float64]) -> Normalizer:
+        """For columns of this mean and variance, (D,) each."""
+        deviation = np.sqrt(variance)
         # Of a constant column, what is left after rounding must not be blown up to deviation 1.
         constant = deviation <= 1e-7 * np.abs(mean)
-        return cls(kind, mean, np.where(constant | (deviation == 0), 1.0, deviation))
+        return cls("standard", mean, np.where(constant | (deviation == 0), 1.0, deviation))
 
     def __call__(self, features: Array) -> Array:
         """(n, D) -> (n, D), float32 stays float32."""

@@ -16,9 +16,9 @@ from featx.device import strict_precision
 from featx.errors import LabelError, NonFiniteRow
 from featx.heads.labels import Labels
 from featx.heads.metrics import GridPoint, measure_labels
-from featx.heads.normalize import Normalizer
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.path import Solution, Solver, Uncertified
+from featx.heads.solver.reading import Values, normalizer_for
 from featx.heads.solver.targets import Targets
 from featx.progress import SILENT, Reporter
 
@@ -84,7 +84,7 @@ def folds_of(labels: Labels, folds: int, seed: int, classes: list[str]) -> npt.N
 @strict_precision()
 def fit_heads(
     kind: str,
-    values: npt.NDArray[np.floating],
+    values: Values,
     rows: npt.NDArray[np.intp],
     labels: Labels,
     classes: list[str],
@@ -102,7 +102,7 @@ def fit_heads(
 
     Args:
         kind: "svm" or "softmax".
-        values: (N, D).
+        values: (N, D), an array or a tensor on the device.
         rows: the n rows to train on.
         labels: (n,) of these rows, 0..K-1, or membership (n, K).
         c: None to choose it by cross-validation.
@@ -115,7 +115,7 @@ def fit_heads(
     targets = Targets(kind, labels, len(classes))
 
     def blocks_of(of: npt.NDArray[np.bool_] | None) -> Blocks:
-        normalizer = Normalizer.fit(normalize, values, rows if of is None else rows[of])
+        normalizer = normalizer_for(normalize, values, rows if of is None else rows[of])
         return Blocks(values, rows, normalizer, device, memory_bytes // 2)
 
     try:
@@ -137,7 +137,7 @@ def fit_heads(
             uncertified = solution.uncertified(c)
     except NonFiniteRow as error:
         raise NonFiniteRow(int(rows[error.row])) from error
-    weights, bias = Normalizer.fit(normalize, values, rows).fold(solution.weights, solution.bias)
+    weights, bias = normalizer_for(normalize, values, rows).fold(solution.weights, solution.bias)
     return Found(c, curve if len(curve) > 1 else [], solution, weights, bias, uncertified, scores)
 
 

@@ -63,6 +63,8 @@ class _Normalise(torch.autograd.Function):
 class _Shared(nn.modules.batchnorm._BatchNorm):
     """What is different in training mode."""
 
+    # torch.compile (2.14) loses the sums over the processes, and says nothing.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
     def forward(self, inputs: Tensor) -> Tensor:
         if not self.training:
             return super().forward(inputs)

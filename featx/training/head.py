@@ -13,7 +13,10 @@ from torch import nn
 
 from featx.device import free_memory
 from featx.heads.calibrate import calibrate
+from featx.heads.normalize import Normalizer
 from featx.heads.search import Found, fit_heads
+from featx.heads.solver.blocks import Blocks
+from featx.heads.solver.reading import Values
 from featx.networks.construct import final_layer
 from featx.progress import Reporter
 from featx.training.checkpoint import save_tensors
@@ -25,7 +28,7 @@ SEARCHED = 10_000  # 42 fits of a hundred thousand images would take longer than
 
 def fit_first_head(
     kind: str,
-    values: npt.NDArray[Any],
+    values: Values,
     task: Task,
     path: Path,
     *,
@@ -40,7 +43,7 @@ def fit_first_head(
     Args:
         kind: "softmax" or "svm". Margins of an SVM are no logits: one factor, learnt on held-out folds, makes the
             best of them as such.
-        values: (N, D) of all rows of the manifest.
+        values: (N, D) of all rows of the manifest, an array or a tensor on the device.
     """
     rows, labels = task.train, task.labels[task.train]
     some = sample_of(labels, seed)
@@ -65,7 +68,7 @@ def fit_first_head(
     folds, slope, everything = min(FOLDS, int(np.bincount(labels).min())), 1.0, np.arange(len(rows))
     if folds < 2:
         # A class with one image cannot be cross-validated: the C at which data and regularisation weigh alike.
-        c = 1 / max(float(np.var(values[rows[:1000]], axis=0, dtype=np.float64).sum()), 1e-12)
+        c = 1 / max(Blocks(values, rows[:1000], Normalizer("none"), device, 0).variance, 1e-12)
         found = fit(everything, c, folds)
     else:
         found = fit(some, None, folds)

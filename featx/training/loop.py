@@ -27,6 +27,7 @@ from featx.errors import Diverged, UsageError
 from featx.progress import Reporter
 from featx.training.batchnorm import share_batch_norm
 from featx.training.checkpoint import Checkpoint
+from featx.training.compiled import compiled
 from featx.training.inputs import Inputs
 from featx.training.processes import Processes
 from featx.training.rates import Rate, apply_modes, is_trained
@@ -95,9 +96,9 @@ class Training:
         self.epoch, self.step = 0, 0
         self.history: list[dict[str, Any]] = []
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=device)
-        self._module: nn.Module = trained_part
         if processes.count > 1:
             share_batch_norm(network)
+        self._module = self._own_module = compiled(trained_part) if config.compile else trained_part
         self._exchanged: set[str] = set()
         self._enter_epoch()
 
@@ -106,7 +107,7 @@ class Training:
         apply_modes(self.network, self.rates, self.epoch)
         trained = {rate.parameter for rate in self.rates if is_trained(rate, self.epoch)}
         if self.processes.count > 1 and trained != self._exchanged:
-            self._module = DistributedDataParallel(self._part)
+            self._module = DistributedDataParallel(self._own_module)
             self._exchanged = trained
 
     def run(

@@ -13,6 +13,7 @@ from sklearn.svm import LinearSVC
 
 from featx.errors import NonFiniteRow
 from featx.heads.normalize import Normalizer
+from featx.heads.search import fit_heads
 from featx.heads.solver.ahead import look_ahead
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.conjugate import conjugate_gradients
@@ -20,6 +21,7 @@ from featx.heads.solver.direct import PrimalExactSteps, solve_subsystems
 from featx.heads.solver.objectives import CrossEntropy, SquaredHinge
 from featx.heads.solver.path import Solver, solve
 from featx.heads.solver.products import KeptProducts
+from featx.heads.solver.reading import normalizer_for
 from featx.heads.solver.spaces import Gram, Primal, largest_eigenpairs
 from featx.heads.solver.state import State
 from featx.heads.solver.targets import Targets
@@ -416,6 +418,59 @@ def test_streamed_from_a_file_the_heads_are_those_of_memory(tmp_path, kind, form
     assert all(one.certified.all() for one in found)
     np.testing.assert_allclose(found[1].weights, found[0].weights, atol=2e-4 * np.abs(found[0].weights).max())
     np.testing.assert_allclose(found[1].values, found[0].values, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("normalize", ["none", "l2", "standard"])
+def test_features_on_the_device_are_read_as_those_in_memory(normalize, dtype, monkeypatch):
+    monkeypatch.setattr("featx.heads.solver.blocks.BLOCK_BYTES", 4000)
+    monkeypatch.setattr("featx.heads.solver.reading.BLOCK_BYTES", 4000)
+    values, _ = clusters(per_class=25, width=1100, seed=4)
+    values[:, 3], values[11] = 7.0, 0.0  # a constant column; a row without length but there
+    values, digits = values.astype(dtype), 1e-12 if dtype == np.float64 else 1e-6
+    for rows in (np.random.default_rng(0).permutation(len(values))[:60], np.arange(len(values))):
+        for resident in (1 << 30, 0):
+            found = []
+            for source in (values, torch.from_numpy(values)):
+                normalizer = normalizer_for(normalize, source, rows)
+                blocks = Blocks(source, rows, normalizer, CPU, resident)
+                parts = [block.numpy().copy() for _, block in blocks.columns(torch.float64)]
+                whole = np.concatenate([block.numpy().copy() for _, block in blocks.rows(torch.float64)])
+                np.testing.assert_array_equal(np.concatenate(parts, axis=1), whole)
+                found.append((whole, blocks.mean, blocks.lengths, blocks.variance))
+            for ours, theirs in zip(*found, strict=True):
+                np.testing.assert_allclose(ours, theirs, rtol=digits, atol=digits * np.abs(found[0][0]).max())
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_row_on_the_device_that_is_no_number_is_named(bad, monkeypatch):
+    monkeypatch.setattr("featx.heads.solver.blocks.BLOCK_BYTES", 100)
+    values, labels = clusters(per_class=25, width=8, seed=4)
+    values[[17, 30], 5] = bad
+    rows = np.arange(10, 75)
+    with pytest.raises(NonFiniteRow) as error:
+        fit_heads(
+            "svm", torch.from_numpy(values), rows, labels[rows], ["a", "b", "c"], c=1.0, folds=2, seed=0,
+            normalize="l2", device=CPU, memory_bytes=1 << 30,
+        )  # fmt: skip
+    assert error.value.row == 17
+
+
+@pytest.mark.parametrize("normalize", ["l2", "standard"])
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+def test_heads_of_features_on_the_device_are_those_of_the_array(kind, normalize):
+    values, labels = clusters(per_class=25, width=40, seed=4)
+    rows = np.random.default_rng(0).permutation(len(values))[:60]
+    found = [
+        fit_heads(
+            kind, source, rows, labels[rows], ["a", "b", "c"], c=None, folds=3, seed=0, normalize=normalize,
+            device=CPU, memory_bytes=1 << 30,
+        )
+        for source in (values, torch.from_numpy(values))
+    ]  # fmt: skip
+    assert found[0].c == found[1].c
+    assert not found[1].uncertified
+    np.testing.assert_allclose(found[1].weights, found[0].weights, atol=1e-3 * np.abs(found[0].weights).max())
 
 
 @pytest.mark.parametrize("intercept", ["penalised", "free", "none"])

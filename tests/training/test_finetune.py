@@ -158,6 +158,29 @@ def test_accumulated_in_parts_a_step_is_the_same(tmp_path, colours, weights):
     assert 0 < largest_difference(*found) < 1e-5
 
 
+def test_compiled_steps_are_those_of_a_plain_loop(tmp_path, colours, weights):
+    finetune_network(colours, tmp_path / "run", options(weights, compile=True, epochs=1))
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    assert 0 < largest_difference(found, plain_loop(colours, weights, 3, epochs=1)) < 1e-4
+
+
+def test_compiling_without_a_compiler_is_refused_at_once(tmp_path, colours, weights, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UsageError, match=r"--compile needs a C\+\+ compiler.*no-such-compiler"):
+        finetune_network(colours, tmp_path / "run", options(weights, compile=True))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_from_before_an_option_there_is_now_goes_on(tmp_path, colours, weights):
+    first = finetune_network(colours, tmp_path / "run", options(weights, epochs=1))
+    description = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert description["plan"]["request"].pop("compile") is False
+    (tmp_path / "run" / "config.json").write_text(json.dumps(description))
+    assert finetune_network(colours, tmp_path / "run", options(weights, epochs=1)) == first
+    with pytest.raises(PlanMismatch, match="compile"):
+        finetune_network(colours, tmp_path / "run", options(weights, epochs=1, compile=True))
+
+
 def test_class_weights_clipping_and_the_average_are_pytorchs(tmp_path, colours, weights):
     """One step each of two, so that every number can be followed."""
     (tmp_path / "photos").mkdir()
@@ -369,8 +392,8 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path, colours,
     assert [{**report, "seconds": 0} for report in reports] == [{**reports[0], "seconds": 0}] * 2
 
 
-@pytest.mark.parametrize(("batch", "parts"), [("7", "1"), ("14", "2")])
-def test_two_processes_train_as_one(tmp_path, colours, weights, batch, parts):
+@pytest.mark.parametrize(("batch", "parts", "more"), [("7", "1", []), ("14", "2", []), ("7", "1", ["--compile"])])
+def test_two_processes_train_as_one(tmp_path, colours, weights, batch, parts, more):
     """BatchNorm too, which sees all images of a step; without dropout, which each process draws for itself."""
     options_ = ("--lr", "conv1-conv3=0, conv4-conv5=1e-4, fc6-fc8=5e-4", "--epochs", "2", "--batch-size", batch, "--val", "25%", "--dropout", "0",
                 "--augment", "flip,crop:0.5", "--class-weights", "balanced", "--device", "cpu", "--workers", "1",
@@ -384,7 +407,7 @@ def test_two_processes_train_as_one(tmp_path, colours, weights, batch, parts):
         "c10d",
         "--rdzv-endpoint",
         "localhost:0",
-        *command(colours, two, weights, *options_)[1:],
+        *command(colours, two, weights, *options_, *more)[1:],
     ]
     ran = subprocess.run(
         words, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featx.device import upload
-from featx.errors import NonFiniteRow
-from featx.heads.normalize import Normalizer, row_lengths
+from featx.heads.normalize import Normalizer
+from featx.heads.solver.reading import Values, reader_of
 
 BLOCK_BYTES = 64 << 20  # of float32 values read, normalised and multiplied at a time
 _MIN_BLOCK_BYTES = 1 << 20
@@ -21,7 +19,7 @@ _MIN_COLUMNS = 1024  # a strip of a row's file bytes narrower than a page is rea
 
 
 class Blocks:
-    """Rows (n, D) of an array, which may be a map of a file larger than memory.
+    """Rows (n, D) of an array, which may be a map of a file larger than memory, or of a tensor on the device.
 
     What the solver sees is x - mean of the normalised rows: see `spaces` for why, and for how the mean comes back.
 
@@ -35,7 +33,7 @@ class Blocks:
 
     def __init__(
         self,
-        values: npt.NDArray[Any],
+        values: Values,
         rows: npt.NDArray[np.intp] | None,
         normalizer: Normalizer,
         device: torch.device,
@@ -52,42 +50,31 @@ class Blocks:
         Raises:
             NonFiniteRow: a row holds NaN or infinite values.
         """
-        self._values = values
-        self._rows = rows
-        self._normalizer = normalizer
+        self._reader = reader_of(values, rows, normalizer, device)
         self.device = device
         self.n = len(values) if rows is None else len(rows)
         self.d = values.shape[1]
         # A block and its copies on the way, twice, for the next one is read meanwhile.
         self._block_bytes = min(BLOCK_BYTES, max(resident_bytes // 8, _MIN_BLOCK_BYTES))
-        self._lengths = np.ones(self.n)
         self._kept: Tensor | None = None
         kept = None
         if 4 * self.n * self.d <= resident_bytes:
             kept = torch.empty(self.n, self.d, device=device)
-        total, squares = np.zeros(self.d), np.zeros(self.n)
+        total, squares = (torch.zeros(size, dtype=torch.float64, device=device) for size in (self.d, self.n))
         for part in self._row_slices():
-            block = self._read(part, slice(None))
-            finite = np.isfinite(block).all(axis=1)
-            if not finite.all():
-                raise NonFiniteRow(part.start + int((~finite).argmax()))
-            if normalizer.kind == "l2":
-                self._lengths[part] = row_lengths(block)
-            block = self._normalised(block, part, slice(None))
-            total += block.sum(axis=0, dtype=np.float64)
-            squares[part] = np.einsum("nd,nd->n", block, block, dtype=np.float64)
+            block, of_block, squares[part] = self._reader.look(part)
+            total += of_block
             if kept is not None:
-                kept[part] = torch.from_numpy(np.require(block, np.float32, "W"))
+                kept[part] = block
         mean = total / self.n
         self.variance = max(float(squares.mean()) - float(mean @ mean), 0.0)
-        self._mean = mean if values.dtype == np.float64 else mean.astype(np.float32)
-        self.mean = torch.from_numpy(self._mean.astype(np.float64)).to(device)
-        self.lengths = torch.from_numpy(np.sqrt(squares)).to(device) + self.mean.norm()
+        self._centre = mean if self._reader.is_double else mean.float()
+        self.mean = self._centre.double()
+        self.lengths = squares.sqrt() + self.mean.norm()
         if kept is not None:
             # In blocks: of float64 features the difference must not need a copy of everything.
-            centre = torch.from_numpy(self._mean).to(device)
             for part in self._row_slices():
-                kept[part] = kept[part] - centre
+                kept[part] = kept[part] - self._centre
             self._kept = kept
 
     def _row_slices(self) -> list[slice]:
@@ -134,24 +121,10 @@ class Blocks:
                 yield (rows if by_row else columns), block
 
     def _load(self, rows: slice, columns: slice, dtype: torch.dtype) -> Tensor:
-        # What is kept is float32: digits beyond that are still in the array.
-        if self._kept is not None and self._values.dtype != np.float64:
+        # What is kept is float32: digits beyond that are still in the features.
+        if self._kept is not None and not self._reader.is_double:
             return self._kept[rows, columns].to(dtype)
-        block = self._normalised(self._read(rows, columns), rows, columns)
-        centred = torch.from_numpy(block - self._mean[columns]).to(dtype)
-        return upload(centred, self.device)
-
-    def _read(self, rows: slice, columns: slice) -> npt.NDArray[np.floating]:
-        found = self._values[rows, columns] if self._rows is None else self._values[self._rows[rows], columns]
-        return np.asarray(found, np.float64 if found.dtype == np.float64 else np.float32)
-
-    def _normalised(self, block: npt.NDArray[np.floating], rows: slice, columns: slice) -> npt.NDArray[np.floating]:
-        if self._normalizer.kind == "l2":
-            return np.asarray(block / self._lengths[rows, None].astype(block.dtype))
-        if self._normalizer.mean is not None and self._normalizer.scale is not None:
-            standard = (block - self._normalizer.mean[columns]) / self._normalizer.scale[columns]
-            return standard.astype(block.dtype)
-        return block
+        return self._reader.read(rows, columns, self._centre[columns]).to(dtype)
 
     def combine(self, coefficients: Tensor) -> Tensor:
         """(P, n) -> (P, D): sums of the centred rows with these coefficients, in their number type."""
