@@ -2,10 +2,10 @@
 
     python benchmarks/distance.py IMAGES [-b alexnet-mini] [-l conv1,conv3,conv5,fc6,fc7] [--device cuda]
 
-IMAGES is a folder of classes. The reference is float32 from Pillow's pixels. Maps are averaged. Cosine: the smallest
-over the images, of features less their mean over the images, for the mean hides what tells images apart. Difference:
-the largest, as a share of the layer's largest value. Accuracy: of an SVM at C = 10 on half of every class, tested on
-the other half; beside it the share of test images that get the reference's class.
+IMAGES is a folder of classes. The reference is float32 from Pillow's pixels on the CPU. Maps are averaged. Cosine:
+the smallest over the images, of features less their mean over the images, for the mean hides what tells images apart.
+Difference: the largest, as a share of the layer's largest value. Accuracy: of an SVM at C = 10 on half of every
+class, tested on the other half; beside it the share of test images that get the reference's class.
 """
 
 from __future__ import annotations
@@ -39,14 +39,19 @@ WAYS: dict[str, dict[str, str]] = {
     "--decode fast": {"decode": "fast"},
     "--decode gpu": {"decode": "gpu"},  # without a GPU: libjpeg-turbo, and the resize that a GPU does
 }
-GPU_WAYS: dict[str, dict[str, str]] = {"tf32": {"precision": "tf32"}, "fp16": {"precision": "fp16"}}
+GPU_WAYS: dict[str, dict[str, str]] = {
+    "float32 on the GPU": {},
+    "tf32": {"precision": "tf32"},
+    "fp16": {"precision": "fp16"},
+    "--decode auto": {"decode": "auto"},
+}
 
 
-def features_of(manifest: Manifest, options: argparse.Namespace, way: dict[str, str]) -> Layers:
+def features_of(manifest: Manifest, options: argparse.Namespace, way: dict[str, str], device: str) -> Layers:
     chosen = {key: value for key, value in way.items() if key != "decode"}
     recipe = plan_recipe(
         backbone=options.backbone, layers=options.layers, weights=options.weights, pooling=Pooling("avg"),
-        device=options.device, **chosen,
+        device=device, **chosen,
     )  # fmt: skip
     recipe = replace(recipe, decode=way.get("decode", "cpu"))
     found = {spec.name: np.zeros((len(manifest), *spec.shape), np.float32) for spec in recipe.layer_specs()}
@@ -81,11 +86,11 @@ def main() -> None:
     manifest = scan(options.images)
     labels = np.array(manifest.labels, np.int32)
     train, test = split_by_share(labels, 0.5, 0)
-    reference = features_of(manifest, options, {})
+    reference = features_of(manifest, options, {}, "cpu")
     own = {name: classes_of(values, labels, train, test) for name, values in reference.items()}
     rows = [["reference", name, "1", "0", f"{(own[name] == labels[test]).mean():.1%}", "100%"] for name in reference]
-    for title, way in {**WAYS, **(GPU_WAYS if torch.device(options.device).type == "cuda" else {})}.items():
-        for name, values in features_of(manifest, options, way).items():
+    for title, way in {**(GPU_WAYS if torch.device(options.device).type == "cuda" else {}), **WAYS}.items():
+        for name, values in features_of(manifest, options, way, options.device).items():
             expected = reference[name]
             mean = expected.mean(0)
             a, b = values - mean, expected - mean

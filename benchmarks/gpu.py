@@ -26,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from environment import machine
 from extract import collect_photos, usual_script
+from gpu_picture import draw
 from heads import FOLDS, objective, relu_like
 from torchvision.models import get_model
 
@@ -172,24 +173,22 @@ def extraction(bench: Bench) -> None:
             verify_file(output, VerifyConfig(rows=4))
         except VerificationFailed as error:  # said, and the other figures kept
             print(f"NOT RIGHT: {error}")
-        pillow = limits["decoding by Pillow, all cores, images/s"]
-        decoding = {"cpu": pillow, "gpu": limits["decoding and resizing there, images/s"]}
-        decoding["auto"] = sum(decoding.values())
-        limit, by = min((decoding[decode], "decode"), (alone, "network"))
+        alone_at = _limits_of(limits, decode, alone)
+        by = min(alone_at, key=lambda stage: alone_at[stage])
         product = limits[f"matrix product {precision}, Tflop/s"]
         results[f"{name} {precision} {decode}"] = {
-            "images_per_second": report.images_per_second, "network_alone": alone, "decode_limit": decoding[decode],
+            "images_per_second": report.images_per_second, "limits": alone_at, "bound_by": by,
             "shares": report.shares, "of_product": alone * GFLOP[name] / 1000 / product, "of_limit":
-            report.images_per_second / limit, "by_device": int(open_features(output).decoder.sum()),
+            report.images_per_second / alone_at[by], "by_device": int(open_features(output).decoder.sum()),
         }  # fmt: skip
         rows.append([
-            f"{name} fc7 {precision}, decode {decode}", f"{report.images_per_second:,.0f}", f"{alone:,.0f}",
-            f"{alone * GFLOP[name] / 1000 / product:.0%}", f"{decoding[decode]:,.0f}",
-            f"{report.images_per_second / limit:.0%} of {by}",
+            f"{name} fc7 {precision}, decode {decode}", f"{report.images_per_second:,.0f}",
+            *(f"{rate:,.0f}" for rate in alone_at.values()), f"{alone * GFLOP[name] / 1000 / product:.0%}",
+            f"{report.images_per_second / alone_at[by]:.0%} of {by}",
         ])  # fmt: skip
         if decode != "auto":
             output.unlink()
-    header = ["case", "images/s", "network alone", "of the product", "decoding alone", "share of the limit"]
+    header = ["case", "images/s", *alone_at, "network of the product", "share of the limit"]
     show("extraction", header, rows)
     if bench.on_gpu:
         results["usual script alexnet fp32"] = rate = _usual_script(bench)
@@ -198,6 +197,18 @@ def extraction(bench: Bench) -> None:
             f"the usual script, AlexNet fc7, fp32, {usable_cores()} workers: {rate:,.0f}/s; featx {ours / rate:.1f} x"
         )
     bench.found["extraction"] = results
+
+
+def _limits_of(found: dict[str, float], decode: str, network: float) -> dict[str, float]:
+    """Images per second that each stage allows if it is alone: 224 x 224 pixels go up, 4,096 values come down."""
+    pillow, device = found["decoding by Pillow, all cores, images/s"], found["decoding and resizing there, images/s"]
+    pixels, values = 224 * 224 * 3 * 1e-9, 4096 * 4e-9
+    return {
+        "decode": {"cpu": pillow, "gpu": device, "auto": pillow + device}[decode],
+        "copy": min(found["copy to the device, GB/s"] / pixels, found["copy from the device, GB/s"] / values),
+        "network": network,
+        "disk": found["disk, flushed, GB/s"] / values,
+    }
 
 
 def _network_alone(bench: Bench, name: str, precision: str) -> float:
@@ -315,19 +326,20 @@ def training(bench: Bench) -> None:
     rows, results = [], {}
     for name in ("alexnet",) if bench.quick else ("alexnet", "vgg16"):
         batch = 8 if bench.quick else {"alexnet": 512, "vgg16": 128}[name]
-        clock, config = _Clock(), FinetuneConfig(
-            backbone=name, weights="random:0", lr="*=1e-4", epochs=2, batch_size=batch, init_head="random", val=0.0,
-            precision="bf16", device=str(bench.device),
-        )  # fmt: skip
-        finetune_network(bench.photos, bench.scratch / f"run-{name}", config, reporter=clock)
-        half = len(clock.times) // 2  # the second epoch: everything is loaded and chosen
-        steps = clock.times[half:]
-        real = batch * (len(steps) - 1) / (steps[-1] - steps[0])
         made_up = _synthetic(bench, name, batch)
-        results[name] = {"images_per_second": real, "synthetic": made_up}
-        rows.append(
-            [f"{name}, {batch} images a step, bf16", f"{real:,.0f}", f"{made_up:,.0f}", f"{real / made_up:.0%}"]
-        )
+        for compiled in (False, True):
+            clock, config = _Clock(), FinetuneConfig(
+                backbone=name, weights="random:0", lr="*=1e-4", epochs=2, batch_size=batch, init_head="random",
+                val=0.0, precision="bf16", device=str(bench.device), compile=compiled,
+            )  # fmt: skip
+            finetune_network(bench.photos, bench.scratch / f"run-{name}-{compiled}", config, reporter=clock)
+            half = len(clock.times) // 2  # the second epoch: everything is loaded, chosen and compiled
+            steps = clock.times[half:]
+            real = batch * (len(steps) - 1) / (steps[-1] - steps[0])
+            how = ", --compile" if compiled else ""
+            results[name + how] = {"images_per_second": real, "synthetic": made_up}
+            case = f"{name}, {batch} images a step, bf16{how}"
+            rows.append([case, f"{real:,.0f}", f"{made_up:,.0f}", f"{real / made_up:.0%}"])
     show("training", ["case", "images/s", "on made-up images", "share"], rows)
     bench.found["training"] = results
 
@@ -372,12 +384,14 @@ def main() -> None:
             heads(bench, imagenet=options.imagenet)
         if options.only in ("", "train"):
             training(bench)
+        name = torch.cuda.get_device_name(bench.device) if bench.on_gpu else "cpu"
+        folder = bench.scratch if options.quick else Path(__file__).parent / "results"
+        folder.mkdir(exist_ok=True)
+        target = folder / f"gpu-{name.lower().replace(' ', '-')}.json"
+        target.write_text(json.dumps(bench.found, indent=1) + "\n")
+        pictures = draw(bench.found, target.with_suffix(".png")) if "extraction" in bench.found else None
         if not options.quick:
-            name = torch.cuda.get_device_name(bench.device) if bench.on_gpu else "cpu"
-            target = Path(__file__).parent / "results" / f"gpu-{name.lower().replace(' ', '-')}.json"
-            target.parent.mkdir(exist_ok=True)
-            target.write_text(json.dumps(bench.found, indent=1) + "\n")
-            print(f"\nwritten to {target}")
+            print("\nwritten:", *filter(None, (target, pictures)))
 
 
 if __name__ == "__main__":
