@@ -37,13 +37,14 @@ LABEL org.opencontainers.image.title="featx" \
       org.opencontainers.image.description="Deep features you can trust, and linear heads on top of them" \
       org.opencontainers.image.licenses="BSD-3-Clause"
 # HOME is where any user may write; nothing of featx's own is ever written there. TORCH_LOGS: no word about what was
-# removed above.
+# removed above. NVIDIA_DRIVER_CAPABILITIES: what --gpus brings along; by default not the hardware that decodes JPEGs.
 ENV PATH=/opt/product/bin:/opt/libraries/bin:$PATH \
     PYTHONPATH=/opt/product \
     PYTHONUNBUFFERED=1 \
     PYTHONDONTWRITEBYTECODE=1 \
     TORCH_LOGS=-all \
     TORCH_HOME=/opt/weights \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
     HOME=/tmp
 COPY --from=libraries /opt/libraries /opt/libraries
 COPY --from=weights /opt/weights /opt/weights

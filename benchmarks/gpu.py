@@ -306,7 +306,7 @@ def _imagenet(bench: Bench) -> dict[str, Any]:
     return {"seconds": spent, "peak_bytes": peak, "certified": bool(found.certified.all())}
 
 
-class _Clock(Reporter):
+class Clock(Reporter):
     """Notes when steps of the training are done."""
 
     def __init__(self) -> None:
@@ -328,7 +328,7 @@ def training(bench: Bench) -> None:
         batch = 8 if bench.quick else {"alexnet": 512, "vgg16": 128}[name]
         made_up = _synthetic(bench, name, batch)
         for compiled in (False, True):
-            clock, config = _Clock(), FinetuneConfig(
+            clock, config = Clock(), FinetuneConfig(
                 backbone=name, weights="random:0", lr="*=1e-4", epochs=2, batch_size=batch, init_head="random",
                 val=0.0, precision="bf16", device=str(bench.device), compile=compiled,
             )  # fmt: skip

@@ -86,7 +86,7 @@ class Extractor:
         side = self.recipe.preprocess.crop
         example = np.random.default_rng(0).integers(0, 256, (1, side, side, 3), np.uint8)
         with torch.inference_mode(), one_thread():
-            packed = pack(self._network, self._pixels(example.transpose(0, 3, 1, 2)))
+            packed = pack(self._network, self._pixels(example.transpose(0, 3, 1, 2)), self.recipe.batch_size)
         self._network = packed or self._network
         return packed is not None
 

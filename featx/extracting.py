@@ -43,8 +43,8 @@ class Extraction:
         shard: Shard | None,
         group: Group | None,
         before: tuple[int, int] | None,
-        resident: ResidentLayers | None,
         reporter: Reporter,
+        resident: ResidentLayers | None = None,
     ) -> None:
         """Plan it and load the network; nothing is computed yet.
 

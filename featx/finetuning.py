@@ -83,7 +83,7 @@ class FineTuning:
         """
         config = self.config
         if config.compile:
-            refuse_without_compiler()
+            refuse_without_compiler(self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         network = self._network()

@@ -2,12 +2,14 @@
 
 PyTorch and torchvision (2.11 to 2.14, 0.26 to 0.29) load `torch._dynamo` with all it needs, a second of the three in
 which a command starts, to mark functions as not to be compiled and for one question that only RoI align asks.
-(Training still loads it: the optimisers, and process groups, ask for more.)
+(Training still loads it: the optimisers, and process groups, ask for more.) And for the shapes of convolutions they
+load `symbolic_shapes` with SymPy, half a second and 40 MB, to be told that what is true is true.
 """
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
 import sys
 import threading
@@ -19,6 +21,7 @@ from typing import Any
 
 _COMPILER = "torch._dynamo"
 _UTILITIES = f"{_COMPILER}.utils"
+_SYMBOLS = "torch.fx.experimental.symbolic_shapes"
 _lock = threading.RLock()
 
 
@@ -30,6 +33,7 @@ def spare_the_compiler() -> None:
     if "torch" not in sys.modules:
         sys.modules[_COMPILER] = _Compiler(_COMPILER)
         sys.modules[_UTILITIES] = _Utilities(_UTILITIES)
+        sys.modules[_SYMBOLS] = _Symbols(_SYMBOLS)
         sys.meta_path.insert(0, _Loaded())
 
 
@@ -56,7 +60,7 @@ class _StandIn(ModuleType):
     def loaded(self) -> ModuleType:
         """The module itself."""
         with _lock:
-            for name in (_COMPILER, _UTILITIES):
+            for name in (_SYMBOLS,) if self.__name__ == _SYMBOLS else (_COMPILER, _UTILITIES):
                 if isinstance(sys.modules.get(name), _StandIn):
                     del sys.modules[name]
             return importlib.import_module(self.__name__)
@@ -71,6 +75,21 @@ class _Compiler(_StandIn):
 class _Utilities(_StandIn):
     def is_compile_supported(self, device_type: str) -> bool:
         return bool(self.loaded().is_compile_supported(device_type))
+
+
+class _Symbols(_StandIn):
+    """Answers for plain truth values; for symbols the module itself is loaded."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("expect_true", "guard_or_false", "guard_or_true", "statically_known_true"):
+            return functools.partial(self._answer, name, lambda values: values[0])
+        if name in ("sym_and", "sym_or"):
+            return functools.partial(self._answer, name, all if name == "sym_and" else any)
+        return super().__getattr__(name)
+
+    def _answer(self, name: str, of_plain: Callable[[tuple[bool, ...]], bool], *values: Any) -> Any:
+        plain = all(type(value) is bool for value in values)
+        return of_plain(values) if plain else getattr(self.loaded(), name)(*values)
 
 
 class _Loaded(MetaPathFinder):

@@ -55,15 +55,17 @@ class Recipe:
             UsageError: maps are to be pooled in a layer that has none.
         """
         specs = []
-        for row in self.backbone.describe(self.layers):
-            pooled = self.pooling.kind in ("avg", "max", "spp") and len(row.shape) > 1
-            if pooled and not row.is_map:
+        for layer in self.layers:
+            geometry = self.backbone.geometry_of(layer)
+            shape = geometry.shape
+            pooled = self.pooling.kind in ("avg", "max", "spp") and len(shape) > 1
+            if pooled and not geometry.is_map:
                 raise UsageError(
-                    f"--pool {self.pooling.spec} needs (C, H, W) maps; {self.backbone.name} {row.name} gives "
-                    f"{row.shape}. Use --pool none or flatten"
+                    f"--pool {self.pooling.spec} needs (C, H, W) maps; {self.backbone.name} {layer.name} gives "
+                    f"{shape}. Use --pool none or flatten"
                 )
-            kind = self.pooling.spec if len(row.shape) > 1 else "none"
-            specs.append(LayerSpec(row.name, row.node, row.relu, kind, self.pooling.shape(row.shape), self.dtype))
+            kind = self.pooling.spec if len(shape) > 1 else "none"
+            specs.append(LayerSpec(layer.name, layer.node, layer.relu, kind, self.pooling.shape(shape), self.dtype))
         return specs
 
     def describe(self, weights_sha256: str) -> dict[str, Any]:

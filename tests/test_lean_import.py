@@ -117,3 +117,32 @@ spare_the_compiler()
 print("torch._dynamo" in sys.modules)
 """
     assert run(program) == "False"
+
+
+def test_the_shapes_of_alexnet_and_vgg_need_no_sympy():
+    program = f"""{PREPARE}
+from featx.networks.backbones import Backbone
+for name in ("alexnet", "vgg16", "vgg11_bn", "alexnet-mini", "vgg-mini"):
+    Backbone(name).geometry
+print("sympy" in sys.modules, "triton" in sys.modules)
+Backbone("resnet18").geometry
+print("sympy" in sys.modules, type(sys.modules["torch.fx.experimental.symbolic_shapes"]).__name__)
+"""
+    assert run(program).splitlines() == ["False False", "True module"]
+
+
+def test_truth_values_get_the_answers_of_pytorch():
+    program = f"""{PREPARE}
+import itertools
+names = ["expect_true", "guard_or_false", "guard_or_true", "statically_known_true", "sym_and", "sym_or"]
+stand_in = sys.modules["torch.fx.experimental.symbolic_shapes"]
+asked = [(n, v) for n in names for v in itertools.product((True, False), repeat=3 if n.startswith("sym") else 1)]
+ours = [getattr(stand_in, name)(*values) for name, values in asked]
+assert sys.modules["torch.fx.experimental.symbolic_shapes"] is stand_in
+real = stand_in.loaded()
+print(ours == [getattr(real, name)(*values) for name, values in asked], real is not stand_in, "sympy" in sys.modules)
+print(stand_in.ShapeEnv is real.ShapeEnv)
+from torch.fx.experimental.symbolic_shapes import guard_or_false
+print(guard_or_false is real.guard_or_false)
+"""
+    assert run(program).splitlines() == ["True True True", "True", "True"]

@@ -12,12 +12,7 @@ from torch import Tensor, fx, nn
 
 from featx.errors import UsageError, WeightsMismatch
 from featx.networks.construct import construct, default_preprocessing
-from featx.networks.geometry import (
-    NodeGeometry,
-    ancestors,
-    measure_nodes,
-    multiply_adds_up_to,
-)
+from featx.networks.geometry import NodeGeometry, ancestors, count_multiply_adds, measure_nodes
 from featx.networks.names import (
     PRE,
     PROB,
@@ -63,7 +58,6 @@ class LayerInfo:
     sees: str
     parameters: int
     multiply_adds: int
-    is_map: bool
 
     @property
     def values(self) -> int:
@@ -98,6 +92,14 @@ class Backbone:
                 f"{self.name} cannot take images of {self.side} x {self.side} pixels: too little is left of them "
                 f"after its layers. Its weights were made for --crop {self.preprocessing['crop']}"
             ) from error
+
+    @cached_property
+    def _multiply_adds(self) -> dict[fx.Node, int]:
+        return count_multiply_adds(self._traced, self.side)
+
+    def geometry_of(self, layer: Layer) -> NodeGeometry:
+        """What the layer's node produces per image."""
+        return self.geometry[self.nodes[layer.node.removesuffix(SOFTMAX)]]
 
     @cached_property
     def names(self) -> LayerNames:
@@ -145,8 +147,7 @@ class Backbone:
                     stride=(window[0].stride, window[1].stride) if window else None,
                     sees="window" if window else "unknown" if field is None else "whole",
                     parameters=sum(new),
-                    multiply_adds=multiply_adds_up_to(node, self.geometry),
-                    is_map=geometry.is_map,
+                    multiply_adds=sum(self._multiply_adds[n] for n in upstream),
                 )
             )
         return rows

@@ -45,6 +45,10 @@ def published_weights(name: str, weights: str | None = None) -> WeightsEnum:
     return entries[weights.split(".")[-1]] if weights else entries.DEFAULT
 
 
+# What initialisations do to a tensor; without values there is nothing to do, but PyTorch would load SymPy for it.
+_FILLING = ("normal_", "uniform_", "fill_", "zero_", "erfinv_", "mul_", "add_", "clamp_")
+
+
 class _ParametersOnMeta(TorchFunctionMode):
     """Makes the tensors modules allocate for their parameters on the meta device.
 
@@ -54,6 +58,10 @@ class _ParametersOnMeta(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in (torch.empty, torch.zeros, torch.ones):
             return func(*args, **{**(kwargs or {}), "device": "meta"})
+        if getattr(func, "__name__", "") in _FILLING:
+            tensor = args[0] if args else kwargs["tensor"]
+            if tensor.is_meta:
+                return tensor
         return func(*args, **(kwargs or {}))
 
 

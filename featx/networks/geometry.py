@@ -9,14 +9,12 @@ Branches that meet see the union of what they saw.
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision import ops
 from torchvision.models.convnext import LayerNorm2d
 
@@ -76,7 +74,7 @@ class NodeGeometry:
     Attributes:
         shape: without the batch dimension: (C, H, W), (D,) or whatever the node gives.
         field: receptive field; None where the arithmetic does not apply (attention, shifted windows).
-        parameters, multiply_adds: of this node alone.
+        parameters: of this node alone.
         is_layer: it holds float values for each image; false for sizes, masks and other by-products.
         is_map: the shape is (C, H, W) with H and W running over the image.
     """
@@ -84,7 +82,6 @@ class NodeGeometry:
     shape: tuple[int, ...]
     field: Field | None
     parameters: int
-    multiply_adds: int
     is_layer: bool
 
     @property
@@ -116,8 +113,7 @@ class _Measure(fx.Interpreter):
         self.fields: dict[fx.Node, Field | None] = {}
 
     def run_node(self, node: fx.Node) -> Any:
-        with FlopCounterMode(display=False) as counter:
-            value = super().run_node(node)
+        value = super().run_node(node)
         if node.op == "output":
             return value
         # The pieces of a chunk or split are alike in what they see; attention gives (values, weights).
@@ -131,10 +127,18 @@ class _Measure(fx.Interpreter):
             shape=self.shapes.get(node, ())[1:],
             field=self.fields.get(node),
             parameters=self._parameters(node),
-            multiply_adds=counter.get_total_flops() // 2 // PROBE_BATCH,
             is_layer=node in self.fields and first is value,
         )
         return value
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # For these shapes PyTorch would load SymPy, which takes longer than everything else here.
+        module = self.fetch_attr(target)
+        if type(module) in (nn.ReLU, nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d):
+            return args[0]
+        if type(module) is nn.Linear:
+            return args[0].new_empty(*args[0].shape[:-1], module.out_features)
+        return super().call_module(target, args, kwargs)
 
     def _parameters(self, node: fx.Node) -> int:
         own = [self.fetch_attr(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
@@ -302,6 +306,23 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
     return found
 
 
-def multiply_adds_up_to(node: fx.Node, geometry: Mapping[fx.Node, NodeGeometry]) -> int:
-    """Multiply-adds per image to compute a node from the pixels."""
-    return sum(geometry[n].multiply_adds for n in ancestors(node))
+def count_multiply_adds(traced: fx.GraphModule, side: int) -> dict[fx.Node, int]:
+    """Of every node alone, per image; arguments as for `measure_nodes`."""
+    run = _Count(traced)
+    with torch.no_grad():
+        run.run(torch.empty(PROBE_BATCH, 3, side, side, device="meta"))
+    return run.multiply_adds
+
+
+class _Count(fx.Interpreter):
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__(traced)
+        self.multiply_adds: dict[fx.Node, int] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        from torch.utils.flop_counter import FlopCounterMode  # loads Triton: 80 MB, and only a table needs it
+
+        with FlopCounterMode(display=False) as counter:
+            value = super().run_node(node)
+        self.multiply_adds[node] = counter.get_total_flops() // 2 // PROBE_BATCH
+        return value

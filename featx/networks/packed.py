@@ -27,12 +27,13 @@ TRIED = 64  # outputs of a layer
 _RELUS = (torch.relu, nn.functional.relu, "relu")
 
 
-def pack(network: fx.GraphModule, example: Tensor) -> fx.GraphModule | None:
+def pack(network: fx.GraphModule, example: Tensor, batch_size: int) -> fx.GraphModule | None:
     """The same network with packed layers. The layers of `network` are given free as they are packed.
 
     Args:
         network: (B, 3, H, W) -> {layer: activations}, on the CPU, float32 or bfloat16, channels last, eval mode.
         example: (1, 3, H, W) on which every packed layer must agree with the plain one.
+        batch_size: B of the blocks to come.
 
     Returns:
         None if there is nothing to pack, or this PyTorch cannot, or does something else; `network` is as it was.
@@ -44,6 +45,10 @@ def pack(network: fx.GraphModule, example: Tensor) -> fx.GraphModule | None:
         _Trial(packed).run(example)
     except (_Disagreement, AttributeError, NotImplementedError, RuntimeError):
         return None
+    # Now, before blocks need memory of their own: for a moment there are two of a layer, and fc6 is large.
+    for layer in packed.modules():
+        if isinstance(layer, _Packed) and isinstance(layer.plain, nn.Linear):
+            layer.prepare(batch_size)
     return packed
 
 
@@ -64,24 +69,28 @@ class _Packed(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         if self._run is None:
-            with self._lock:  # several threads bring a first block
-                if self.plain is not None:
-                    self._run, self.plain = self.packed_for(self.plain, values), None
+            self.prepare(*values.shape)
         assert self._run is not None
         return self._run(values)
 
-    def packed_for(self, plain: nn.Conv2d | nn.Linear, values: Tensor) -> Callable[[Tensor], Tensor]:
-        """The layer with its weights laid out for blocks of this size."""
+    def prepare(self, *shape: int) -> None:
+        """Lay the weights out for blocks of this shape; of what goes into a linear layer only the first is needed."""
+        with self._lock:  # several threads bring a first block
+            if self.plain is not None:
+                self._run, self.plain = self.packed_for(self.plain, shape), None
+
+    def packed_for(self, plain: nn.Conv2d | nn.Linear, shape: tuple[int, ...]) -> Callable[[Tensor], Tensor]:
+        """The layer with its weights laid out for blocks of this shape."""
         operators: Any = torch.ops.mkldnn
         bias, activation = plain.bias, "relu" if self.relu else "none"
         if isinstance(plain, nn.Linear):
-            return _product(plain.weight, bias, values.shape[0], activation)
+            return _product(plain.weight, bias, shape[0], activation)
         if self._by_winograd:
             return WinogradConvolution(plain, relu=self.relu, pack=_product)
         if self._by_fourier:
-            return FourierConvolution(plain, values.shape, relu=self.relu)
+            return FourierConvolution(plain, shape, relu=self.relu)
         how = plain.padding, plain.stride, plain.dilation, plain.groups
-        laid_out = operators._reorder_convolution_weight(plain.weight, *how, list(values.shape))
+        laid_out = operators._reorder_convolution_weight(plain.weight, *how, list(shape))
         return lambda x: operators._convolution_pointwise(x, laid_out, bias, *how, activation, [], "")
 
 
@@ -102,7 +111,7 @@ class _Trial(fx.Interpreter):
         assert layer.plain is not None
         outputs = layer.plain(args[0])
         outputs = outputs.relu() if layer.relu else outputs
-        found = layer.packed_for(_first_outputs(layer.plain), args[0])(args[0])
+        found = layer.packed_for(_first_outputs(layer.plain), tuple(args[0].shape))(args[0])
         is_map = isinstance(layer.plain, nn.Conv2d)
         expected = outputs[:, : found.shape[1]] if is_map else outputs[..., : found.shape[-1]]
         allowed = AGREEMENT[expected.dtype] * float(expected.abs().max())

@@ -29,6 +29,7 @@ from featx.training.batchnorm import share_batch_norm
 from featx.training.checkpoint import Checkpoint
 from featx.training.compiled import compiled
 from featx.training.inputs import Inputs
+from featx.training.optimiser import make_optimiser, put_state, state_of
 from featx.training.processes import Processes
 from featx.training.rates import Rate, apply_modes, is_trained
 from featx.training.schedule import rate_factor
@@ -335,10 +336,7 @@ class Training:
     def checkpoint(self) -> Checkpoint:
         """Where it stands; in every process the same but for the sums."""
         tensors = {f"model/{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for name, parameter in self._parameters.items():
-            for key, value in self.optimiser.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    tensors[f"optimiser/{name}/{key}"] = value
+        tensors |= {f"optimiser/{name}": t for name, t in state_of(self.optimiser, self._parameters).items()}
         if self._average is not None:
             tensors |= {f"average/{name}": tensor for name, tensor in self._average.items()}
         sums = self.processes.sum(self._sums).tolist()
@@ -347,15 +345,7 @@ class Training:
     def resume(self, checkpoint: Checkpoint) -> None:
         """Go back to where a checkpoint was made."""
         self.network.load_state_dict(checkpoint.part("model"))
-        states: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in checkpoint.part("optimiser").items():
-            parameter, _, key = name.rpartition("/")
-            states.setdefault(parameter, {})[key] = tensor
-        for name, state in states.items():
-            own = self._parameters[name]
-            self.optimiser.state[own] = {
-                key: value if key == "step" else value.to(own.device, own.dtype) for key, value in state.items()
-            }
+        put_state(self.optimiser, self._parameters, checkpoint.part("optimiser"))
         for name, tensor in checkpoint.part("average").items():
             assert self._average is not None
             self._average[name].copy_(tensor)
@@ -366,24 +356,6 @@ class Training:
             self._sums += torch.tensor(checkpoint.sums, dtype=torch.float64, device=self.device)
         if self.epoch < self.config.epochs:
             self._enter_epoch()
-
-
-def make_optimiser(
-    rates: Sequence[Rate], parameters: dict[str, nn.Parameter], config: FinetuneConfig
-) -> torch.optim.Optimizer:
-    """One parameter group per rate and decay; what is frozen for ever is in none."""
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for rate in rates:
-        if rate.rate > 0:
-            parameter = parameters[rate.parameter]
-            decay = config.weight_decay if rate.decay is None else rate.decay
-            if config.no_bias_decay and parameter.ndim <= 1:
-                decay = 0.0
-            groups.setdefault((rate.rate, decay), []).append(parameter)
-    described = [{"params": own, "lr": rate, "weight_decay": decay} for (rate, decay), own in groups.items()]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(described)
-    return torch.optim.SGD(described, momentum=config.momentum)
 
 
 def _class_weights(config: FinetuneConfig, data: Data, device: torch.device) -> Tensor | None:

@@ -17,11 +17,12 @@ mkdir -p "$out"
 for net in $nets; do
     start=$net from=--from-scratch number=0
     set --
-    for cycle in ${CYCLES:-20:0.1}; do  # EPOCHS:RATE
-        number=$((number + 1))
+    for cycle in ${CYCLES:-20:0.1}; do  # EPOCHS:RATE[:AUGMENTATION]
+        number=$((number + 1)) rest=${cycle#*:} augment=flip,shift:${SHIFT:-6}
+        case $rest in *:*) augment=${rest#*:} ;; esac
         torchrun --nproc-per-node "${PROCESSES:-1}" -m featx finetune "$data" -b "$start" $from --split-column \
-            --epochs "${cycle%%:*}" --batch-size 128 --lr "*=${cycle##*:}" --warmup 1 --no-bias-decay \
-            --label-smoothing 0.1 --precision bf16 --augment "flip,shift:${SHIFT:-6}" -o "$out/$net-$number"
+            --epochs "${cycle%%:*}" --batch-size 128 --lr "*=${rest%%:*}" --warmup 1 --no-bias-decay \
+            --label-smoothing 0.1 --precision bf16 --augment "$augment" -o "$out/$net-$number"
         start=$out/$net-$number from=
         set -- "$@" "$start"
     done

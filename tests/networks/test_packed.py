@@ -52,7 +52,7 @@ def test_packed_layers_give_what_the_modules_give(dtype, tolerance):
     plain, pixels = odd(dtype)
     with torch.inference_mode():
         expected = copy.deepcopy(plain).double()(pixels.double())
-        packed = pack(plain, pixels[:1])
+        packed = pack(plain, pixels[:1], len(pixels))
         assert packed is not None
         for _ in range(2):  # the first block packs, the second uses what was packed
             found = packed(pixels)
@@ -67,8 +67,9 @@ def test_packed_layers_give_what_the_modules_give(dtype, tolerance):
 def test_the_originals_are_given_free():
     plain, pixels = odd(torch.float32)
     with torch.inference_mode():
-        packed = pack(plain, pixels[:1])
+        packed = pack(plain, pixels[:1], len(pixels))
         assert packed is not None
+        assert not any(isinstance(m, nn.Linear) for m in packed.modules()), "large ones go before blocks need memory"
         packed(pixels)
     assert [type(m).__name__ for m in packed.modules() if isinstance(m, nn.Conv2d | nn.Linear)] == ["Conv2d"]
     assert all(m.padding == "same" for m in packed.modules() if isinstance(m, nn.Conv2d))

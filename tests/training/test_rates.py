@@ -9,7 +9,7 @@ from torch import nn
 from featx.config import FinetuneConfig
 from featx.errors import UnknownLayer, UsageError
 from featx.networks.construct import backbone_names, construct, final_layer, replace_final_layer
-from featx.training.loop import make_optimiser
+from featx.training.optimiser import make_optimiser
 from featx.training.rates import apply_modes, assign_rates, expand_policy, layer_groups, rate_table
 
 

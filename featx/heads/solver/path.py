@@ -15,8 +15,9 @@ from featx.heads.solver.ahead import look_ahead
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.direct import ExactSteps, PrimalExactSteps
 from featx.heads.solver.newton import minimise
-from featx.heads.solver.objectives import Objective, SquaredHinge
+from featx.heads.solver.objectives import SquaredHinge
 from featx.heads.solver.products import KeptProducts
+from featx.heads.solver.proof import Proof
 from featx.heads.solver.spaces import Gram, Primal
 from featx.heads.solver.state import State, rows_of
 from featx.heads.solver.targets import Targets
@@ -120,6 +121,7 @@ class Solver:
             fits = 8 * n * n <= memory_bytes
             form = "gram" if fits and (n <= 2 * d or 8 * d * d > memory_bytes) else "primal"
         self.form = form
+        self._proof = Proof(blocks, self._intercept, scaling, tolerance)
         self._space = self._make_space(torch.float32)
         self._exact_space: Gram | Primal | None = None
         self._state: State | None = None
@@ -298,7 +300,7 @@ class Solver:
             if self.targets.kind == "softmax":
                 bias = bias - bias.mean()  # the same constant in all of them changes nothing
             dual = (points.to(dtype), space.along_mean(points)) if by_dual and isinstance(space, Gram) else None
-            gaps, values = self._certificate(objective, weights, bias, dual, dtype)
+            gaps, values = self._proof.certificate(objective, weights, bias, dual, dtype)
             at_zero = objective.value(weights.new_zeros(objective.rows, self.blocks.n, dtype=dtype))
             certified = gaps <= self.tolerance * torch.minimum(values, (at_zero - values).clamp_min(0))
             certified |= gaps <= 1e-8 * self.tolerance * at_zero  # nothing can be learnt: f is f(0) but for rounding
@@ -310,75 +312,6 @@ class Solver:
             gaps, values = 2 * gaps, 2 * values  # see `Targets.objective`: with C / 2 everything is half as large
         arrays = [tensor.cpu().numpy() for tensor in (weights, bias, gaps, values, certified)]
         return Solution(*arrays)
-
-    def _certificate(
-        self,
-        objective: Objective,
-        weights: Tensor,
-        bias: Tensor,
-        dual: tuple[Tensor, Tensor] | None,
-        dtype: torch.dtype,
-    ) -> tuple[Tensor, Tensor]:
-        """Gaps and values, from the features and not from products of them.
-
-        Args:
-            dual: of squared hinges in Gram form, whose coefficients are dual variables, the points and `along_mean`.
-        """
-        scores = torch.empty(len(weights), self.blocks.n, dtype=dtype, device=weights.device)
-        for rows, values in self.blocks.rows(dtype):
-            torch.mm(weights.to(dtype), values.T, out=scores[:, rows])
-        scores += (weights @ self.blocks.mean + bias).to(dtype)[:, None]
-        own = bias / self._scaling if self._intercept == "penalised" else torch.zeros_like(bias)
-        penalty = 0.5 * (weights.square().sum(1) + own.square())
-        value = objective.value(scores) + penalty.view(-1, objective.group).sum(1)
-        if dual is not None and isinstance(objective, SquaredHinge):
-            gap = self._gap_by_dual(objective, value, own, scores, *dual)
-            if bool((gap <= self.tolerance * value).all()):
-                return gap, value
-            return torch.minimum(gap, self._gap_by_gradient(objective, weights, own, scores)), value
-        return self._gap_by_gradient(objective, weights, own, scores), value
-
-    def _gap_by_dual(
-        self, objective: SquaredHinge, value: Tensor, own: Tensor, scores: Tensor, points: Tensor, along: Tensor
-    ) -> Tensor:
-        """P - D at the dual variables max(signs beta, 0); see `newton._gap_by_dual`.
-
-        Args:
-            points, along: what the weights were made of, see `Gram.along_mean`.
-        """
-        duals = (objective.signs * points[:, : self.blocks.n]).clamp_min(0) * (objective.costs > 0)
-        coefficients = objective.signs * duals
-        total = coefficients.sum(1, dtype=torch.float64)
-        # The weights are those of the points. What these have beside the dual variables is a few small coefficients:
-        # how long that can be is known without a pass over the features.
-        beside = points[:, : self.blocks.n] - coefficients
-        scaling = self._scaling if self._intercept == "penalised" else 0.0
-        known: Tensor = objective.dual_terms(scores, duals) + 0.5 * (own - scaling * total).square()
-        longest = (along - total).abs() * self.blocks.mean.norm() + beside.double().abs() @ self.blocks.lengths
-        gap: Tensor = known + 0.5 * longest.square()
-        if bool((gap <= self.tolerance * value).all()):
-            return gap
-        apart = self.blocks.combine(beside).double().addr_(along - total, self.blocks.mean)
-        found: Tensor = known + 0.5 * apart.square().sum(1)
-        return found
-
-    def _gap_by_gradient(self, objective: Objective, weights: Tensor, own: Tensor, scores: Tensor) -> Tensor:
-        """1/2 |gradient|^2, and what a free intercept still has to go; see `newton`."""
-        group = objective.group
-        residual = objective.residual(scores)
-        total = residual.sum(1, dtype=torch.float64)
-        gradient = (weights + self.blocks.combine(residual).double()).addr_(total, self.blocks.mean)
-        scaling = self._scaling if self._intercept == "penalised" else 0.0
-        squares = gradient.square().sum(1) + (own + scaling * total).square()
-        gap = 0.5 * squares.view(-1, group).sum(1)
-        if self._intercept != "free":
-            return gap
-        ones = torch.ones(self.blocks.n, dtype=scores.dtype, device=weights.device)
-        matrix = objective.loose_curvature(objective.curvature(scores), ones)
-        scale = matrix.diagonal(dim1=1, dim2=2).sum(1)[:, None, None].clamp_min(1e-300)
-        pull = total.view(-1, group, 1)
-        left: Tensor = (pull * torch.linalg.solve(matrix + scale / group**2, pull)).sum((1, 2))
-        return gap + left
 
 
 @strict_precision()
