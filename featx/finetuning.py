@@ -108,7 +108,7 @@ class FineTuning:
             network, part, rates, data, config, self.device, self.processes, start_counts=self.start is not None
         )
         if (self.folder / CHECKPOINT).exists():
-            training.resume(Checkpoint.load(self.folder / CHECKPOINT))
+            training.resume(self.folder / CHECKPOINT)
         with strict_precision("fp32"), graceful_stop() as stop:
             training.run(save=self._save, keep_best=self._keep_best, stop=stop, reporter=self.reporter)
             if training.is_finished:
@@ -314,16 +314,16 @@ class FineTuning:
                 partial.write_text("".join(json.dumps(entry) + "\n" for entry in checkpoint.history))
         self.processes.wait()
 
-    def _keep_best(self, state: dict[str, Tensor]) -> None:
+    def _keep_best(self, changed: dict[str, Tensor]) -> None:
         if self.processes.rank == 0:
-            save_tensors(self.folder / BEST, state)
+            save_tensors(self.folder / BEST, changed)
 
     def _finish(self, training: Training, rates: list[Rate], start: dict[str, Tensor]) -> FinetuneReport:
         network, metrics = training.network, None
         with training.averaged():
             if training.data.val is not None:
                 self.processes.wait()
-                network.load_state_dict(load_file(self.folder / BEST))
+                training.put_back(load_file(self.folder / BEST), self.folder / BEST)
                 metrics = self._measure(training)
             state = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
         report = FinetuneReport(

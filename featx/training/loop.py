@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from featx.config import FinetuneConfig
 from featx.device import upload
-from featx.errors import Diverged, UsageError
+from featx.errors import Diverged, FileFormatError, UsageError
 from featx.progress import Reporter
 from featx.training.batchnorm import share_batch_norm
 from featx.training.checkpoint import Checkpoint
@@ -37,6 +38,7 @@ from featx.training.schedule import rate_factor
 Labels = npt.NDArray[np.int32]
 _SUMS = 3  # of an epoch: loss, images that are right, images
 _CHECKED_EVERY = 20  # steps between looks at whether the loss is still a number
+_APART_S = 5.0  # between checkpoints at the ends of epochs: the shortest take less than storing them
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Training:
 
         Args:
             save: stores a checkpoint.
-            keep_best: stores the weights when the validation is better than before (or at every epoch without one).
+            keep_best: stores what has changed of the network when the validation is better than before.
 
         Raises:
             Diverged: the loss is no number any more.
@@ -132,7 +134,7 @@ class Training:
         total = self.config.epochs * self.steps_per_epoch
         if self._start_counts and not self.history:
             self.history.append({"epoch": 0, **self.validate()})
-            keep_best(self.network.state_dict())
+            keep_best(self._changing())
         reporter.begin("train", total, self.epoch * self.steps_per_epoch + self.step)
         while self.epoch < self.config.epochs and not self._has_run_out_of_patience():
             while self.step < self.steps_per_epoch:
@@ -153,9 +155,12 @@ class Training:
                         return
             self._finish_epoch(keep_best)
             reporter.note(_epoch_line(self.history[-1], self.config.epochs))
-            save(self.checkpoint())
-            saved = time.monotonic()
-            if self.processes.any(stop.is_set())[0]:
+            apart = min(_APART_S, 60 * self.config.checkpoint_minutes)
+            asked, late = self.processes.any(stop.is_set(), time.monotonic() - saved >= apart)
+            if asked or late or self.is_finished:
+                save(self.checkpoint())
+                saved = time.monotonic()
+            if asked:
                 break
         reporter.end()
 
@@ -273,8 +278,8 @@ class Training:
         with self.averaged():
             if self.data.val is not None:
                 entry |= self.validate()
-            if self._is_best(entry):
-                keep_best(self.network.state_dict())
+                if self._is_best(entry):
+                    keep_best(self._changing())
         self.history.append(entry)
         self.epoch, self.step = self.epoch + 1, 0
         self._sums.zero_()
@@ -282,7 +287,7 @@ class Training:
             self._enter_epoch()
 
     def _is_best(self, entry: dict[str, Any]) -> bool:
-        return self.data.val is None or all(
+        return all(
             (entry["val_accuracy"], -entry["val_loss"]) > (old["val_accuracy"], -old["val_loss"])
             for old in self.history
         )
@@ -333,18 +338,37 @@ class Training:
         labels = torch.from_numpy(self.data.val_labels[places].astype(np.int64))
         return torch.cat(found) if found else torch.zeros(0, self.data.classes), labels
 
+    def _changing(self) -> dict[str, Tensor]:
+        """The network without the parameters that are frozen for ever: these are where it came from."""
+        frozen = {name for name, _ in self.network.named_parameters()} - self._parameters.keys()
+        return {name: tensor for name, tensor in self.network.state_dict().items() if name not in frozen}
+
+    def put_back(self, changed: dict[str, Tensor], path: Path) -> None:
+        """Put tensors that were stored in `path` into the network.
+
+        Raises:
+            FileFormatError: they are another network's.
+        """
+        wrong = self._changing().keys() - changed.keys() | changed.keys() - self.network.state_dict().keys()
+        if wrong:
+            raise FileFormatError(
+                f"{path} does not fit the network: {min(wrong)}. Delete the folder to start this run again"
+            )
+        self.network.load_state_dict(changed, strict=False)
+
     def checkpoint(self) -> Checkpoint:
         """Where it stands; in every process the same but for the sums."""
-        tensors = {f"model/{name}": tensor for name, tensor in self.network.state_dict().items()}
+        tensors = {f"model/{name}": tensor for name, tensor in self._changing().items()}
         tensors |= {f"optimiser/{name}": t for name, t in state_of(self.optimiser, self._parameters).items()}
         if self._average is not None:
             tensors |= {f"average/{name}": tensor for name, tensor in self._average.items()}
         sums = self.processes.sum(self._sums).tolist()
         return Checkpoint(tensors, self.epoch, self.step, sums, self.history)
 
-    def resume(self, checkpoint: Checkpoint) -> None:
+    def resume(self, path: Path) -> None:
         """Go back to where a checkpoint was made."""
-        self.network.load_state_dict(checkpoint.part("model"))
+        checkpoint = Checkpoint.load(path)
+        self.put_back(checkpoint.part("model"), path)
         put_state(self.optimiser, self._parameters, checkpoint.part("optimiser"))
         for name, tensor in checkpoint.part("average").items():
             assert self._average is not None

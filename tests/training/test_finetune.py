@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import fields, replace
@@ -16,16 +17,27 @@ import torch
 import torch.nn.functional as F
 from conftest import write_photo
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
 from torchvision.transforms._presets import ImageClassification
 
 from featx.config import FinetuneConfig
-from featx.errors import DiskError, Diverged, FileFormatError, LabelError, PlanMismatch, TooManyBadImages, UsageError
+from featx.errors import (
+    DiskError,
+    Diverged,
+    FileFormatError,
+    Interrupted,
+    LabelError,
+    PlanMismatch,
+    TooManyBadImages,
+    UsageError,
+)
 from featx.evaluate import evaluate_head
 from featx.finetune import finetune_network
 from featx.networks.construct import construct, replace_final_layer
 from featx.predict import predict_images
+from featx.progress import Reporter
 from featx.training import head
 
 SPEC = "conv1-conv3=0, conv4=0.01, conv5=0.02, fc6-fc7=0.05, fc8=0.1, *.bias=x2/wd0"
@@ -445,7 +457,7 @@ def test_a_training_that_diverges_stops_and_names_the_rate(tmp_path, colours, we
 
 
 def test_a_full_disk_in_mid_checkpoint_loses_nothing(tmp_path, colours, weights, monkeypatch):
-    finetune_network(colours, tmp_path / "whole", options(weights, epochs=3))
+    finetune_network(colours, tmp_path / "whole", options(weights, epochs=3, checkpoint_minutes=0))
     real, calls = os.replace, []
 
     def full(source, target):
@@ -457,12 +469,45 @@ def test_a_full_disk_in_mid_checkpoint_loses_nothing(tmp_path, colours, weights,
 
     monkeypatch.setattr(os, "replace", full)
     with pytest.raises(DiskError, match=r"checkpoint.safetensors: No space left on device; free some space"):
-        finetune_network(colours, tmp_path / "run", options(weights, epochs=3))
+        finetune_network(colours, tmp_path / "run", options(weights, epochs=3, checkpoint_minutes=0))
     assert [path.name for path in (tmp_path / "run").iterdir() if "partial" in path.name] == []
-    finetune_network(colours, tmp_path / "run", options(weights, epochs=3))
+    finetune_network(colours, tmp_path / "run", options(weights, epochs=3, checkpoint_minutes=0))
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
+
+
+def test_a_checkpoint_holds_what_changes_and_refuses_another_networks(tmp_path, colours, weights):
+    config = options(weights, epochs=3, lr="conv1-conv5=0, fc6=0.01, fc7=0, fc8=0.1", checkpoint_minutes=0)
+    with pytest.raises(Interrupted):
+        finetune_network(colours, tmp_path / "run", config, reporter=StopAfterEpoch())
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    held = {name.removeprefix("model/") for name in load_file(path) if name.startswith("model/")}
+    parameters = {name for name, _ in construct("alexnet-mini").named_parameters()}
+    assert held & parameters == {
+        "classifier.1.weight", "classifier.2.weight", "classifier.2.bias", "classifier.8.weight", "classifier.8.bias"
+    }  # fmt: skip
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(path)
+    without = {name: tensor for name, tensor in tensors.items() if name != "model/classifier.8.weight"}
+    for wrong in (without, tensors | {"model/features.99.weight": torch.zeros(1)}):
+        save_file(wrong, path, metadata)
+        with pytest.raises(FileFormatError, match=r"checkpoint.safetensors does not fit the network: "):
+            finetune_network(colours, tmp_path / "run", config)
+    save_file(tensors, path, metadata)
+    finetune_network(colours, tmp_path / "run", config)
+    finetune_network(colours, tmp_path / "whole", config)
+    runs = [load_file(tmp_path / run / "model.safetensors") for run in ("run", "whole")]
+    assert largest_difference(*runs) == 0
+
+
+class StopAfterEpoch(Reporter):
+    """Sends this process a signal at the end of the first epoch."""
+
+    def note(self, text: str) -> None:
+        if text.startswith("epoch 1 "):
+            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def test_bad_images_are_counted_or_too_many(tmp_path, colours, weights):
