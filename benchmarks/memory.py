@@ -65,7 +65,7 @@ def main() -> None:
             peak = peak_kilobytes(process)
             if process.wait():
                 sys.exit(f"{' '.join(command)} ended with {process.returncode}")
-            rows.append([f"{count:,}", f"{peak / 1e6:.2f} GB", f"{time.perf_counter() - started:.0f} s"])
+            rows.append([f"{count:,}", f"{peak * 1024 / 1e9:.2f} GB", f"{time.perf_counter() - started:.0f} s"])
             print(rows[-1], file=sys.stderr, flush=True)
     print(machine())
     print(f"{options.backbone} {options.layers}")
