@@ -295,8 +295,6 @@ def _one(
         labels: (N,) of all rows of the file, among `classes`.
         train, test: rows of the file.
     """
-    import torch
-
     from featx.device import choose_device, free_memory
     from featx.heads.on_device import HeadOnDevice
     from featx.heads.search import fit_heads
@@ -323,7 +321,7 @@ def _one(
     if isinstance(values, np.ndarray):
         scores = fitted.scores(values[test])
     else:
-        scores = HeadOnDevice(fitted, device)(values[torch.from_numpy(test).to(device)]).cpu().numpy()
+        scores = HeadOnDevice(fitted, device).of_rows(values, test)
     metrics = measure(scores, labels[test], classes)
     return metrics.mean_per_class, found.c, len(found.uncertified)
 

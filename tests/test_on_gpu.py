@@ -239,6 +239,17 @@ def test_a_head_on_the_device_gives_the_scores_of_a_head(mixed, normalize):
         HeadOnDevice(head, CPU)(torch.ones(2, 999))
 
 
+def test_scores_of_many_rows_are_computed_in_blocks(monkeypatch):
+    monkeypatch.setattr("featx.heads.on_device.BLOCK_BYTES", 8 * 20 * 3)
+    generator = np.random.default_rng(0)
+    head = LinearHead(
+        "svm", generator.normal(size=(3, 20)), generator.normal(size=3), ["a", "b", "c"], "l2", "fc7", {}
+    )
+    values, rows = generator.normal(size=(40, 20)).astype(np.float32), generator.permutation(40)[:11]
+    found = HeadOnDevice(head, CPU).of_rows(torch.from_numpy(values), rows)
+    np.testing.assert_allclose(found, head.scores(values[rows]), rtol=1e-12, atol=1e-12)
+
+
 def test_a_file_the_device_chokes_on_costs_nobody_else_their_features(mixed):
     whole = (mixed / "12.jpg").read_bytes()
     start = whole.index(b"\xff\xda")

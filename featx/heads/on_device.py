@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from featx.errors import FeaturesMismatch
 from featx.heads.linear import LinearHead
+
+BLOCK_BYTES = 256 << 20  # of float64 values at a time
 
 
 class HeadOnDevice:
@@ -32,3 +36,8 @@ class HeadOnDevice:
             lengths = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
             rows = rows / lengths.where(lengths != 0, 1.0)
         return torch.addmm(self._bias, rows, self._weights.T)
+
+    def of_rows(self, values: Tensor, rows: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:
+        """The scores (n, K) of some rows of values (N, D), in blocks."""
+        places, step = torch.from_numpy(rows).to(values.device), max(1, BLOCK_BYTES // (8 * values.shape[1]))
+        return np.concatenate([self(values[part]).cpu().numpy() for part in torch.split(places, step)])
