@@ -235,10 +235,9 @@ class FineTuning:
             )  # fmt: skip
             path = self.folder / CACHE / ("mirrored.h5" if view else "features.h5")
             if self.processes.rank == 0:
-                extract_features(
-                    self.manifest.source, path, asked, resident=None if view else self.resident,
-                    reporter=_WithoutNotes(self.reporter),
-                )  # fmt: skip
+                for_head = self.resident if self.wants_head and not view else None
+                notes = _WithoutNotes(self.reporter)
+                extract_features(self.manifest.source, path, asked, resident=for_head, reporter=notes)
             self.processes.wait()
             found.append(open_features(path))
         self.task.leave_out(found[0].status != DONE)
