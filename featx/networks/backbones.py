@@ -89,8 +89,8 @@ class Backbone:
             return measure_nodes(self._traced, self.side)
         except (RuntimeError, AssertionError) as error:
             raise UsageError(
-                f"{self.name} cannot take images of {self.side} x {self.side} pixels: too little is left of them "
-                f"after its layers. Its weights were made for --crop {self.preprocessing['crop']}"
+                f"{self.name} cannot take images of {self.side} x {self.side} pixels: what its layers leave of them "
+                f"does not fit the next one. Its weights were made for --crop {self.preprocessing['crop']}"
             ) from error
 
     @cached_property

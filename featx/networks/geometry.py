@@ -97,12 +97,16 @@ def measure_nodes(traced: fx.GraphModule, side: int) -> dict[fx.Node, NodeGeomet
         side: input height and width in pixels.
 
     Errors:
-        RuntimeError from torch when the input is too small for the network.
+        RuntimeError from torch when the input is too small for the network, or does not fit its linear layers.
     """
     run = _Measure(traced)
+    _run_without_values(run, side)
+    return run.geometry
+
+
+def _run_without_values(run: fx.Interpreter, side: int) -> None:
     with torch.no_grad():
         run.run(torch.empty(PROBE_BATCH, 3, side, side, device="meta"))
-    return run.geometry
 
 
 class _Measure(fx.Interpreter):
@@ -136,7 +140,7 @@ class _Measure(fx.Interpreter):
         module = self.fetch_attr(target)
         if type(module) in (nn.ReLU, nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d):
             return args[0]
-        if type(module) is nn.Linear:
+        if type(module) is nn.Linear and args[0].shape[-1] == module.in_features:
             return args[0].new_empty(*args[0].shape[:-1], module.out_features)
         return super().call_module(target, args, kwargs)
 
@@ -309,8 +313,7 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 def count_multiply_adds(traced: fx.GraphModule, side: int) -> dict[fx.Node, int]:
     """Of every node alone, per image; arguments as for `measure_nodes`."""
     run = _Count(traced)
-    with torch.no_grad():
-        run.run(torch.empty(PROBE_BATCH, 3, side, side, device="meta"))
+    _run_without_values(run, side)
     return run.multiply_adds
 
 

@@ -71,6 +71,7 @@ def test_an_unknown_network_lists_the_nearest():
         Backbone("alexnt")
 
 
-def test_an_input_too_small_says_what_the_weights_were_made_for():
-    with pytest.raises(UsageError, match=r"alexnet cannot take images of 30 x 30 pixels: .* --crop 224"):
-        Backbone("alexnet", 30).describe(Backbone("alexnet").names.main)
+@pytest.mark.parametrize(("name", "side", "own"), [("alexnet", 30, 224), ("alexnet-mini", 96, 64)])
+def test_an_input_of_the_wrong_size_says_what_the_weights_were_made_for(name, side, own):
+    with pytest.raises(UsageError, match=rf"{name} cannot take images of {side} x {side} pixels: .* --crop {own}"):
+        _ = Backbone(name, side).geometry
