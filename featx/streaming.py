@@ -22,6 +22,7 @@ from featx.device import keep_freed_memory
 from featx.images.decode import Status, quiet_pillow
 from featx.images.feed import Block, BlockReader, run_workers
 from featx.images.on_device import quiet_torchvision
+from featx.images.processes import decoding
 from featx.images.scan import Manifest
 
 
@@ -97,6 +98,7 @@ def stream_features(
 
     if recipe.device.type == "cpu":
         keep_freed_memory()
-    with quiet_pillow(), quiet_torchvision(), one_thread():
-        run_workers(blocks, workers or usable_cores(), work, stop)
+    count = workers or usable_cores()
+    with quiet_pillow(), quiet_torchvision(), one_thread(), decoding(reader, count) as reader:
+        run_workers(blocks, count, work, stop)
     return stages

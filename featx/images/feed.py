@@ -7,7 +7,7 @@ import os
 import threading
 import time
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,7 +35,7 @@ _TAIL = 64  # bytes at the end among which the end marker stands; some cameras a
 class Encoded:
     """The bytes of an image file, and how many pixels they are."""
 
-    content: bytes
+    content: bytes | bytearray
     pixels: int
 
 
@@ -66,6 +66,20 @@ class Block:
     read_s: float = 0.0
     decode_s: float = 0.0
     device_decode_s: float = 0.0
+
+
+def empty_block(count: int, size: int, side: int, *, keep_encoded: bool) -> Block:
+    """`count` images, all of them well, before anything is known of them; pixels for `size`."""
+    return Block(
+        0,
+        pixels=np.zeros((size, side, side, 3), np.uint8).transpose(0, 3, 1, 2),
+        status=np.full(count, Status.DONE, np.uint8),
+        sha256=np.zeros((count, 32), np.uint8),
+        reasons={},
+        orientation=np.ones(count, np.uint8),
+        decoder=np.full(count, Decoder.PILLOW, np.uint8),
+        encoded={} if keep_encoded else None,
+    )
 
 
 class BlockReader:
@@ -100,18 +114,6 @@ class BlockReader:
             archive = self._local.archive = zipfile.ZipFile(self.manifest.root)
         return read_member(archive, os.fsdecode(self.manifest.paths[row]))
 
-    def pixels(self, row: int) -> npt.NDArray[np.uint8]:
-        """(3, S, S) of one image.
-
-        Raises:
-            BadImage: there is none to be had.
-        """
-        image, _ = decode(self.read_bytes(row), exif=self.exif)
-        try:
-            return self.preprocess.pixels(image)
-        except TooElongated as bad:
-            raise BadImage(Status.TOO_LARGE, str(bad)) from bad
-
     def block(self, first: int, *, keep_encoded: bool = False) -> Block:
         """The block that begins at row `first`, in the fixed size the network always sees.
 
@@ -119,17 +121,13 @@ class BlockReader:
             keep_encoded: leave the files that the device can decode as they are.
         """
         rows = range(first, min(first + self.batch_size, len(self.manifest)))
-        side = self.preprocess.crop
-        block = Block(
-            first,
-            pixels=np.zeros((self.batch_size, side, side, 3), np.uint8).transpose(0, 3, 1, 2),
-            status=np.full(len(rows), Status.DONE, np.uint8),
-            sha256=np.zeros((len(rows), 32), np.uint8),
-            reasons={},
-            orientation=np.ones(len(rows), np.uint8),
-            decoder=np.full(len(rows), Decoder.PILLOW, np.uint8),
-            encoded={} if keep_encoded else None,
-        )
+        block = self.rows(rows, size=self.batch_size, keep_encoded=keep_encoded)
+        block.first = first
+        return block
+
+    def rows(self, rows: Sequence[int], *, size: int, keep_encoded: bool = False) -> Block:
+        """Any rows as a block, in their order, with pixels for `size` images."""
+        block = empty_block(len(rows), size, self.preprocess.crop, keep_encoded=keep_encoded)
         for place, row in enumerate(rows):
             started = time.perf_counter()
             try:
@@ -172,7 +170,7 @@ class BlockReader:
     def decode_encoded(self, block: Block) -> None:
         """Decode what a block has kept by Pillow after all."""
         for place, file in (block.encoded or {}).items():
-            self._decode(block, place, file.content)
+            self._decode(block, place, bytes(file.content))
 
     def _decode(self, block: Block, place: int, content: bytes) -> None:
         try:

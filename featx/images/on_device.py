@@ -74,10 +74,11 @@ class DeviceDecoder:
         except RuntimeError as error:  # OutOfMemoryError is one of them
             raise NotDecodable(str(error).splitlines()[0]) from error
 
-    def decode(self, contents: Sequence[bytes]) -> list[Tensor]:
+    def decode(self, contents: Sequence[bytes | bytearray]) -> list[Tensor]:
         """(3, H, W) uint8 on the device, each of its own size."""
         # Writable copies: PyTorch warns of those that are not.
-        encoded = [torch.frombuffer(bytearray(content), dtype=torch.uint8) for content in contents]
+        writable = [content if isinstance(content, bytearray) else bytearray(content) for content in contents]
+        encoded = [torch.frombuffer(content, dtype=torch.uint8) for content in writable]
         if self._device.type == "cuda":
             # The hardware engine does not wait for the stream: memory that it is given may still be read by kernels
             # queued before.
