@@ -299,7 +299,8 @@ class FinetuneConfig(Config):
     )
     augment: str = option(
         "auto",
-        "Random changes: flip, crop[:SMALLEST], shift:PIXELS, jitter:STRENGTH, elastic:PIXELS, with commas; none; "
+        "Random changes: flip, crop[:SMALLEST], shift:PIXELS, jitter:STRENGTH, elastic:PIXELS, mixup[:ALPHA], "
+        "cutmix[:ALPHA], with commas; none; "
         "auto: none if the first layers are frozen, else flip,crop.",
         metavar="WHAT",
     )

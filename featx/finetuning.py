@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from featx.activations import versions
+from featx.activations import one_thread, versions
 from featx.atomic import disk_errors, replacing
 from featx.config import ExtractConfig, FinetuneConfig
 from featx.device import free_memory, keep_freed_memory, strict_precision
@@ -109,7 +110,9 @@ class FineTuning:
         )
         if (self.folder / CHECKPOINT).exists():
             training.resume(self.folder / CHECKPOINT)
-        with strict_precision("fp32"), graceful_stop() as stop:
+        # A GPU's steps need one core to be queued, and many for a moment's arithmetic only wait for each other.
+        threads = one_thread() if self.device.type == "cuda" else contextlib.nullcontext()
+        with strict_precision("fp32"), graceful_stop() as stop, threads:
             training.run(save=self._save, keep_best=self._keep_best, stop=stop, reporter=self.reporter)
             if training.is_finished:
                 return self._finish(training, rates, start)
@@ -154,6 +157,8 @@ class FineTuning:
         how = parse_augmentation(auto if self.config.augment == "auto" else self.config.augment)
         if not how.is_none:
             cut = None
+        if (how.mixup or how.cutmix) and self.config.class_weights != "none":
+            raise UsageError("--augment mixup and cutmix mix classes, --class-weights weighs them: leave one out")
         if self.config.cache_views > 1 and cut is None:
             raise UsageError(
                 "--cache-views 2 is for frozen first layers without augmentation: leave out --augment, and freeze "
@@ -319,10 +324,10 @@ class FineTuning:
 
     def _finish(self, training: Training, rates: list[Rate], start: dict[str, Tensor]) -> FinetuneReport:
         network, metrics = training.network, None
-        with training.averaged():
+        with training.weights.averaged():
             if training.data.val is not None:
                 self.processes.wait()
-                training.put_back(load_file(self.folder / BEST), self.folder / BEST)
+                training.weights.put_back(load_file(self.folder / BEST), self.folder / BEST)
                 metrics = self._measure(training)
             state = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
         report = FinetuneReport(

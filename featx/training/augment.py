@@ -8,7 +8,7 @@ torchvision's functions do with the same parameters.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,16 @@ from torch import Tensor
 
 from featx.device import upload
 from featx.errors import UsageError
+from featx.training.mixing import Mixes, draw_mixes
 
 # Rec. 601 luma, as torchvision's rgb_to_grayscale.
 _LUMA = (0.2989, 0.587, 0.114)
+_ALPHAS = {"mixup": "0.2", "cutmix": "1"}  # the papers', for ImageNet
 _TRIES = 10  # for a crop that lies inside the image; then the whole image is taken
-_WORDS = "flip, crop[:SMALLEST], shift:PIXELS, jitter:STRENGTH, elastic:PIXELS, none or auto"
+_WORDS = (
+    "flip, crop[:SMALLEST], shift:PIXELS, jitter:STRENGTH, elastic:PIXELS, mixup[:ALPHA], cutmix[:ALPHA], "
+    "none or auto"
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Augmentation:
         shift: up to so many pixels to each side, what comes in from outside is the image's own mirror image.
         jitter: brightness, contrast and saturation change by up to this share.
         elastic: standard deviation in pixels of a smooth random distortion.
+        mixup, cutmix: every second image has another one mixed in, with shares from Beta(alpha, alpha); 0: none has.
 
     Source:
         crop: Szegedy et al., CVPR 2015; elastic: Simard, Steinkraus & Platt, ICDAR 2003.
@@ -43,6 +49,8 @@ class Augmentation:
     shift: int = 0
     jitter: float = 0.0
     elastic: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
     @property
     def is_none(self) -> bool:
@@ -57,7 +65,7 @@ def parse_augmentation(text: str) -> Augmentation:
     """What `--augment` means.
 
     >>> parse_augmentation("flip,shift:6")
-    Augmentation(flip=True, crop=0.0, shift=6, jitter=0.0, elastic=0.0)
+    Augmentation(flip=True, crop=0.0, shift=6, jitter=0.0, elastic=0.0, mixup=0.0, cutmix=0.0)
     """
     found: dict[str, float | bool] = {}
     for word in (part.strip() for part in text.split(",")):
@@ -75,6 +83,8 @@ def parse_augmentation(text: str) -> Augmentation:
                 found["jitter"] = _between(value, 0.0, 1.0)
             elif name == "elastic":
                 found["elastic"] = _between(value, 0.0, 100.0)
+            elif name in ("mixup", "cutmix"):
+                found[name] = _between(value or _ALPHAS[name], 0.01, 100.0)
             else:
                 raise ValueError
         except ValueError:
@@ -98,20 +108,23 @@ class Draws:
         boxes: (B, 4) left, top, width, height of what is cut out, in pixels of the source.
         factors: (B, 3) of brightness, contrast and saturation.
         fields: (B, 2, S, S) displacement in output pixels, horizontal first; None without distortion.
+        mixes: None if no images are mixed.
     """
 
     mirrored: Tensor
     boxes: Tensor
     factors: Tensor
     fields: Tensor | None
+    mixes: Mixes | None = None
 
     def part(self, rows: slice) -> Draws:
-        return Draws(
-            self.mirrored[rows],
-            self.boxes[rows],
-            self.factors[rows],
-            None if self.fields is None else self.fields[rows],
-        )
+        mixes = None if self.mixes is None else self.mixes.part(rows)
+        return replace(self.of(torch.arange(len(self.mirrored))[rows]), mixes=mixes)
+
+    def of(self, places: Tensor) -> Draws:
+        """For the images at some places, without what is mixed into them."""
+        fields = None if self.fields is None else self.fields[places]
+        return Draws(self.mirrored[places], self.boxes[places], self.factors[places], fields)
 
 
 def draw(how: Augmentation, count: int, source: int, side: int, generator: torch.Generator) -> Draws:
@@ -129,7 +142,10 @@ def draw(how: Augmentation, count: int, source: int, side: int, generator: torch
         rough = 2 * torch.rand(count, 2, side, side, generator=generator) - 1
         fields = _smooth(rough, side / 7)
         fields *= how.elastic / fields.std(dim=(1, 2, 3), keepdim=True)
-    return Draws(mirrored, boxes, factors, fields)
+    mixes = None
+    if how.mixup or how.cutmix:
+        mixes = draw_mixes(how.mixup, how.cutmix, count, side, generator)
+    return Draws(mirrored, boxes, factors, fields, mixes)
 
 
 def _crops(smallest: float, count: int, source: int, generator: torch.Generator) -> Tensor:

@@ -24,18 +24,23 @@ from torch.nn.parallel import DistributedDataParallel
 
 from featx.config import FinetuneConfig
 from featx.device import upload
-from featx.errors import Diverged, FileFormatError, UsageError
+from featx.errors import Diverged, UsageError
 from featx.progress import Reporter
+from featx.training.augment import Draws
 from featx.training.batchnorm import share_batch_norm
 from featx.training.checkpoint import Checkpoint
 from featx.training.compiled import compiled
 from featx.training.inputs import Inputs
+from featx.training.kept import TrainedWeights
+from featx.training.mixing import blend, mixed_cross_entropy
 from featx.training.optimiser import make_optimiser, put_state, state_of
 from featx.training.processes import Processes
 from featx.training.rates import Rate, apply_modes, is_trained
 from featx.training.schedule import rate_factor
 
 Labels = npt.NDArray[np.int32]
+Places = npt.NDArray[np.intp]
+LossOf = Callable[[Tensor, Tensor], Tensor]
 _SUMS = 3  # of an epoch: loss, images that are right, images
 _CHECKED_EVERY = 20  # steps between looks at whether the loss is still a number
 _APART_S = 5.0  # between checkpoints at the ends of epochs: the shortest take less than storing them
@@ -89,11 +94,9 @@ class Training:
                 f"{processes.count} processes: each needs one of every part. Use fewer processes or parts, or a "
                 f"larger --batch-size"
             )
-        parameters = dict(network.named_parameters())
-        self._parameters = {rate.parameter: parameters[rate.parameter] for rate in rates if rate.rate > 0}
-        self.optimiser = make_optimiser(rates, self._parameters, config)
+        self.weights = TrainedWeights(network, rates, config.ema)
+        self.optimiser = make_optimiser(rates, self.weights.parameters, config)
         self._base_rates = [group["lr"] for group in self.optimiser.param_groups]
-        self._average = None if config.ema is None else {n: p.detach().clone() for n, p in self._parameters.items()}
         self._class_weights = _class_weights(config, data, device)
         self._weight_of_class = None if self._class_weights is None else self._class_weights.cpu().numpy()
         self.epoch, self.step = 0, 0
@@ -103,6 +106,7 @@ class Training:
             share_batch_norm(network)
         self._module = self._own_module = compiled(trained_part) if config.compile else trained_part
         self._exchanged: set[str] = set()
+        self._orders: dict[int, Places] = {}  # of this epoch's images and of the next one's
         self._enter_epoch()
 
     def _enter_epoch(self) -> None:
@@ -134,7 +138,7 @@ class Training:
         total = self.config.epochs * self.steps_per_epoch
         if self._start_counts and not self.history:
             self.history.append({"epoch": 0, **self.validate()})
-            keep_best(self._changing())
+            keep_best(self.weights.changing())
         reporter.begin("train", total, self.epoch * self.steps_per_epoch + self.step)
         while self.epoch < self.config.epochs and not self._has_run_out_of_patience():
             while self.step < self.steps_per_epoch:
@@ -189,17 +193,17 @@ class Training:
         parts = self._parts()
         for number, rows in enumerate(parts):
             last = number == len(parts) - 1
+            inputs, loss_of = self._take(places, draws, rows)
             if last:
                 following = self._next_places()
-                self.data.train.expect(np.concatenate([following[part] for part in parts]))
+                for part in parts:
+                    self.data.train.expect(following[part])
             with self._no_exchange(not last):
-                self._backward(places[rows], None if draws is None else draws.part(rows), weight, len(parts))
+                self._backward(inputs, loss_of, places[rows], weight, len(parts))
         if self.config.clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters.values(), self.config.clip)
+            nn.utils.clip_grad_norm_(self.weights.parameters.values(), self.config.clip)
         self.optimiser.step()
-        if self._average is not None and self.config.ema is not None:
-            for name, parameter in self._parameters.items():
-                self._average[name].lerp_(parameter.detach(), 1 - self.config.ema)
+        self.weights.step()
         self.step += 1
 
     def _parts(self) -> list[slice]:
@@ -210,13 +214,27 @@ class Training:
             found.append(slice(first + mine.start, first + mine.stop))
         return found
 
-    def _backward(self, places: npt.NDArray[np.intp], draws: Any, weight: float, parts: int) -> None:
-        inputs = self.data.train.take(places, draws)
-        labels = upload(torch.from_numpy(self.data.train_labels[places].astype(np.int64)), self.device)
+    def _take(self, places: Places, draws: Draws | None, rows: slice) -> tuple[Tensor, LossOf]:
+        """Some images of a step, mixed with others of it perhaps, and the loss of their logits and labels."""
+        smoothing = self.config.label_smoothing
+        inputs = self.data.train.take(places[rows], None if draws is None else draws.part(rows))
+        if draws is None or draws.mixes is None:
+            return inputs, lambda logits, labels: F.cross_entropy(
+                logits, labels, weight=self._class_weights, label_smoothing=smoothing
+            )
+        mixes = draws.mixes.part(rows)
+        others = places[mixes.partners.numpy()]
+        inputs = blend(inputs, self.data.train.take(others, draws.of(mixes.partners)), mixes)
+        of_others, shares = self._labels(others), upload(mixes.shares, self.device)
+        return inputs, lambda logits, labels: mixed_cross_entropy(logits, labels, of_others, shares, smoothing)
+
+    def _labels(self, places: Places) -> Tensor:
+        return upload(torch.from_numpy(self.data.train_labels[places].astype(np.int64)), self.device)
+
+    def _backward(self, inputs: Tensor, loss_of: LossOf, places: Places, weight: float, parts: int) -> None:
+        labels = self._labels(places)
         logits = self._forward(self._module, inputs)
-        loss = F.cross_entropy(
-            logits, labels, weight=self._class_weights, label_smoothing=self.config.label_smoothing
-        )
+        loss = loss_of(logits, labels)
         self._sums += torch.stack([
             loss.detach().double() * len(places),
             (logits.detach().argmax(1) == labels).sum().double(),
@@ -227,7 +245,7 @@ class Training:
             loss = loss * (self._weight_of(places) / weight * self.processes.count)
         loss.backward()  # type: ignore[no-untyped-call]  # torch's own
 
-    def _weight_of(self, places: npt.NDArray[np.intp]) -> float:
+    def _weight_of(self, places: Places) -> float:
         """What the images of a mean count for together."""
         if self._weight_of_class is None:
             return float(len(places))
@@ -238,12 +256,14 @@ class Training:
             logits: Tensor = module(inputs)
         return logits.float()
 
-    def _places(self, epoch: int, step: int) -> npt.NDArray[np.intp]:
+    def _places(self, epoch: int, step: int) -> Places:
         """The images of a step, in every process the same; what is left of an epoch waits for another order."""
-        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
-        return order[step * self._batch : (step + 1) * self._batch]
+        if epoch not in self._orders:
+            order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
+            self._orders = {name: old for name, old in self._orders.items() if name == epoch - 1} | {epoch: order}
+        return self._orders[epoch][step * self._batch : (step + 1) * self._batch]
 
-    def _next_places(self) -> npt.NDArray[np.intp]:
+    def _next_places(self) -> Places:
         if self.step + 1 < self.steps_per_epoch:
             return self._places(self.epoch, self.step + 1)
         return self._places(self.epoch + 1, 0)
@@ -256,10 +276,14 @@ class Training:
 
     def _refuse_divergence(self) -> None:
         """Look at the loss and the weights before anything is stored."""
-        broken = [n for n, p in self._parameters.items() if not bool(torch.isfinite(p).all())]
+        broken = self.weights.broken()
         if not self.processes.any(bool(broken) or not math.isfinite(float(self._sums[0])))[0]:
             return
-        state = f"{len(broken)} of {len(self._parameters)} trained tensors are no numbers either; " if broken else ""
+        state = (
+            f"{len(broken)} of {len(self.weights.parameters)} trained tensors are no numbers either; "
+            if broken
+            else ""
+        )
         suspect = max((r for r in self.rates if is_trained(r, self.epoch)), key=lambda rate: rate.rate)
         raise Diverged(
             f"the loss is no number any more in epoch {self.epoch + 1}, step {self.step}; {state}the highest rate is "
@@ -275,11 +299,11 @@ class Training:
             "accuracy": sums[1] / sums[2],
             "rate_factor": float(self.optimiser.param_groups[0]["lr"]) / self._base_rates[0],
         }
-        with self.averaged():
+        with self.weights.averaged():
             if self.data.val is not None:
                 entry |= self.validate()
                 if self._is_best(entry):
-                    keep_best(self._changing())
+                    keep_best(self.weights.changing())
         self.history.append(entry)
         self.epoch, self.step = self.epoch + 1, 0
         self._sums.zero_()
@@ -296,22 +320,6 @@ class Training:
         if self.config.patience is None or self.data.val is None or not self.history:
             return False
         return self.epoch - self.best_epoch >= self.config.patience
-
-    @contextlib.contextmanager
-    def averaged(self) -> Any:
-        """Inside, the network has its averaged weights, if there are any."""
-        if self._average is None:
-            yield
-            return
-        own = {name: parameter.detach().clone() for name, parameter in self._parameters.items()}
-        with torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.copy_(self._average[name])
-            try:
-                yield
-            finally:
-                for name, parameter in self._parameters.items():
-                    parameter.copy_(own[name])
 
     def validate(self) -> dict[str, float]:
         """Loss and accuracy on the validation images, all processes together."""
@@ -338,41 +346,18 @@ class Training:
         labels = torch.from_numpy(self.data.val_labels[places].astype(np.int64))
         return torch.cat(found) if found else torch.zeros(0, self.data.classes), labels
 
-    def _changing(self) -> dict[str, Tensor]:
-        """The network without the parameters that are frozen for ever: these are where it came from."""
-        frozen = {name for name, _ in self.network.named_parameters()} - self._parameters.keys()
-        return {name: tensor for name, tensor in self.network.state_dict().items() if name not in frozen}
-
-    def put_back(self, changed: dict[str, Tensor], path: Path) -> None:
-        """Put tensors that were stored in `path` into the network.
-
-        Raises:
-            FileFormatError: they are another network's.
-        """
-        wrong = self._changing().keys() - changed.keys() | changed.keys() - self.network.state_dict().keys()
-        if wrong:
-            raise FileFormatError(
-                f"{path} does not fit the network: {min(wrong)}. Delete the folder to start this run again"
-            )
-        self.network.load_state_dict(changed, strict=False)
-
     def checkpoint(self) -> Checkpoint:
         """Where it stands; in every process the same but for the sums."""
-        tensors = {f"model/{name}": tensor for name, tensor in self._changing().items()}
-        tensors |= {f"optimiser/{name}": t for name, t in state_of(self.optimiser, self._parameters).items()}
-        if self._average is not None:
-            tensors |= {f"average/{name}": tensor for name, tensor in self._average.items()}
+        optimiser = state_of(self.optimiser, self.weights.parameters)
+        tensors = self.weights.stored() | {f"optimiser/{name}": tensor for name, tensor in optimiser.items()}
         sums = self.processes.sum(self._sums).tolist()
         return Checkpoint(tensors, self.epoch, self.step, sums, self.history)
 
     def resume(self, path: Path) -> None:
         """Go back to where a checkpoint was made."""
         checkpoint = Checkpoint.load(path)
-        self.put_back(checkpoint.part("model"), path)
-        put_state(self.optimiser, self._parameters, checkpoint.part("optimiser"))
-        for name, tensor in checkpoint.part("average").items():
-            assert self._average is not None
-            self._average[name].copy_(tensor)
+        self.weights.restore(checkpoint.part("model"), checkpoint.part("average"), path)
+        put_state(self.optimiser, self.weights.parameters, checkpoint.part("optimiser"))
         self.epoch, self.step, self.history = checkpoint.epoch, checkpoint.step, list(checkpoint.history)
         # The sums are of all processes together; one of them goes on with them.
         self._sums.zero_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 
 from featx.device import free_memory, upload
-from featx.images.decode import BadImage, quiet_pillow
+from featx.images.decode import BadImage, Status, quiet_pillow
 from featx.images.feed import BlockReader, run_workers
 from featx.images.preprocess import Preprocess
+from featx.images.processes import decoding
 from featx.images.scan import Manifest
 from featx.progress import Reporter
 
 Rows = npt.NDArray[np.intp]
+_ROWS_AT_ONCE = 32  # decoded by one worker at the start
 
 
 class Pixels:
@@ -46,9 +49,11 @@ class Pixels:
         On a GPU they are kept there if a third of what is free holds them: the network needs the rest.
         """
         self._device = device
-        self._reader = BlockReader(manifest, preprocess, 1, exif=exif)
         self._workers = workers or len(os.sched_getaffinity(0))
         self._side = preprocess.crop
+        self._stack = contextlib.ExitStack()
+        reader = BlockReader(manifest, preprocess, _ROWS_AT_ONCE, exif=exif)
+        self._reader = self._stack.enter_context(decoding(reader, self._workers))
         self.bad: dict[int, str] = {}
         kept = None
         if len(rows) * 3 * self._side**2 <= memory_bytes:
@@ -56,18 +61,17 @@ class Pixels:
         good = np.ones(len(rows), bool)
         reporter.begin("decode", len(rows))
 
-        def load(place: int) -> None:
-            try:
-                pixels = self._reader.pixels(int(rows[place]))
-                if kept is not None:
-                    kept[place] = pixels
-            except BadImage as bad:
-                self.bad[int(rows[place])] = str(bad)
-                good[place] = False
-            reporter.advance(1)
+        def load(first: int) -> None:
+            part = rows[first : first + _ROWS_AT_ONCE].tolist()
+            block = self._reader.rows(part, size=len(part))
+            good[first : first + len(part)] = block.status == Status.DONE
+            self.bad.update((part[place], reason) for place, reason in block.reasons.items())
+            if kept is not None:
+                kept[first : first + len(part)] = block.pixels
+            reporter.advance(len(part))
 
         with quiet_pillow():
-            run_workers(range(len(rows)), self._workers, load, threading.Event())
+            run_workers(range(0, len(rows), _ROWS_AT_ONCE), self._workers, load, threading.Event())
         reporter.end()
         self.rows = rows[good]
         self._kept: Tensor | None = None
@@ -76,7 +80,9 @@ class Pixels:
             if device.type == "cuda" and self._kept.nbytes <= free_memory(device) // 3:
                 self._kept = self._kept.to(device)
         self._pool = ThreadPoolExecutor(self._workers) if kept is None else None
-        self._ahead: tuple[bytes, list[Future[npt.NDArray[np.uint8]]]] | None = None
+        if kept is not None:
+            self._stack.close()
+        self._ahead: dict[bytes, list[Future[npt.NDArray[np.uint8]]]] = {}
 
     @property
     def resident(self) -> bool:
@@ -85,21 +91,26 @@ class Pixels:
 
     def expect(self, places: Rows) -> None:
         """Begin to decode what will be asked for next."""
-        if self._pool is not None:
-            self._ahead = places.tobytes(), self._submit(places)
+        if self._pool is not None and places.tobytes() not in self._ahead:
+            self._ahead[places.tobytes()] = self._submit(places)
 
     def take(self, places: Rows) -> Tensor:
         """(B, 3, S, S) uint8 of some places of `rows`, on the device."""
         if self._kept is not None:
             found = self._kept[upload(torch.from_numpy(places), self._kept.device)]
             return found if found.device.type == self._device.type else upload(found, self._device)
-        if self._ahead is None or self._ahead[0] != places.tobytes():
-            self.expect(places)
-        assert self._ahead is not None
-        _, futures = self._ahead
-        self._ahead = None
-        return upload(torch.from_numpy(np.stack([future.result() for future in futures])), self._device)
+        self.expect(places)
+        futures = self._ahead.pop(places.tobytes())
+        return upload(torch.from_numpy(np.concatenate([future.result() for future in futures])), self._device)
 
     def _submit(self, places: Rows) -> list[Future[npt.NDArray[np.uint8]]]:
         assert self._pool is not None
-        return [self._pool.submit(self._reader.pixels, int(self.rows[place])) for place in places]
+        parts = np.array_split(self.rows[places], min(len(places), self._workers))
+        return [self._pool.submit(self._decode, part) for part in parts]
+
+    def _decode(self, rows: Rows) -> npt.NDArray[np.uint8]:
+        """(B, 3, S, S) of rows that could be decoded at the start."""
+        block = self._reader.rows(rows.tolist(), size=len(rows))
+        for place, reason in block.reasons.items():
+            raise BadImage(Status(block.status[place]), reason)
+        return block.pixels

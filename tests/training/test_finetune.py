@@ -35,10 +35,14 @@ from featx.errors import (
 )
 from featx.evaluate import evaluate_head
 from featx.finetune import finetune_network
+from featx.images.feed import BlockReader
+from featx.images.preprocess import Preprocess
+from featx.images.scan import scan
 from featx.networks.construct import construct, replace_final_layer
 from featx.predict import predict_images
-from featx.progress import Reporter
+from featx.progress import SILENT, Reporter
 from featx.training import head
+from featx.training.pixels import Pixels
 
 SPEC = "conv1-conv3=0, conv4=0.01, conv5=0.02, fc6-fc7=0.05, fc8=0.1, *.bias=x2/wd0"
 
@@ -170,6 +174,7 @@ def test_accumulated_in_parts_a_step_is_the_same(tmp_path, colours, weights):
     assert 0 < largest_difference(*found) < 1e-5
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch 2.11's own
 def test_compiled_steps_are_those_of_a_plain_loop(tmp_path, colours, weights):
     finetune_network(colours, tmp_path / "run", options(weights, compile=True, epochs=1))
     found = load_file(tmp_path / "run" / "model.safetensors")
@@ -365,14 +370,46 @@ def test_a_finished_run_is_left_alone_and_another_plan_is_refused(tmp_path, colo
         finetune_network(colours, tmp_path / "run", options(weights, val=0.25, epochs=3))
 
 
-def test_images_that_do_not_fit_into_memory_are_decoded_for_every_step(tmp_path, colours, weights):
+@pytest.mark.parametrize(("augment", "workers"), [("flip,shift:3", 1), ("flip,cutmix", 4)])
+def test_images_that_do_not_fit_into_memory_are_decoded_for_every_step(tmp_path, colours, weights, augment, workers):
     for name, memory in (("kept", None), ("not", 1_000_000)):
-        config = options(weights, lr="*=0.01", augment="flip,shift:3", memory=memory, epochs=1)
+        config = options(weights, lr="*=0.01", augment=augment, memory=memory, epochs=1, workers=workers)
         if memory:
             object.__setattr__(config, "memory", 1000)  # below what the command line allows
         finetune_network(colours, tmp_path / name, config)
     found = [load_file(tmp_path / name / "model.safetensors") for name in ("kept", "not")]
     assert largest_difference(*found) == 0
+
+
+def test_images_are_decoded_once_for_each_step_and_before_it(tmp_path, colours, monkeypatch):
+    read = []
+    own = BlockReader.read_bytes
+
+    def counted(self, row):
+        read.append(row)
+        return own(self, row)
+
+    monkeypatch.setattr(BlockReader, "read_bytes", counted)
+    manifest, preprocess = scan(colours), Preprocess(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    pixels = Pixels(
+        manifest,
+        preprocess,
+        np.arange(12),
+        exif=False,
+        memory_bytes=0,
+        device=torch.device("cpu"),
+        workers=2,
+        reporter=SILENT,
+    )
+    assert sorted(read) == list(range(12))
+    read.clear()
+    steps = [np.array([3, 1, 3]), np.array([5, 0, 2]), np.array([8, 9])]
+    pixels.expect(steps[0])
+    for step, following in zip(steps, [*steps[1:], None], strict=True):
+        if following is not None:
+            pixels.expect(following)
+        pixels.take(step)
+    assert sorted(read) == sorted(np.concatenate(steps).tolist())
 
 
 # --- kills, processes
@@ -404,11 +441,19 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path, colours,
     assert [{**report, "seconds": 0} for report in reports] == [{**reports[0], "seconds": 0}] * 2
 
 
-@pytest.mark.parametrize(("batch", "parts", "more"), [("7", "1", []), ("14", "2", []), ("7", "1", ["--compile"])])
-def test_two_processes_train_as_one(tmp_path, colours, weights, batch, parts, more):
+@pytest.mark.parametrize(
+    ("batch", "parts", "augment", "balance", "more"),
+    [
+        ("7", "1", "flip,crop:0.5", "balanced", []),
+        ("14", "2", "flip,crop:0.5", "balanced", []),
+        ("7", "1", "flip,crop:0.5", "balanced", ["--compile"]),
+        ("14", "2", "flip,crop:0.5,mixup,cutmix", "none", []),
+    ],
+)
+def test_two_processes_train_as_one(tmp_path, colours, weights, batch, parts, augment, balance, more):
     """BatchNorm too, which sees all images of a step; without dropout, which each process draws for itself."""
     options_ = ("--lr", "conv1-conv3=0, conv4-conv5=1e-4, fc6-fc8=5e-4", "--epochs", "2", "--batch-size", batch, "--val", "25%", "--dropout", "0",
-                "--augment", "flip,crop:0.5", "--class-weights", "balanced", "--device", "cpu", "--workers", "1",
+                "--augment", augment, "--class-weights", balance, "--device", "cpu", "--workers", "1",
                 "--accumulate", parts)  # fmt: skip
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run(command(colours, one, weights, *options_), check=True, capture_output=True)
