@@ -34,7 +34,7 @@ from featx.resident import ResidentLayers
 
 FLOAT16_MAX = 65504.0
 ON_CPU = ("cpu", "fast")  # ways of decoding that need no GPU
-AT_ONCE = 2  # blocks that the GPU's decoder works on or has waiting while `--decode auto` leaves others to the CPU
+AT_ONCE = 4  # blocks that the GPU's decoder works on or has waiting while `--decode auto` leaves others to the CPU
 SCORES = "scores"
 _COMPUTE_TYPE = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _EXTREMES = "\0extremes"  # beside the layers' names: least and greatest value of each image in each layer
@@ -146,9 +146,11 @@ class Extractor:
                 self._free_decoders.release()
 
     def close(self) -> None:
-        """Give the GPU's memory, and what is pinned for it, free for others."""
+        """Give the GPU's memory, and what is pinned for it, free for others; nothing can be computed any more."""
         if self.gpu is not None:
-            self.gpu = None  # it and this point at each other: only so does it go at once
+            self.gpu.close()
+            self.gpu, self._network = None, fx.GraphModule({}, fx.Graph())
+            gc.collect()  # traced networks point at themselves
             if self.recipe.device.type == "cuda":
                 torch.cuda.empty_cache()
 

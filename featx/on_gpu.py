@@ -28,6 +28,9 @@ from featx.errors import OutOfMemory
 LANE_BYTES = 4 << 30  # of all lanes together, on the device and once more as pinned memory
 _WARM_UP = 3  # runs before a graph is recorded: libraries choose and allocate what they need in the first
 
+# For pipelines to come: cuBLAS keeps 32 MB for every stream it was ever used on.
+_IDLE_STREAMS: dict[torch.device, list[Any]] = {}
+
 Outputs = dict[str, Tensor]
 Compute = Callable[[Tensor], Outputs]
 
@@ -54,29 +57,51 @@ class GpuPipeline:
         """
         self._compute, self._batch, self._side, self._device = compute, batch_size, side, device
         self._api = _api(device)
-        self._stream = _stream(device)
+        idle = _IDLE_STREAMS.setdefault(device, [])
+        self._stream = idle.pop() if idle else _stream(device)
         self._turn = threading.Lock()
         self.rows = batch_size
-        shapes = self._fit()
-        self.is_graph = self._record()
-        self._lanes = self._make_lanes(shapes, lanes)
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._output: Outputs | None = None
+        while not self._settle(lanes):
+            self.rows = -(-self.rows // 2)
         self._api.synchronize(device)  # what the lanes were made of may have been somebody else's a moment ago
 
-    def _make_lanes(self, shapes: Outputs, most: int | None) -> queue.Queue[_Lane]:
-        found: queue.Queue[_Lane] = queue.Queue()
+    def _settle(self, lanes: int | None) -> bool:
+        """Take the memory; False if the network with `rows` leaves too little for one lane."""
+        shapes = self._fit()
+        self.is_graph = self._record()
+        self._lanes: queue.Queue[_Lane] = queue.Queue()
+        try:
+            self._make_lanes(shapes, lanes)
+            return True
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.rows == 1:
+                raise self._out_of_memory("not even one block's features fit", error) from error
+        self._graph = self._output = None
+        shapes.clear()
+        torch.cuda.empty_cache()
+        return False
+
+    def _make_lanes(self, shapes: Outputs, most: int | None) -> None:
         if most is None:
             block_bytes = sum(values.nbytes // self.rows for values in shapes.values()) * self._batch
             most = max(2, min(16, LANE_BYTES // (block_bytes + self._batch * self._side**2 * 3)))
         for _ in range(most):
             try:
-                found.put(_Lane(self._batch, self._side, shapes, self._device))
+                self._lanes.put(_Lane(self._batch, self._side, shapes, self._device))
             except RuntimeError as error:
-                if not is_out_of_memory(error):
+                if self._lanes.empty() or not is_out_of_memory(error):
                     raise
-                if found.empty():
-                    raise self._out_of_memory("not even one block's features fit", error) from error
                 break
-        return found
+
+    def close(self) -> None:
+        """Give the memory back, and the stream to the next pipeline."""
+        self._graph = self._output = None
+        self._lanes = queue.Queue()
+        _IDLE_STREAMS[self._device].append(self._stream)
 
     def _out_of_memory(self, what: str, error: Exception) -> OutOfMemory:
         return OutOfMemory(
@@ -108,7 +133,6 @@ class GpuPipeline:
 
     def _record(self) -> bool:
         """Record the network as a CUDA graph; False where it waits for the device half-way and so cannot be one."""
-        self._graph: torch.cuda.CUDAGraph | None = None
         if self._device.type != "cuda":
             return False
         graph = torch.cuda.CUDAGraph()
@@ -127,7 +151,7 @@ class GpuPipeline:
 
     def _run(self) -> Outputs:
         """What the network makes of `_input`; queued on the network's stream."""
-        if self._graph is None:
+        if self._graph is None or self._output is None:
             return self._compute(self._input)
         self._graph.replay()
         return self._output

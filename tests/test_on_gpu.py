@@ -14,7 +14,7 @@ from conftest import write_photo
 from PIL import Image
 from safetensors.torch import save_file
 
-from featx.activations import Extractor
+from featx.activations import AT_ONCE, Extractor
 from featx.config import ExtractConfig, VerifyConfig
 from featx.errors import FeatxError, OutOfMemory, UsageError, VerificationFailed
 from featx.extract import extract_features
@@ -69,6 +69,42 @@ def test_what_does_not_fit_into_memory_at_once_goes_through_in_parts(fits, rows,
                 np.testing.assert_array_equal(found["sums"], pixels.astype(np.float32).sum((2, 3)))
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_what_leaves_too_little_for_a_block_goes_through_in_smaller_parts(monkeypatch, count):
+    """The network's memory is taken first; then a lane must fit as well, whatever their number."""
+    seen = []
+
+    def compute(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen.append(len(images))
+        return summary(images)
+
+    own, taken = torch.empty, []
+
+    def empty(*shape, **options):
+        if shape == (10, SIDE, SIDE, 3) and "device" in options:  # the pixels of a lane
+            if seen[-1] > 3 or len(taken) == count:
+                raise torch.OutOfMemoryError("no room")
+            taken.append(shape)
+        return own(*shape, **options)
+
+    with torch.inference_mode():
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "empty", empty)
+            pipeline = GpuPipeline(compute, batch_size=10, side=SIDE, device=CPU)
+        assert (pipeline.rows, pipeline._lanes.qsize()) == (3, count)
+        pixels = block_of(0, 10)
+        with pipeline.features(lambda: (pixels, None)) as found:
+            np.testing.assert_array_equal(found["maps"], pixels.astype(np.float32))
+
+
+def test_a_pipelines_stream_is_the_next_ones():
+    one, two = (GpuPipeline(summary, batch_size=2, side=SIDE, device=CPU) for _ in range(2))
+    assert one._stream is not two._stream
+    stream = one._stream
+    one.close()
+    assert GpuPipeline(summary, batch_size=2, side=SIDE, device=CPU)._stream is stream
+
+
 def test_other_errors_of_the_network_are_not_taken_for_a_lack_of_memory():
     def compute(images: torch.Tensor) -> dict[str, torch.Tensor]:
         raise RuntimeError("shapes do not match")
@@ -84,6 +120,19 @@ def test_too_little_memory_for_one_image_is_said_in_one_line():
     with pytest.raises(OutOfMemory, match=r"not even one image fits .*2.00 GiB. Ask for") as error:
         GpuPipeline(compute, batch_size=4, side=SIDE, device=CPU)
     assert "statistics" not in str(error.value)
+
+
+def test_too_little_memory_for_one_block_is_said_in_one_line(monkeypatch):
+    own = torch.empty
+
+    def empty(*shape, **options):
+        if shape[0] == 4:
+            raise torch.OutOfMemoryError("Tried to allocate 2.00 GiB.\nand a page of statistics")
+        return own(*shape, **options)
+
+    monkeypatch.setattr(torch, "empty", empty)
+    with pytest.raises(OutOfMemory, match=r"not even one block's features fit .*2.00 GiB. Ask for"):
+        GpuPipeline(summary, batch_size=4, side=SIDE, device=CPU)
 
 
 def test_pixels_made_on_the_device_take_their_places():
@@ -127,9 +176,10 @@ def test_a_network_that_is_closed_is_given_free():
     recipe = recipe_for("gpu")
     extractor = Extractor(recipe)
     assert extractor.gpu is not None
-    pipeline = weakref.ref(extractor.gpu)
+    kept = [weakref.ref(extractor.gpu), *(weakref.ref(p) for p in extractor._network.parameters())]
     extractor.close()
-    assert pipeline() is None
+    assert [reference() for reference in kept] == [None] * len(kept)
+    assert len(kept) > 20
     extractor.close()  # twice does no harm
 
 
@@ -269,9 +319,9 @@ def test_the_decoder_is_given_back_for_every_block_it_was_claimed_for(mixed):
     extractor = Extractor(recipe)
     reader = BlockReader(scan(mixed), recipe.preprocess, 4)
     for _ in range(3):
-        claimed = [extractor.claim_decoder() for _ in range(5)]
-        assert claimed == [True, True, False, False, False]
-        for first in (0, 8):  # one block with files for it, one without
+        claimed = [extractor.claim_decoder() for _ in range(AT_ONCE + 2)]
+        assert claimed == [True] * AT_ONCE + [False] * 2
+        for first in (0, 8) * (AT_ONCE // 2):  # one block with files for it, one without
             with quiet_torchvision(), extractor.features(reader.block(first, keep_encoded=True), reader):
                 pass
 
