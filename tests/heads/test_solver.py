@@ -100,6 +100,18 @@ def test_subsystems_one_by_one_and_filled_up_in_batches_are_solved_alike():
         torch.testing.assert_close(batched[problem], expected)
 
 
+@pytest.mark.parametrize("one_by_one", [True, False])
+def test_a_subsystem_that_cannot_be_factored_spoils_no_other(one_by_one):
+    chosen = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 1], [0, 0, 0, 1]]) > 0
+    diagonal = torch.ones(3, 4, dtype=torch.float64)
+    diagonal[1, 2] = -7
+    right = torch.arange(12, dtype=torch.float64).view(3, 4, 1)
+    found = solve_subsystems(torch.eye(4, dtype=torch.float64), chosen, diagonal, right, one_by_one=one_by_one)
+    assert found[0].flatten().tolist() == pytest.approx([0, 0, 1, 0])
+    assert found[2].flatten().tolist() == pytest.approx([0, 0, 0, 5.5])
+    assert torch.equal(torch.isnan(found[1, :, 0]), chosen[1])
+
+
 @pytest.mark.parametrize("intercept", ["penalised", "free", "none"])
 @pytest.mark.parametrize(("per_class", "width"), [(15, 6), (4, 30)])
 def test_an_exact_step_on_the_weights_leads_to_where_the_quadratic_model_is_lowest(intercept, per_class, width):
