@@ -33,7 +33,7 @@ CARD = """# {net}
   part in the training.
 - **Recipe**: `pipelines/pretrain/run.sh`, that is
 {commands}
-- **Seed** {seed}; {versions}; on a CPU, {processes}.
+- **Seed** {seed}; {versions}; on {device}, {processes}.
 - **Accuracy** on the {images:,} validation images: **{accuracy:.1%}** top-1, {top5:.1%} top-5 (float32 weights, by
   `featx evaluate`). The epoch was chosen on the same images, as is usual for this data set: that flatters by tenths.
 - **Limits**: photographs of everyday things and animals, 64 pixels wide. Good for trying featx, for teaching, and for
@@ -76,6 +76,7 @@ def main(net: str, folder: Path, evaluation: Path, runs: list[Path]) -> None:
         classes=len(report["classes"]),
         commands="\n".join(f"  `{command}`" for command in commands(configs, runs)),
         seed=plan["request"]["seed"],
+        device=os.environ.get("DEVICE", "a GPU" if plan["request"]["device"].startswith("cuda") else "a CPU"),
         processes="in one process" if PROCESSES == 1 else f"in {PROCESSES} processes that share each step's images",
         versions=f"featx {plan['featx']}, torch {plan['torch']}, {plan['decoder']}",
         images=metrics["images"],
