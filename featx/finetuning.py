@@ -75,6 +75,7 @@ class FineTuning:
         self.wants_head = config.init_head != "random" and not config.from_scratch
         self.start: float | None = None
         self.resident = ResidentLayers()
+        self._pixels: list[Pixels] = []
 
     def go(self) -> FinetuneReport:
         """Train to the end, or as far as signals let it.
@@ -82,6 +83,13 @@ class FineTuning:
         Raises:
             as `featx.finetune.finetune_network`.
         """
+        try:
+            return self._train()
+        finally:
+            for pixels in self._pixels:
+                pixels.close()
+
+    def _train(self) -> FinetuneReport:
         config = self.config
         if config.compile:
             refuse_without_compiler(self.device)
@@ -285,10 +293,12 @@ class FineTuning:
         share = len(task.train) / (len(task.train) + len(task.val))
 
         def load(rows: Any, preprocess: Preprocess, part: float) -> Pixels:
-            return Pixels(
+            found = Pixels(
                 self.manifest, preprocess, rows, exif=config.exif, memory_bytes=int(part * memory),
                 device=self.device, workers=config.workers, reporter=self.reporter,
             )  # fmt: skip
+            self._pixels.append(found)
+            return found
 
         train, val = load(task.train, wider, share), load(task.val, exact, 1 - share)
         bad = {**train.bad, **val.bad}

@@ -57,21 +57,29 @@ class GpuPipeline:
         """
         self._compute, self._batch, self._side, self._device = compute, batch_size, side, device
         self._api = _api(device)
-        idle = _IDLE_STREAMS.setdefault(device, [])
-        self._stream = idle.pop() if idle else _stream(device)
+        self._where = _indexed(device)
+        try:
+            self._stream = _IDLE_STREAMS.setdefault(self._where, []).pop()
+        except IndexError:
+            self._stream = _stream(device)
         self._turn = threading.Lock()
         self.rows = batch_size
         self._graph: torch.cuda.CUDAGraph | None = None
         self._output: Outputs | None = None
-        while not self._settle(lanes):
-            self.rows = -(-self.rows // 2)
+        self._lanes: queue.Queue[_Lane] = queue.Queue()
+        self._closed = False
+        try:
+            while not self._settle(lanes):
+                self.rows = -(-self.rows // 2)
+        except BaseException:
+            self.close()
+            raise
         self._api.synchronize(device)  # what the lanes were made of may have been somebody else's a moment ago
 
     def _settle(self, lanes: int | None) -> bool:
         """Take the memory; False if the network with `rows` leaves too little for one lane."""
         shapes = self._fit()
         self.is_graph = self._record()
-        self._lanes: queue.Queue[_Lane] = queue.Queue()
         try:
             self._make_lanes(shapes, lanes)
             return True
@@ -101,7 +109,9 @@ class GpuPipeline:
         """Give the memory back, and the stream to the next pipeline."""
         self._graph = self._output = None
         self._lanes = queue.Queue()
-        _IDLE_STREAMS[self._device].append(self._stream)
+        if not self._closed:
+            _IDLE_STREAMS[self._where].append(self._stream)
+        self._closed = True
 
     def _out_of_memory(self, what: str, error: Exception) -> OutOfMemory:
         return OutOfMemory(
@@ -226,6 +236,13 @@ class _Lane:
 def _api(device: torch.device) -> Any:
     """Streams, events and waiting: CUDA's, or a CPU's that does everything at once, for the tests."""
     return torch.cuda if device.type == "cuda" else torch.cpu
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """The device that "cuda" stands for now."""
+    if device.type != "cuda" or device.index is not None:
+        return device
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 def _stream(device: torch.device) -> Any:

@@ -102,6 +102,21 @@ def test_a_pipelines_stream_is_the_next_ones():
     assert one._stream is not two._stream
     stream = one._stream
     one.close()
+    one.close()
+    three, four = (GpuPipeline(summary, batch_size=2, side=SIDE, device=CPU) for _ in range(2))
+    assert three._stream is stream
+    assert four._stream is not stream
+
+
+def test_a_pipeline_that_cannot_be_made_gives_its_stream_back():
+    def compute(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        raise torch.OutOfMemoryError("no room")
+
+    pipeline = GpuPipeline(summary, batch_size=2, side=SIDE, device=CPU)
+    stream = pipeline._stream
+    pipeline.close()
+    with pytest.raises(OutOfMemory):
+        GpuPipeline(compute, batch_size=2, side=SIDE, device=CPU)
     assert GpuPipeline(summary, batch_size=2, side=SIDE, device=CPU)._stream is stream
 
 

@@ -135,6 +135,7 @@ def open_image(content: bytes) -> Image.Image:
     Raises:
         BadImage: no image of an allowed format, or more than 89 million pixels.
     """
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # a host program may have set another
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:

@@ -8,7 +8,7 @@ torchvision's functions do with the same parameters.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +118,13 @@ class Draws:
     mixes: Mixes | None = None
 
     def part(self, rows: slice) -> Draws:
-        mixes = None if self.mixes is None else self.mixes.part(rows)
-        return replace(self.of(torch.arange(len(self.mirrored))[rows]), mixes=mixes)
+        """For some images in a row, without what is mixed into them."""
+        return self.of(torch.arange(len(self.mirrored))[rows])
+
+    def mixes_of(self, rows: slice) -> Mixes:
+        """What is mixed into some images."""
+        assert self.mixes is not None
+        return self.mixes.part(rows)
 
     def of(self, places: Tensor) -> Draws:
         """For the images at some places, without what is mixed into them."""

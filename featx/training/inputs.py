@@ -12,6 +12,7 @@ from torch import Tensor
 from featx.device import free_memory, upload
 from featx.images.preprocess import Preprocess
 from featx.training.augment import Augmentation, Draws, augment, draw
+from featx.training.mixing import blend
 from featx.training.pixels import Pixels, Rows
 
 _ROWS_AT_ONCE = 256  # of stored features, read into memory on their way to the device
@@ -26,11 +27,16 @@ class Inputs(Protocol):
     def draw(self, count: int, generator: torch.Generator) -> Draws | None:
         """Random choices for the images of a step, the same whoever computes which of them."""
 
-    def expect(self, places: Rows) -> None:
-        """These will be asked for next."""
+    def expect(self, places: Rows, rows: slice, draws: Draws | None) -> None:
+        """This will be asked for soon."""
 
-    def take(self, places: Rows, draws: Draws | None) -> Tensor:
-        """(B, ...) float32 on the device, what the network or its trained part takes."""
+    def take(self, places: Rows, rows: slice, draws: Draws | None) -> Tensor:
+        """(B, ...) float32 on the device, what the network or its trained part takes: B rows of a step.
+
+        Args:
+            places: of all images of the step.
+            draws: for all of them.
+        """
 
 
 class ImageInputs:
@@ -55,15 +61,37 @@ class ImageInputs:
     def draw(self, count: int, generator: torch.Generator) -> Draws | None:
         return None if self._how.is_none else draw(self._how, count, self._source, self._side, generator)
 
-    def expect(self, places: Rows) -> None:
-        self._pixels.expect(places)
+    def expect(self, places: Rows, rows: slice, draws: Draws | None) -> None:
+        self._pixels.expect(_wanted(places, rows, draws)[0])
 
-    def take(self, places: Rows, draws: Draws | None) -> Tensor:
-        pixels = self._pixels.take(places)
+    def take(self, places: Rows, rows: slice, draws: Draws | None) -> Tensor:
+        wanted, own, partners = _wanted(places, rows, draws)
+        pixels = self._pixels.take(wanted)
+        if draws is None or own is None or partners is None:
+            images = self._augmented(pixels, None if draws is None else draws.part(rows))
+        else:
+            mixes = draws.mixes_of(rows)
+            images = blend(
+                self._augmented(pixels[upload(own, pixels.device)], draws.part(rows)),
+                self._augmented(pixels[upload(partners, pixels.device)], draws.of(mixes.partners)),
+                mixes,
+            )
+        return images.sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
+
+    def _augmented(self, pixels: Tensor, draws: Draws | None) -> Tensor:
         how = self._how if draws is not None else Augmentation()
         choices = draws or draw(how, len(pixels), self._source, self._side, torch.Generator())
-        images = augment(pixels, how, choices, self._side)
-        return images.sub_(self._mean).div_(self._std).contiguous(memory_format=torch.channels_last)
+        return augment(pixels, how, choices, self._side)
+
+
+def _wanted(places: Rows, rows: slice, draws: Draws | None) -> tuple[Rows, Tensor | None, Tensor | None]:
+    """The images that are needed, each once where they are mixed, and where among them each and its partner are."""
+    own = places[rows]
+    if draws is None or draws.mixes is None:
+        return own, None, None
+    both = np.concatenate([own, places[draws.mixes_of(rows).partners.numpy()]])
+    wanted, index = np.unique(both, return_inverse=True)
+    return wanted, torch.from_numpy(index[: len(own)]), torch.from_numpy(index[len(own) :])
 
 
 class FeatureInputs:
@@ -97,14 +125,15 @@ class FeatureInputs:
             return None
         return draw(Augmentation(flip=True), count, 1, 1, generator)
 
-    def expect(self, places: Rows) -> None:
+    def expect(self, places: Rows, rows: slice, draws: Draws | None) -> None:
         """Reading them is all there is to do."""
 
-    def take(self, places: Rows, draws: Draws | None) -> Tensor:
-        found = self._read(0, places)
+    def take(self, places: Rows, rows: slice, draws: Draws | None) -> Tensor:
+        own = places[rows]
+        found = self._read(0, own)
         if draws is not None:
-            turned = torch.nonzero(draws.mirrored)[:, 0]
-            found[turned.to(found.device)] = self._read(1, places[turned.numpy()])
+            turned = torch.nonzero(draws.mirrored[rows])[:, 0]
+            found[turned.to(found.device)] = self._read(1, own[turned.numpy()])
         return found
 
     def _read(self, view: int, places: Rows) -> Tensor:

@@ -32,7 +32,7 @@ from featx.training.checkpoint import Checkpoint
 from featx.training.compiled import compiled
 from featx.training.inputs import Inputs
 from featx.training.kept import TrainedWeights
-from featx.training.mixing import blend, mixed_cross_entropy
+from featx.training.mixing import mixed_cross_entropy
 from featx.training.optimiser import make_optimiser, put_state, state_of
 from featx.training.processes import Processes
 from featx.training.rates import Rate, apply_modes, is_trained
@@ -40,7 +40,7 @@ from featx.training.schedule import rate_factor
 
 Labels = npt.NDArray[np.int32]
 Places = npt.NDArray[np.intp]
-LossOf = Callable[[Tensor, Tensor], Tensor]
+_ALL = slice(None)
 _SUMS = 3  # of an epoch: loss, images that are right, images
 _CHECKED_EVERY = 20  # steps between looks at whether the loss is still a number
 _APART_S = 5.0  # between checkpoints at the ends of epochs: the shortest take less than storing them
@@ -59,6 +59,19 @@ class Data:
     val: Inputs | None
     val_labels: Labels
     classes: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step trains on.
+
+    Attributes:
+        places: of its images, for all processes and parts.
+        draws: what is done to them; None: nothing.
+    """
+
+    places: Places
+    draws: Draws | None
 
 
 class Training:
@@ -107,6 +120,7 @@ class Training:
         self._module = self._own_module = compiled(trained_part) if config.compile else trained_part
         self._exchanged: set[str] = set()
         self._orders: dict[int, Places] = {}  # of this epoch's images and of the next one's
+        self._steps: dict[tuple[int, int], Step] = {}  # this one and the next
         self._enter_epoch()
 
     def _enter_epoch(self) -> None:
@@ -179,27 +193,23 @@ class Training:
         return int(best["epoch"])
 
     def _take_step(self) -> None:
-        places = self._places(self.epoch, self.step)
-        total = len(places)
-        generator = torch.Generator().manual_seed(_mix(self.config.seed, self.epoch, self.step, 0))
-        draws = self.data.train.draw(total, generator)
+        step, following = self._planned(self.epoch, self.step), self._next()
         torch.manual_seed(_mix(self.config.seed, self.epoch, self.step, 1 + self.processes.rank))
         progress = self.epoch + (self.step + 0.5) / self.steps_per_epoch
         factor = rate_factor(self.config.schedule, progress, self.config.epochs, self.config.warmup)
         for group, rate in zip(self.optimiser.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
         self.optimiser.zero_grad(set_to_none=True)
-        weight = self._weight_of(places)
+        weight = self._weight_of(step.places)
         parts = self._parts()
         for number, rows in enumerate(parts):
             last = number == len(parts) - 1
-            inputs, loss_of = self._take(places, draws, rows)
-            if last:
-                following = self._next_places()
+            inputs = self.data.train.take(step.places, rows, step.draws)
+            if last and following is not None:
                 for part in parts:
-                    self.data.train.expect(following[part])
+                    self.data.train.expect(following.places, part, following.draws)
             with self._no_exchange(not last):
-                self._backward(inputs, loss_of, places[rows], weight, len(parts))
+                self._backward(inputs, step, rows, weight, len(parts))
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.weights.parameters.values(), self.config.clip)
         self.optimiser.step()
@@ -214,27 +224,22 @@ class Training:
             found.append(slice(first + mine.start, first + mine.stop))
         return found
 
-    def _take(self, places: Places, draws: Draws | None, rows: slice) -> tuple[Tensor, LossOf]:
-        """Some images of a step, mixed with others of it perhaps, and the loss of their logits and labels."""
-        smoothing = self.config.label_smoothing
-        inputs = self.data.train.take(places[rows], None if draws is None else draws.part(rows))
-        if draws is None or draws.mixes is None:
-            return inputs, lambda logits, labels: F.cross_entropy(
-                logits, labels, weight=self._class_weights, label_smoothing=smoothing
-            )
-        mixes = draws.mixes.part(rows)
-        others = places[mixes.partners.numpy()]
-        inputs = blend(inputs, self.data.train.take(others, draws.of(mixes.partners)), mixes)
-        of_others, shares = self._labels(others), upload(mixes.shares, self.device)
-        return inputs, lambda logits, labels: mixed_cross_entropy(logits, labels, of_others, shares, smoothing)
-
     def _labels(self, places: Places) -> Tensor:
         return upload(torch.from_numpy(self.data.train_labels[places].astype(np.int64)), self.device)
 
-    def _backward(self, inputs: Tensor, loss_of: LossOf, places: Places, weight: float, parts: int) -> None:
+    def _loss(self, logits: Tensor, labels: Tensor, step: Step, rows: slice) -> Tensor:
+        smoothing = self.config.label_smoothing
+        if step.draws is None or step.draws.mixes is None:
+            return F.cross_entropy(logits, labels, weight=self._class_weights, label_smoothing=smoothing)
+        mixes = step.draws.mixes_of(rows)
+        partners, shares = self._labels(step.places[mixes.partners.numpy()]), upload(mixes.shares, self.device)
+        return mixed_cross_entropy(logits, labels, partners, shares, smoothing)
+
+    def _backward(self, inputs: Tensor, step: Step, rows: slice, weight: float, parts: int) -> None:
+        places = step.places[rows]
         labels = self._labels(places)
         logits = self._forward(self._module, inputs)
-        loss = loss_of(logits, labels)
+        loss = self._loss(logits, labels, step, rows)
         self._sums += torch.stack([
             loss.detach().double() * len(places),
             (logits.detach().argmax(1) == labels).sum().double(),
@@ -256,17 +261,23 @@ class Training:
             logits: Tensor = module(inputs)
         return logits.float()
 
-    def _places(self, epoch: int, step: int) -> Places:
-        """The images of a step, in every process the same; what is left of an epoch waits for another order."""
+    def _planned(self, epoch: int, step: int) -> Step:
+        """A step, in every process the same; what is left of an epoch waits for another order."""
         if epoch not in self._orders:
             order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
             self._orders = {name: old for name, old in self._orders.items() if name == epoch - 1} | {epoch: order}
-        return self._orders[epoch][step * self._batch : (step + 1) * self._batch]
+        if (epoch, step) not in self._steps:
+            places = self._orders[epoch][step * self._batch : (step + 1) * self._batch]
+            generator = torch.Generator().manual_seed(_mix(self.config.seed, epoch, step, 0))
+            draws = self.data.train.draw(len(places), generator)
+            now = {name: old for name, old in self._steps.items() if name == (self.epoch, self.step)}
+            self._steps = now | {(epoch, step): Step(places, draws)}
+        return self._steps[epoch, step]
 
-    def _next_places(self) -> Places:
+    def _next(self) -> Step | None:
         if self.step + 1 < self.steps_per_epoch:
-            return self._places(self.epoch, self.step + 1)
-        return self._places(self.epoch + 1, 0)
+            return self._planned(self.epoch, self.step + 1)
+        return self._planned(self.epoch + 1, 0) if self.epoch + 1 < self.config.epochs else None
 
     def _no_exchange(self, off: bool) -> contextlib.AbstractContextManager[None]:
         if off and isinstance(self._module, DistributedDataParallel):
@@ -338,10 +349,12 @@ class Training:
         places = np.arange(share.start, share.stop)
         found = []
         with torch.inference_mode():
-            for start in range(0, len(places), self._batch):
-                part = places[start : start + self._batch]
-                self.data.val.expect(part)
-                found.append(self._forward(self._part, self.data.val.take(part, None)).cpu())
+            parts = [places[start : start + self._batch] for start in range(0, len(places), self._batch)]
+            for part, following in zip(parts, [*parts[1:], None], strict=True):
+                self.data.val.expect(part, _ALL, None)
+                if following is not None:
+                    self.data.val.expect(following, _ALL, None)
+                found.append(self._forward(self._part, self.data.val.take(part, _ALL, None)).cpu())
         apply_modes(self.network, self.rates, self.epoch)
         labels = torch.from_numpy(self.data.val_labels[places].astype(np.int64))
         return torch.cat(found) if found else torch.zeros(0, self.data.classes), labels

@@ -19,6 +19,7 @@ from featx.images.preprocess import Preprocess
 from featx.images.processes import decoding
 from featx.images.scan import Manifest
 from featx.progress import Reporter
+from featx.together import processes_here
 
 Rows = npt.NDArray[np.intp]
 _ROWS_AT_ONCE = 32  # decoded by one worker at the start
@@ -49,7 +50,7 @@ class Pixels:
         On a GPU they are kept there if a third of what is free holds them: the network needs the rest.
         """
         self._device = device
-        self._workers = workers or len(os.sched_getaffinity(0))
+        self._workers = workers or max(1, len(os.sched_getaffinity(0)) // processes_here())
         self._side = preprocess.crop
         self._stack = contextlib.ExitStack()
         reader = BlockReader(manifest, preprocess, _ROWS_AT_ONCE, exif=exif)
@@ -70,8 +71,12 @@ class Pixels:
                 kept[first : first + len(part)] = block.pixels
             reporter.advance(len(part))
 
-        with quiet_pillow():
-            run_workers(range(0, len(rows), _ROWS_AT_ONCE), self._workers, load, threading.Event())
+        try:
+            with quiet_pillow():
+                run_workers(range(0, len(rows), _ROWS_AT_ONCE), self._workers, load, threading.Event())
+        except BaseException:
+            self.close()
+            raise
         reporter.end()
         self.rows = rows[good]
         self._kept: Tensor | None = None
@@ -81,8 +86,12 @@ class Pixels:
                 self._kept = self._kept.to(device)
         self._pool = ThreadPoolExecutor(self._workers) if kept is None else None
         if kept is not None:
-            self._stack.close()
+            self.close()
         self._ahead: dict[bytes, list[Future[npt.NDArray[np.uint8]]]] = {}
+
+    def close(self) -> None:
+        """Nothing more will be decoded."""
+        self._stack.close()
 
     @property
     def resident(self) -> bool:

@@ -35,13 +35,11 @@ from featx.errors import (
 )
 from featx.evaluate import evaluate_head
 from featx.finetune import finetune_network
-from featx.images.feed import BlockReader
-from featx.images.preprocess import Preprocess
-from featx.images.scan import scan
 from featx.networks.construct import construct, replace_final_layer
 from featx.predict import predict_images
-from featx.progress import SILENT, Reporter
+from featx.progress import Reporter
 from featx.training import head
+from featx.training.augment import draw, parse_augmentation
 from featx.training.pixels import Pixels
 
 SPEC = "conv1-conv3=0, conv4=0.01, conv5=0.02, fc6-fc7=0.05, fc8=0.1, *.bias=x2/wd0"
@@ -99,8 +97,12 @@ def pixels_of(folder: Path):
     return torch.stack(images), torch.tensor(labels)
 
 
-def plain_loop(folder, weights, steps, *, smoothing=0.0, decay=5e-4, seed=0, epochs=2):
-    """The same training as a script would do it: parameter groups by hand, cosine by hand."""
+def plain_loop(folder, weights, steps, *, smoothing=0.0, decay=5e-4, seed=0, epochs=2, mixed=None):
+    """The same training as a script would do it: parameter groups by hand, cosine by hand.
+
+    Args:
+        mixed: images and labels (B, 3) of a step instead of its own, from these, their labels and the step.
+    """
     images, labels = pixels_of(folder)
     network = construct("alexnet-mini", seed=0)
     network.load_state_dict(load_file(weights))
@@ -127,8 +129,11 @@ def plain_loop(folder, weights, steps, *, smoothing=0.0, decay=5e-4, seed=0, epo
         for group in optimiser.param_groups:
             group["lr"] = group["base"] * 0.5 * (1 + np.cos(np.pi * (epoch + (within + 0.5) / 3) / epochs))
         optimiser.zero_grad()
-        batch = images[order].contiguous(memory_format=torch.channels_last)
-        F.cross_entropy(network(batch), labels[order], label_smoothing=smoothing).backward()
+        batch, wanted = images[order], labels[order]
+        if mixed is not None:
+            batch, wanted = mixed(batch, wanted, epoch, within)
+        batch = batch.contiguous(memory_format=torch.channels_last)
+        F.cross_entropy(network(batch), wanted, label_smoothing=smoothing).backward()
         optimiser.step()
     return network.state_dict()
 
@@ -154,6 +159,37 @@ def test_the_weights_are_those_of_a_plain_loop(tmp_path, colours, weights, epoch
     frozen = [f"features.{index}." for index in (0, 1, 4, 5, 8, 9)]
     same = {name for name in found if name in start and torch.equal(found[name], start[name])}
     assert same == {n for n in start if n.startswith(tuple(frozen)) and n in found} - {"features.7.weight"}
+
+
+def test_mixed_images_have_mixed_labels_as_in_a_plain_loop(tmp_path, colours, weights):
+    """Pixel by pixel, and with labels that say how much of each image there is."""
+    seen = []
+
+    def mixed(images, labels, epoch, step):
+        seeds = np.random.SeedSequence((0, epoch, step, 0)).generate_state(1, np.uint64)
+        generator = torch.Generator().manual_seed(int(seeds[0] >> 1))
+        mixes = draw(parse_augmentation("mixup:1,cutmix"), 8, 64, 64, generator).mixes
+        own = F.one_hot(labels, 3).float()
+        found, wanted = images.clone(), own.clone()
+        for place, partner in enumerate(mixes.partners.tolist()):
+            left, top, right, bottom = mixes.patches[place].int().tolist()
+            if right > left and bottom > top:
+                found[place, :, top:bottom, left:right] = images[partner, :, top:bottom, left:right]
+                share = 1 - (right - left) * (bottom - top) / 64**2
+            else:
+                share = float(mixes.shares[place])
+                found[place] = share * images[place] + (1 - share) * images[partner]
+            wanted[place] = share * own[place] + (1 - share) * own[partner]
+            seen.append(0.05 < share < 0.95 and bool((own[place] != own[partner]).any()))
+        return found, wanted
+
+    config = options(weights, augment="mixup:1,cutmix", label_smoothing=0.1)
+    finetune_network(colours, tmp_path / "run", config)
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    expected = plain_loop(colours, weights, 6, smoothing=0.1, mixed=mixed)
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], atol=2e-5, rtol=1e-4, msg=name)
+    assert sum(seen) > 5
 
 
 def test_trained_from_the_stored_output_of_frozen_layers_they_are_the_same(tmp_path, colours, weights):
@@ -381,35 +417,32 @@ def test_images_that_do_not_fit_into_memory_are_decoded_for_every_step(tmp_path,
     assert largest_difference(*found) == 0
 
 
-def test_images_are_decoded_once_for_each_step_and_before_it(tmp_path, colours, monkeypatch):
-    read = []
-    own = BlockReader.read_bytes
+@pytest.mark.parametrize("augment", ["flip", "flip,mixup,cutmix"])
+def test_images_are_decoded_once_for_each_step_and_before_it(tmp_path, colours, weights, monkeypatch, augment):
+    asked, read, own = [], [], {name: getattr(Pixels, name) for name in ("take", "_decode")}
 
-    def counted(self, row):
-        read.append(row)
-        return own(self, row)
+    def take(self, places):
+        if self._pool is not None:
+            asked.append((places.tolist(), places.tobytes() in self._ahead, len(self._ahead)))
+        return own["take"](self, places)
 
-    monkeypatch.setattr(BlockReader, "read_bytes", counted)
-    manifest, preprocess = scan(colours), Preprocess(64, 64, "bilinear", (0.5,) * 3, (0.5,) * 3)
-    pixels = Pixels(
-        manifest,
-        preprocess,
-        np.arange(12),
-        exif=False,
-        memory_bytes=0,
-        device=torch.device("cpu"),
-        workers=2,
-        reporter=SILENT,
-    )
-    assert sorted(read) == list(range(12))
-    read.clear()
-    steps = [np.array([3, 1, 3]), np.array([5, 0, 2]), np.array([8, 9])]
-    pixels.expect(steps[0])
-    for step, following in zip(steps, [*steps[1:], None], strict=True):
-        if following is not None:
-            pixels.expect(following)
-        pixels.take(step)
-    assert sorted(read) == sorted(np.concatenate(steps).tolist())
+    def decode(self, rows):
+        read.extend(rows.tolist())
+        return own["_decode"](self, rows)
+
+    monkeypatch.setattr(Pixels, "take", take)
+    monkeypatch.setattr(Pixels, "_decode", decode)
+    config = options(weights, augment=augment, batch_size=8, accumulate=2, lr="*=0.01")
+    object.__setattr__(config, "memory", 1000)  # below what the command line allows
+    finetune_network(colours, tmp_path / "run", config)
+    # 24 images: two epochs of three steps of two parts.
+    assert [ahead for _, ahead, _ in asked] == [False] * 2 + [True] * 10
+    assert max(waiting for *_, waiting in asked) <= 2
+    assert len(read) == sum(len(places) for places, *_ in asked)
+    for places, *_ in asked:
+        assert len(places) == len(set(places)) <= 8
+    if augment == "flip":
+        assert sorted(read) == sorted([*range(24)] * 2)
 
 
 # --- kills, processes

@@ -19,9 +19,10 @@ def test_features_kept_on_the_device_are_those_that_are_read(count):
     kept.keep_on_device()
     places = np.array([5, 0, 3, 3])
     draws = read.draw(4, torch.Generator().manual_seed(1)) if count == 2 else None
-    found = read.take(places, draws)
+    found = read.take(places, slice(None), draws)
     assert found.dtype == torch.float32
-    assert torch.equal(kept.take(places, draws), found)
+    assert torch.equal(kept.take(places, slice(None), draws), found)
+    assert torch.equal(kept.take(places, slice(1, 3), draws), found[1:3])
     mirrored = np.zeros(4, bool) if draws is None else draws.mirrored.numpy()
     assert count == 1 or 0 < mirrored.sum() < 4
     for place, values, turned in zip(places, found.numpy(), mirrored, strict=True):

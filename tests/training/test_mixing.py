@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from featx.training.augment import augment, draw, parse_augmentation
+from featx.training.kept import TrainedWeights
 from featx.training.mixing import blend, draw_mixes, mixed_cross_entropy
+from featx.training.rates import Rate
 
 
 def generator(seed=0):
@@ -83,7 +86,7 @@ def test_what_is_mixed_in_has_its_own_mirroring_and_crop():
     assert draws.mixes is not None
     whole = augment(images, how, draws, 32)
     rows = slice(2, 6)
-    part = draws.mixes.part(rows)
+    part = draws.mixes_of(rows)
     others = augment(images[part.partners], how, draws.of(part.partners), 32)
     torch.testing.assert_close(others, whole[part.partners], atol=1e-6, rtol=0)
     whole = blend(whole, whole[draws.mixes.partners], draws.mixes)
@@ -97,3 +100,23 @@ def test_the_same_seed_draws_the_same():
     assert torch.equal(one.shares, two.shares)
     assert not torch.equal(one.shares, other.shares)
     assert np.array_equal(one.partners.numpy(), two.partners.numpy())
+
+
+def test_an_average_holds_batchnorms_statistics_too():
+    network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    rates = [Rate(name, "all", p.numel(), 0.1) for name, p in network.named_parameters()]
+    weights, memory = TrainedWeights(network, rates, 0.75), {n: t.clone() for n, t in network.state_dict().items()}
+    for seed in range(3):
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter.add_(torch.randn(parameter.shape, generator=generator(seed)))
+        network(torch.randn(8, 3, generator=generator(seed)))  # moves the statistics
+        weights.step()
+        memory = {name: 0.75 * old + 0.25 * network.state_dict()[name] for name, old in memory.items()}
+    own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with weights.averaged():
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point():
+                torch.testing.assert_close(tensor, memory[name])
+                assert not torch.equal(tensor, own[name]), name
+    assert all(torch.equal(tensor, own[name]) for name, tensor in network.state_dict().items())
