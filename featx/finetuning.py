@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from featx.activations import one_thread, versions
+from featx.activations import one_thread, usable_cores, versions
 from featx.atomic import disk_errors, replacing
 from featx.config import ExtractConfig, FinetuneConfig
 from featx.device import free_memory, keep_freed_memory, strict_precision
@@ -38,6 +38,7 @@ from featx.report import table
 from featx.resident import ResidentLayers
 from featx.store.reader import Features, open_features
 from featx.store.schema import DONE
+from featx.together import processes_here
 from featx.training.augment import Augmentation, parse_augmentation
 from featx.training.checkpoint import Checkpoint, save_tensors
 from featx.training.compiled import refuse_without_compiler
@@ -291,11 +292,12 @@ class FineTuning:
         whole = how.only_mirrors or how.is_none or exact.squash
         wider = exact if whole else replace(exact, crop=exact.resize)
         share = len(task.train) / (len(task.train) + len(task.val))
+        workers = config.workers or max(1, usable_cores() // processes_here())
 
         def load(rows: Any, preprocess: Preprocess, part: float) -> Pixels:
             found = Pixels(
                 self.manifest, preprocess, rows, exif=config.exif, memory_bytes=int(part * memory),
-                device=self.device, workers=config.workers, reporter=self.reporter,
+                device=self.device, workers=workers, reporter=self.reporter,
             )  # fmt: skip
             self._pixels.append(found)
             return found

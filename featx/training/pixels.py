@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -19,7 +18,6 @@ from featx.images.preprocess import Preprocess
 from featx.images.processes import decoding
 from featx.images.scan import Manifest
 from featx.progress import Reporter
-from featx.together import processes_here
 
 Rows = npt.NDArray[np.intp]
 _ROWS_AT_ONCE = 32  # decoded by one worker at the start
@@ -42,7 +40,7 @@ class Pixels:
         exif: bool,
         memory_bytes: int,
         device: torch.device,
-        workers: int | None,
+        workers: int,
         reporter: Reporter,
     ) -> None:
         """Decode all rows once, to know which can be, and keep them if they fit into `memory_bytes`.
@@ -50,7 +48,7 @@ class Pixels:
         On a GPU they are kept there if a third of what is free holds them: the network needs the rest.
         """
         self._device = device
-        self._workers = workers or max(1, len(os.sched_getaffinity(0)) // processes_here())
+        self._workers = workers
         self._side = preprocess.crop
         self._stack = contextlib.ExitStack()
         reader = BlockReader(manifest, preprocess, _ROWS_AT_ONCE, exif=exif)
