@@ -3,7 +3,8 @@
 PyTorch and torchvision (2.11 to 2.14, 0.26 to 0.29) load `torch._dynamo` with all it needs, a second of the three in
 which a command starts, to mark functions as not to be compiled and for one question that only RoI align asks.
 (Training still loads it: the optimisers, and process groups, ask for more.) And for the shapes of convolutions they
-load `symbolic_shapes` with SymPy, half a second and 40 MB, to be told that what is true is true.
+load `symbolic_shapes` with SymPy, half a second and 40 MB, to be told that what is true is true. What operators do on
+the meta device, written in Python, takes another third of a second: it is loaded by `want_meta_kernels`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 _COMPILER = "torch._dynamo"
 _UTILITIES = f"{_COMPILER}.utils"
 _SYMBOLS = "torch.fx.experimental.symbolic_shapes"
+_META = "torch._meta_registrations"
 _lock = threading.RLock()
 
 
@@ -34,12 +36,20 @@ def spare_the_compiler() -> None:
         sys.modules[_COMPILER] = _Compiler(_COMPILER)
         sys.modules[_UTILITIES] = _Utilities(_UTILITIES)
         sys.modules[_SYMBOLS] = _Symbols(_SYMBOLS)
+        sys.modules[_META] = _StandIn(_META)
         sys.meta_path.insert(0, _Loaded())
 
 
 def want_the_compiler() -> None:
     """Take `spare_the_compiler` back, before torch is imported: something is going to be compiled."""
     standing_in = sys.modules.get(_COMPILER)
+    if isinstance(standing_in, _StandIn):
+        standing_in.loaded()
+
+
+def want_meta_kernels() -> None:
+    """Before anything but views and PyTorch's structured operators runs on the meta device."""
+    standing_in = sys.modules.get(_META)
     if isinstance(standing_in, _StandIn):
         standing_in.loaded()
 
@@ -60,9 +70,14 @@ class _StandIn(ModuleType):
     def loaded(self) -> ModuleType:
         """The module itself."""
         with _lock:
-            for name in (_SYMBOLS,) if self.__name__ == _SYMBOLS else (_COMPILER, _UTILITIES):
+            together = (
+                (_COMPILER, _UTILITIES, _META) if self.__name__ in (_COMPILER, _UTILITIES) else (self.__name__,)
+            )
+            for name in together:
                 if isinstance(sys.modules.get(name), _StandIn):
                     del sys.modules[name]
+            if _META in together and "torch" in sys.modules:  # else torch loads it itself
+                importlib.import_module(_META)
             return importlib.import_module(self.__name__)
 
 

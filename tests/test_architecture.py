@@ -10,7 +10,7 @@ from pathlib import Path
 import featx
 
 PACKAGE = Path(featx.__file__).parent
-BASE = {"errors", "options", "config", "atomic", "progress", "report", "device"}
+BASE = {"errors", "options", "config", "atomic", "progress", "report", "device", "lean_import"}
 STAGES = {"images", "networks", "store", "heads", "figures"}
 TRAINING = "training"  # may use all stages
 FORBIDDEN = {"pickle", "joblib", "dill", "cloudpickle", "marshal", "shelve"}

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+from conftest import write_photo
+
 
 def run(program: str) -> str:
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
@@ -146,3 +149,61 @@ from torch.fx.experimental.symbolic_shapes import guard_or_false
 print(guard_or_false is real.guard_or_false)
 """
     assert run(program).splitlines() == ["True True True", "True", "True"]
+
+
+def extract(backbone: str, layers: str, folder: str) -> str:
+    return f"""
+import sys
+from featx.cli import main
+try:
+    main(["extract", "{folder}/photos", "-b", "{backbone}", "-w", "random:0", "-l", "{layers}", "-o", "{folder}/f.h5"])
+except SystemExit as end:
+    assert not end.code, end.code
+print(type(sys.modules["torch._meta_registrations"]).__name__, "torch._decomp" in sys.modules, "sympy" in sys.modules)
+"""
+
+
+@pytest.mark.parametrize(("backbone", "layers"), [("alexnet", "conv5,fc7"), ("vgg11", "all"), ("vgg-mini", "all")])
+def test_the_classic_networks_are_measured_without_pytorchs_meta_kernels(tmp_path, backbone, layers):
+    write_photo(tmp_path / "photos" / "0.jpg", 0)
+    assert run(extract(backbone, layers, str(tmp_path))).splitlines()[-1] == "_StandIn False False"
+
+
+def test_other_networks_get_them(tmp_path):
+    write_photo(tmp_path / "photos" / "0.jpg", 0)
+    assert run(extract("squeezenet1_1", "features.3", str(tmp_path))).splitlines()[-1].startswith("module True")
+
+
+def test_every_network_is_built_without_them():
+    program = """
+import sys
+from featx.lean_import import spare_the_compiler
+spare_the_compiler()
+from featx.networks.construct import backbone_names, construct
+for name in backbone_names():
+    construct(name)
+print(len(backbone_names()) > 80, type(sys.modules["torch._meta_registrations"]).__name__)
+"""
+    assert run(program) == "True _StandIn"
+
+
+def test_who_loads_the_compiler_has_the_meta_kernels_too():
+    program = f"""{PREPARE}
+assert type(sys.modules["torch._meta_registrations"]).__name__ == "_StandIn"
+import torch._dynamo.config
+print(torch.nn.functional.adaptive_avg_pool2d(torch.empty(2, 3, 9, 9, device="meta"), 4).shape)
+print(sys.modules["torch._meta_registrations"].__file__ is not None, "torch._decomp" in sys.modules)
+"""
+    assert run(program).splitlines() == ["torch.Size([2, 3, 4, 4])", "True True"]
+
+
+def test_a_training_that_compiles_has_them_from_the_beginning():
+    program = """
+import sys
+from featx.lean_import import spare_the_compiler, want_the_compiler
+spare_the_compiler()
+want_the_compiler()
+import torch
+print(sys.modules["torch._meta_registrations"].__file__ is not None, "torch._decomp" in sys.modules)
+"""
+    assert run(program) == "True True"

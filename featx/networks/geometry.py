@@ -18,6 +18,8 @@ from torch import Tensor, fx, nn
 from torchvision import ops
 from torchvision.models.convnext import LayerNorm2d
 
+from featx.lean_import import want_meta_kernels
+
 PROBE_BATCH = 2  # images in the shape run: tells batch dimensions from constants
 
 
@@ -136,13 +138,19 @@ class _Measure(fx.Interpreter):
         return value
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # For these shapes PyTorch would load SymPy, which takes longer than everything else here.
-        module = self.fetch_attr(target)
+        # For these shapes PyTorch would load SymPy or its meta kernels, which takes longer than all that is here.
+        module, values = self.fetch_attr(target), args[0] if args else None
         if type(module) in (nn.ReLU, nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d):
-            return args[0]
-        if type(module) is nn.Linear and args[0].shape[-1] == module.in_features:
-            return args[0].new_empty(*args[0].shape[:-1], module.out_features)
+            return values
+        if isinstance(values, Tensor) and (shape := _shape_behind(module, values.shape)):
+            return values.new_empty(shape)
+        want_meta_kernels()
         return super().call_module(target, args, kwargs)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if target is not torch.flatten:
+            want_meta_kernels()
+        return super().call_function(target, args, kwargs)
 
     def _parameters(self, node: fx.Node) -> int:
         own = [self.fetch_attr(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
@@ -167,6 +175,31 @@ class _Measure(fx.Interpreter):
         if node.op == "call_module":
             return _module_field(self.fetch_attr(str(node.target)), field, shape_in, shape_out)
         return _function_field(node, field, shape_in, shape_out)
+
+
+def _shape_behind(module: nn.Module, shape: torch.Size) -> tuple[int, ...] | None:
+    """What AlexNet's and VGG's modules make of a shape; None for others, and for what does not fit."""
+    if type(module) is nn.Linear:
+        return (*shape[:-1], module.out_features) if shape[-1] == module.in_features else None
+    if len(shape) != 4:
+        return None
+    if type(module) is nn.AdaptiveAvgPool2d:
+        high, wide = _pair(module.output_size)
+        return None if high is None or wide is None else (*shape[:2], high, wide)
+    if type(module) is nn.Conv2d:
+        if shape[1] != module.in_channels or isinstance(module.padding, str):
+            return None
+        channels, dilation = module.out_channels, _pair(module.dilation)
+    elif type(module) is nn.MaxPool2d and not (module.ceil_mode or module.return_indices):
+        channels, dilation = shape[1], _pair(module.dilation)
+    else:
+        return None
+    kernel, stride, padding = _pair(module.kernel_size), _pair(module.stride), _pair(module.padding)
+    sides = [
+        (size + 2 * p - d * (k - 1) - 1) // s + 1
+        for size, k, s, p, d in zip(shape[2:], kernel, stride, padding, dilation, strict=True)
+    ]
+    return (shape[0], channels, *sides) if min(sides) > 0 else None
 
 
 _POINTWISE = (
@@ -312,6 +345,7 @@ def ancestors(node: fx.Node) -> set[fx.Node]:
 
 def count_multiply_adds(traced: fx.GraphModule, side: int) -> dict[fx.Node, int]:
     """Of every node alone, per image; arguments as for `measure_nodes`."""
+    want_meta_kernels()
     run = _Count(traced)
     _run_without_values(run, side)
     return run.multiply_adds
