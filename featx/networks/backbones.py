@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -206,13 +207,19 @@ def load_network(name: str, source: WeightsSource, progress: Progress | None = N
     if source.seed is not None:
         network = construct(name, source.seed)
         return LoadedNetwork(network, source, sha256_of_state(network.state_dict()))
-    if source.file is not None:
-        path, sha256 = source.file, sha256_of_file(source.file)
-    else:
+    if source.file is None:
         path, sha256 = fetch_weights(str(source.url), progress)
+        return LoadedNetwork(_loaded(name, source, path), source, sha256)
+    with ThreadPoolExecutor(1) as beside:  # a core of its own for the tenth of a second that a hash takes
+        hashed = beside.submit(sha256_of_file, source.file)
+        network = _loaded(name, source, source.file)
+    return LoadedNetwork(network, source, hashed.result())
+
+
+def _loaded(name: str, source: WeightsSource, path: Path) -> nn.Module:
     network = construct(name, published=source.published)
     fit_state(network, read_checkpoint(Path(path)), str(path))
-    return LoadedNetwork(network.eval().requires_grad_(False), source, sha256)
+    return network.eval().requires_grad_(False)
 
 
 def _refuse_missing_weights(tapped: fx.GraphModule, source: WeightsSource) -> None:
