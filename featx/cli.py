@@ -30,7 +30,7 @@ from featx.config import (
     VerifyConfig,
 )
 from featx.errors import DiskError, FeatxError
-from featx.lean_import import spare_the_compiler, want_the_compiler
+from featx.lean_import import spare_the_compiler, spare_the_meta_kernels, want_the_compiler
 from featx.progress import StderrReporter
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ def extract_command(source: Path, output: Path, config: ExtractConfig, as_json: 
     \b
     featx extract photos/ -b alexnet -l fc6,fc7 -o photos.h5
     """
+    spare_the_meta_kernels()
     from featx.extract import extract_features
     from featx.together import join_group
 

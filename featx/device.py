@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from featx.errors import DeviceUnavailable, UsageError
+from featx.lean_import import want_meta_kernels
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 1 << 30  # of glibc's malloc.h
 _OUT_OF_MEMORY = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
@@ -41,6 +42,7 @@ def choose_device(spec: str) -> torch.device:
 
 def _own_gpu() -> torch.device:
     """The GPU of this process: of its local rank, if it is one of several."""
+    want_meta_kernels()  # every GPU has random generators
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
         return torch.device("cuda")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())

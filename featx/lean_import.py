@@ -4,7 +4,8 @@ PyTorch and torchvision (2.11 to 2.14, 0.26 to 0.29) load `torch._dynamo` with a
 which a command starts, to mark functions as not to be compiled and for one question that only RoI align asks.
 (Training still loads it: the optimisers, and process groups, ask for more.) And for the shapes of convolutions they
 load `symbolic_shapes` with SymPy, half a second and 40 MB, to be told that what is true is true. What operators do on
-the meta device, written in Python, takes another third of a second: it is loaded by `want_meta_kernels`.
+the meta device, written in Python, takes another third of a second. Random generators need it as well: an extraction
+alone starts without (`spare_the_meta_kernels`), until something wants it (`want_meta_kernels`).
 """
 
 from __future__ import annotations
@@ -36,8 +37,13 @@ def spare_the_compiler() -> None:
         sys.modules[_COMPILER] = _Compiler(_COMPILER)
         sys.modules[_UTILITIES] = _Utilities(_UTILITIES)
         sys.modules[_SYMBOLS] = _Symbols(_SYMBOLS)
-        sys.modules[_META] = _StandIn(_META)
         sys.meta_path.insert(0, _Loaded())
+
+
+def spare_the_meta_kernels() -> None:
+    """After `spare_the_compiler`, in a program that runs classic networks, draws nothing and trains nothing."""
+    if "torch" not in sys.modules and isinstance(sys.modules.get(_COMPILER), _StandIn):
+        sys.modules[_META] = _StandIn(_META)
 
 
 def want_the_compiler() -> None:

@@ -29,8 +29,9 @@ print("torch" in sys.modules, [name for name in sys.modules if name.startswith("
 
 PREPARE = """
 import sys
-from featx.lean_import import spare_the_compiler
+from featx.lean_import import spare_the_compiler, spare_the_meta_kernels
 spare_the_compiler()
+spare_the_meta_kernels()
 import torch, torchvision
 assert "sympy" not in sys.modules
 parameter = torch.zeros(3, requires_grad=True)
@@ -177,8 +178,9 @@ def test_other_networks_get_them(tmp_path):
 def test_every_network_is_built_without_them():
     program = """
 import sys
-from featx.lean_import import spare_the_compiler
+from featx.lean_import import spare_the_compiler, spare_the_meta_kernels
 spare_the_compiler()
+spare_the_meta_kernels()
 from featx.networks.construct import backbone_names, construct
 for name in backbone_names():
     construct(name)
@@ -197,13 +199,24 @@ print(sys.modules["torch._meta_registrations"].__file__ is not None, "torch._dec
     assert run(program).splitlines() == ["torch.Size([2, 3, 4, 4])", "True True"]
 
 
-def test_a_training_that_compiles_has_them_from_the_beginning():
+def test_only_extraction_goes_without_them():
     program = """
 import sys
-from featx.lean_import import spare_the_compiler, want_the_compiler
-spare_the_compiler()
-want_the_compiler()
+from featx.cli import main
+try:
+    main(["layers", "alexnet"])
+except SystemExit as end:
+    assert not end.code, end.code
 import torch
-print(sys.modules["torch._meta_registrations"].__file__ is not None, "torch._decomp" in sys.modules)
+print(sys.modules["torch._meta_registrations"].__file__ is not None, torch.Generator().manual_seed(3).initial_seed())
 """
-    assert run(program) == "True True"
+    assert run(program).splitlines()[-1] == "True 3"
+
+
+def test_random_numbers_and_gpus_get_them():
+    program = f"""{PREPARE}
+from featx import device
+device._own_gpu()
+print(sys.modules["torch._meta_registrations"].__file__ is not None, torch.Generator().manual_seed(3).initial_seed())
+"""
+    assert run(program) == "True 3"
