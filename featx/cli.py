@@ -30,7 +30,7 @@ from featx.config import (
     VerifyConfig,
 )
 from featx.errors import DiskError, FeatxError
-from featx.lean_import import spare_the_compiler, spare_the_meta_kernels, want_the_compiler
+from featx.lean_import import importing, spare_the_compiler, spare_the_meta_kernels, want_the_compiler
 from featx.progress import StderrReporter
 
 if TYPE_CHECKING:
@@ -67,7 +67,8 @@ def layers_command(net: str, config: LayersConfig, as_json: bool) -> None:
     \b
     featx layers vgg16
     """
-    from featx.layers import list_layers
+    with importing():
+        from featx.layers import list_layers
 
     show(list_layers(net, config), as_json)
 
@@ -179,7 +180,8 @@ def verify_command(file: Path, config: VerifyConfig, as_json: bool) -> None:
     \b
     featx verify photos.h5 --rows 64
     """
-    from featx.verify import verify_file
+    with importing():
+        from featx.verify import verify_file
 
     show(verify_file(file, config, reporter=StderrReporter()), as_json)
 
@@ -195,7 +197,8 @@ def fit_svm_command(features: Path, output: Path | None, config: FitConfig, as_j
     \b
     featx fit-svm photos.h5 -l fc7 --c auto -o head.safetensors
     """
-    from featx.fit import fit_svm
+    with importing():
+        from featx.fit import fit_svm
 
     show(fit_svm(features, output, config, reporter=StderrReporter()), as_json)
 
@@ -211,7 +214,8 @@ def fit_softmax_command(features: Path, output: Path | None, config: FitConfig, 
     \b
     featx fit-softmax photos.h5 -l fc7 --per-class 30 -o head.safetensors
     """
-    from featx.fit import fit_softmax
+    with importing():
+        from featx.fit import fit_softmax
 
     show(fit_softmax(features, output, config, reporter=StderrReporter()), as_json)
 
@@ -233,7 +237,8 @@ def finetune_command(source: Path, output: Path, config: FinetuneConfig, as_json
     """
     if config.compile:
         want_the_compiler()
-    from featx.finetune import finetune_network
+    with importing():
+        from featx.finetune import finetune_network
 
     report = finetune_network(source, output, config, reporter=StderrReporter())
     if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
@@ -251,7 +256,8 @@ def probe_command(source: Path, output: Path | None, config: ProbeConfig, as_jso
     \b
     featx probe photos.h5 --per-class 30 --repeats 10 -o probe/
     """
-    from featx.probe import probe_layers
+    with importing():
+        from featx.probe import probe_layers
 
     show(probe_layers(source, output, config, reporter=StderrReporter()), as_json)
 
@@ -268,7 +274,8 @@ def predict_command(head: Path, source: Path, output: Path, config: PredictConfi
     \b
     featx predict head.safetensors more-photos/ -o predictions.csv
     """
-    from featx.predict import predict_images
+    with importing():
+        from featx.predict import predict_images
 
     show(predict_images(head, source, output, config, reporter=StderrReporter()), as_json)
 
@@ -286,7 +293,8 @@ def evaluate_command(head: Path, features: Path, output: Path | None, config: Ev
     featx evaluate head.safetensors test-photos.h5
     featx evaluate run/ test-photos/ -o report.json
     """
-    from featx.evaluate import evaluate_head
+    with importing():
+        from featx.evaluate import evaluate_head
 
     show(evaluate_head(head, features, config, output=output, reporter=StderrReporter()), as_json)
 

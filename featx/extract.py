@@ -11,6 +11,7 @@ from featx.atomic import disk_errors
 from featx.config import ExtractConfig
 from featx.errors import FileFormatError, UsageError
 from featx.images.scan import Manifest, scan
+from featx.lean_import import importing
 from featx.networks.runs import is_run, read_run
 from featx.progress import ALREADY_THERE, SILENT, Reporter, format_bytes, format_duration
 from featx.report import Report
@@ -120,7 +121,8 @@ def extract_features(
             if group is None or group.is_first:  # one process's word is enough
                 refuse_other_images(features, images, reporter)
             return report_on(features, manifest, config, 0, 0.0, None)
-    from featx.extracting import Extraction
+    with importing():
+        from featx.extracting import Extraction
 
     return Extraction(
         manifest, output, config, shard=shard, group=group, before=before, resident=resident, reporter=reporter

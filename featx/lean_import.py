@@ -5,17 +5,19 @@ which a command starts, to mark functions as not to be compiled and for one ques
 (Training still loads it: the optimisers, and process groups, ask for more.) And for the shapes of convolutions they
 load `symbolic_shapes` with SymPy, half a second and 40 MB, to be told that what is true is true. What operators do on
 the meta device, written in Python, takes another third of a second. Random generators need it as well: an extraction
-alone starts without (`spare_the_meta_kernels`), until something wants it (`want_meta_kernels`).
+alone starts without (`spare_the_meta_kernels`), until something wants it (`want_meta_kernels`). While all this is
+loaded, Python looks for garbage among it again and again, another third of a second (`importing`).
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
 import importlib
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -58,6 +60,23 @@ def want_meta_kernels() -> None:
     standing_in = sys.modules.get(_META)
     if isinstance(standing_in, _StandIn):
         standing_in.loaded()
+
+
+@contextlib.contextmanager
+def importing() -> Iterator[None]:
+    """Load modules without looking for garbage: what they make stays, and is not looked at later either.
+
+    In a program of our own (`spare_the_compiler`); other programs decide about their objects themselves.
+    """
+    if not any(isinstance(finder, _Loaded) for finder in sys.meta_path) or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 class _StandIn(ModuleType):

@@ -220,3 +220,39 @@ device._own_gpu()
 print(sys.modules["torch._meta_registrations"].__file__ is not None, torch.Generator().manual_seed(3).initial_seed())
 """
     assert run(program) == "True 3"
+
+
+def test_nobody_looks_for_garbage_while_modules_are_loaded():
+    program = """
+import gc, sys
+from featx.lean_import import importing, spare_the_compiler
+spare_the_compiler()
+looked = []
+gc.callbacks.append(lambda phase, info: looked.append(phase))
+with importing():
+    import featx.extracting
+print(len(looked), gc.isenabled(), gc.get_freeze_count() > 100_000)
+gc.disable()
+with importing():
+    pass
+print(gc.isenabled())
+"""
+    assert run(program).splitlines() == ["0 True True", "False"]
+
+
+def test_the_garbage_of_other_programs_is_theirs():
+    program = """
+import gc
+from featx.lean_import import importing
+with importing():
+    print(gc.isenabled())
+print(gc.get_freeze_count())
+"""
+    assert run(program).splitlines() == ["True", "0"]
+
+
+def test_commands_load_their_modules_so(tmp_path):
+    write_photo(tmp_path / "photos" / "0.jpg", 0)
+    asked = "import gc; print(gc.isenabled(), gc.get_freeze_count() > 100_000)"
+    program = f"{extract('vgg-mini', 'conv1_1', str(tmp_path))}\n{asked}"
+    assert run(program).splitlines()[-1] == "True True"
