@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from featx.heads.normalize import Normalizer
+from featx.heads.solver.blas import add_product
 from featx.heads.solver.reading import Values, reader_of
 
 BLOCK_BYTES = 64 << 20  # of float32 values read, normalised and multiplied at a time
@@ -130,7 +131,7 @@ class Blocks:
         """(P, n) -> (P, D): sums of the centred rows with these coefficients, in their number type."""
         found = torch.zeros(len(coefficients), self.d, dtype=coefficients.dtype, device=self.device)
         for rows, values in self.rows(coefficients.dtype):
-            found.addmm_(coefficients[:, rows], values)
+            add_product(found, coefficients[:, rows], values)
         return found
 
 

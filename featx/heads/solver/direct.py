@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from featx.device import upload
+from featx.heads.solver.blas import add_squares, complete, multiply
 from featx.heads.solver.objectives import SquaredHinge
 from featx.heads.solver.products import KeptProducts
-from featx.heads.solver.spaces import Gram, Primal, add_products
+from featx.heads.solver.spaces import Gram, Primal
 from featx.heads.solver.state import State, regular
 
 # Arithmetic, measured against a matrix product of the same precision: factoring runs at half its rate, and picking
@@ -98,7 +99,7 @@ class ExactSteps:
         leaving = coefficients * ~active
         right = torch.where(active, -(residual[solved] + coefficients) / curvature, 0.0)
         if bool((leaving != 0).any()):
-            right += (leaving @ self._space.products) * active
+            right += multiply(leaving, self._space.products) * active
         sides = [right] if self._space.loose is None else [right, active * self._space.loose]
         found = torch.zeros(len(points), n, len(sides), dtype=points.dtype, device=points.device)
         right_sides = torch.stack(sides, 2)
@@ -230,7 +231,8 @@ class PrimalExactSteps:
         values *= weights.sqrt()[:, None]
         matrix = torch.zeros(len(gradient), len(gradient), dtype=gradient.dtype, device=gradient.device)
         moment = torch.zeros(d, d, dtype=gradient.dtype, device=gradient.device)
-        add_products(moment, values.T)
+        add_squares(moment, values.T)
+        complete(moment)
         matrix[:d, :d] = moment
         # Z = centred features + constant: the mixed terms, and the constant's own.
         constant = self._space.constant

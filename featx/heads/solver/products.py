@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from featx.heads.solver.spaces import add_products
+from featx.heads.solver.blas import add_squares, complete, multiply
 
 _SPARE = 1.5  # how much larger than it must be a store is made
 
@@ -69,7 +69,8 @@ class KeptProducts:
     def _made(self, rows: Tensor) -> Tensor:
         values = self._values.index_select(0, rows)
         products = values.new_zeros(len(rows), len(rows))
-        add_products(products, values)
+        add_squares(products, values)
+        complete(products)
         return products
 
     def holds(self, key: int) -> bool:
@@ -91,10 +92,10 @@ class KeptProducts:
         by_place = torch.empty_like(store.rows)
         by_place[store.place] = store.rows
         added = self._values.index_select(0, new)
-        mixed = added @ self._values.index_select(0, by_place).T
+        mixed = multiply(added, self._values.index_select(0, by_place).T)
         store.products[old:size, :old] = mixed
         store.products[:old, old:size] = mixed.T
-        store.products[old:size, old:size] = added @ added.T
+        store.products[old:size, old:size] = multiply(added, added.T)
         order = torch.argsort(torch.cat([store.rows, new]))
         store.rows = torch.cat([store.rows, new])[order]
         store.place = torch.cat([store.place, torch.arange(old, size, device=new.device)])[order]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from featx.heads.solver.blas import multiply
 from featx.heads.solver.blocks import Blocks
 from featx.heads.solver.objectives import Objective, SquaredHinge
 
@@ -31,7 +32,7 @@ class Proof:
         """
         scores = torch.empty(len(weights), self._blocks.n, dtype=dtype, device=weights.device)
         for rows, values in self._blocks.rows(dtype):
-            torch.mm(weights.to(dtype), values.T, out=scores[:, rows])
+            multiply(weights.to(dtype), values.T, out=scores[:, rows])
         scores += (weights @ self._blocks.mean + bias).to(dtype)[:, None]
         own = bias / self._scaling if self._intercept == "penalised" else torch.zeros_like(bias)
         penalty = 0.5 * (weights.square().sum(1) + own.square())

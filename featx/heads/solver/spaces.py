@@ -23,6 +23,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from featx.heads.solver.blas import add_product, add_squares, complete, multiply
 from featx.heads.solver.blocks import Blocks
 
 _POWER_STEPS = 6
@@ -108,7 +109,7 @@ class Gram:
         self._shrink = torch.zeros_like(self._values)
 
     def image(self, points: Tensor) -> Tensor:
-        scores = points[:, : self.blocks.n] @ self.products
+        scores = multiply(points[:, : self.blocks.n], self.products)
         return scores if self.loose is None else scores.addr_(points[:, -1], self.loose)
 
     def adjoint(self, residual: Tensor) -> Tensor:
@@ -177,8 +178,9 @@ def _products(blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     products = torch.zeros(blocks.n, blocks.n, dtype=dtype, device=blocks.device)
     along = torch.zeros(blocks.n, dtype=torch.float64, device=blocks.device)
     for columns, values in blocks.columns(dtype):
-        add_products(products, values)
+        add_squares(products, values)
         along += (values @ blocks.mean[columns].to(dtype)).double()
+    complete(products)
     return products, along
 
 
@@ -214,16 +216,6 @@ def _largest_eigenvalue(matrix: Tensor) -> float:
         vector = matrix @ (vector / vector.norm().clamp_min(1e-30))
         length = float(vector.norm())
     return length
-
-
-def add_products(products: Tensor, values: Tensor) -> None:
-    """products += values @ values.T, making only one triangle where the library can."""
-    if products.device.type == "cpu":
-        # NumPy hands A @ A.T to the BLAS's symmetric routine: half the work of torch's general one.
-        array = values.numpy()
-        products += torch.from_numpy(array @ array.T)
-    else:
-        products.addmm_(values, values.T)
 
 
 class Primal:
@@ -267,13 +259,13 @@ class Primal:
         scores = torch.empty(len(points), self.blocks.n, dtype=self.dtype, device=self.blocks.device)
         weights = points[:, : self.blocks.d]
         for rows, values in self.blocks.rows(self.dtype):
-            torch.mm(weights, values.T, out=scores[:, rows])
+            multiply(weights, values.T, out=scores[:, rows])
         return scores.add_((points.double() @ self.constant).to(self.dtype)[:, None])
 
     def adjoint(self, residual: Tensor) -> Tensor:
         gradient = torch.zeros(len(residual), self.width, dtype=self.dtype, device=self.blocks.device)
         for rows, values in self.blocks.rows(self.dtype):
-            gradient[:, : self.blocks.d].addmm_(residual[:, rows], values)
+            add_product(gradient[:, : self.blocks.d], residual[:, rows], values)
         total = residual.sum(1, dtype=torch.float64)
         return gradient.add_(torch.outer(total, self.constant).to(self.dtype))
 
@@ -283,10 +275,10 @@ class Primal:
         weights, shift = points[:, : self.blocks.d], (points.double() @ self.constant).to(self.dtype)[:, None]
         total = torch.zeros(len(points), dtype=torch.float64, device=self.blocks.device)
         for rows, values in self._small_blocks():
-            here = torch.mm(weights, values.T).add_(shift)
+            here = multiply(weights, values.T).add_(shift)
             scores[:, rows] = here
             curved = curve(rows, here)
-            gradient[:, : self.blocks.d].addmm_(curved, values)
+            add_product(gradient[:, : self.blocks.d], curved, values)
             total += curved.sum(1, dtype=torch.float64)
         return scores, gradient.add_(torch.outer(total, self.constant).to(self.dtype))
 
@@ -335,7 +327,8 @@ class Primal:
         d, n = self.blocks.d, self.blocks.n
         moment = torch.zeros(d, d, dtype=self.dtype, device=self.blocks.device)
         for _, values in self.blocks.rows(self.dtype):
-            add_products(moment, values.T)
+            add_squares(moment, values.T)
+        complete(moment)
         whole = torch.outer(self.constant, self.constant).mul_(n).to(self.dtype)
         whole[:d, :d] += moment
         return whole
