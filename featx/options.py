@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, field, fields
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 from featx.errors import UsageError
+
+_PLAIN = (type(None), str, int, float)
+_TYPES: dict[str, tuple[type, str]] = {
+    "str": (str, "text"),
+    "int": (Integral, "a whole number"),
+    "float": (Real, "a number"),
+    "bool": (bool, "True or False"),
+}
 
 
 def option(
@@ -103,12 +113,33 @@ class Config:
             value = getattr(self, spec.name)
             if spec.metadata.get("parse") is not None and value != spec.default:
                 value = spec.metadata["parse"](value)
-                object.__setattr__(self, spec.name, value)
+            value = _of_its_type(spec, value)
+            object.__setattr__(self, spec.name, value)
             _check(spec, value)
 
     def recorded(self) -> dict[str, Any]:
         """The options that can change a result, as they were given."""
         return {s.name: getattr(self, s.name) for s in fields(self) if s.metadata.get("recorded", True)}
+
+
+def _of_its_type(spec: Field[Any], value: Any) -> Any:
+    """The value as the field has it: paths and lists of names become text, NumPy's numbers Python's.
+
+    Raises:
+        UsageError: it is of another type.
+    """
+    kind = str(spec.type).split(" |")[0]
+    if kind not in _TYPES:
+        return value
+    wanted, words = _TYPES[kind]
+    if wanted is str and isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if wanted is str and isinstance(value, (list, tuple)) and all(isinstance(part, str) for part in value):
+        value = ",".join(value)
+    is_right = isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool))
+    if value is not None and not is_right:
+        raise UsageError(f"{flag_of(spec)} is {value!r}; it must be {words}")
+    return value if isinstance(value, _PLAIN) else int(value) if wanted is Integral else float(value)
 
 
 def _check(spec: Field[Any], value: Any) -> None:

@@ -7,11 +7,12 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import clusters, write_features, write_photo
 
 from featx.cli import commands
-from featx.config import ExtractConfig, FitConfig
+from featx.config import ExtractConfig, FinetuneConfig, FitConfig
 from featx.errors import FeatxError, UsageError
 from featx.options import Config
 
@@ -134,11 +135,25 @@ def test_configs_check_their_ranges_without_the_command_line_too():
         ({"precision": "fp8"}, "--precision is 'fp8'; choose from fp32, tf32, bf16, fp16"),
         ({"max_bad": 2}, "is not a share between 0 and 1"),
         ({"backbone": None}, "--backbone needs a value"),
+        ({"layers": ["fc6", 7]}, r"--layers is \['fc6', 7\]; it must be text"),
+        ({"batch_size": 2.5}, "--batch-size is 2.5; it must be a whole number"),
+        ({"batch_size": True}, "--batch-size is True; it must be a whole number"),
+        ({"workers": "4"}, "--workers is '4'; it must be a whole number"),
+        ({"mirror": 1}, "--mirror is 1; it must be True or False"),
     ):
         with pytest.raises(UsageError, match=message):
             ExtractConfig(**change)
     assert ExtractConfig(max_bad="5%").max_bad == 0.05
     assert FitConfig(c="0.25").c == 0.25
+    with pytest.raises(UsageError, match="--momentum is 'much'; it must be a number"):
+        FinetuneConfig(momentum="much")
+
+
+def test_configs_take_what_python_has_at_hand():
+    config = ExtractConfig(layers=["fc6", "fc7"], weights=Path("net.pth"), batch_size=np.int64(8))
+    assert config == ExtractConfig(layers="fc6,fc7", weights="net.pth", batch_size=8)
+    assert type(config.batch_size) is int
+    assert FinetuneConfig(momentum=0).momentum == 0
 
 
 def test_every_command_and_every_option_is_in_the_documents():
