@@ -71,11 +71,12 @@ class Blocks:
         self.variance = max(float(squares.mean()) - float(mean @ mean), 0.0)
         self._centre = mean if self._reader.is_double else mean.float()
         self.mean = self._centre.double()
-        self.lengths = squares.sqrt() + self.mean.norm()
+        rounding = 1 + 8 * torch.finfo(torch.float32).eps
+        self.lengths = (squares.sqrt() + self.mean.norm()) * rounding
         if kept is not None:
-            # In blocks: of float64 features the difference must not need a copy of everything.
+            # In blocks: a centre in float64 must not need a copy of everything.
             for part in self._row_slices():
-                kept[part] = kept[part] - self._centre
+                kept[part].sub_(self._centre)
             self._kept = kept
 
     def _row_slices(self) -> list[slice]:

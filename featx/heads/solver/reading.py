@@ -23,7 +23,9 @@ class Reader(Protocol):
     is_double: bool
 
     def look(self, part: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows for the first time: themselves (b, D), their sum (D,) and their squared lengths (b,), float64.
+        """Rows for the first time: themselves (b, D), their sum (D,) and their squared lengths (b,), both float64.
+
+        The lengths are rounded as the rows' own numbers are.
 
         Raises:
             NonFiniteRow: one of them holds NaN or infinite values.
@@ -56,7 +58,7 @@ class _ArrayReader:
         if self._normalizer.kind == "l2":
             self._lengths[part] = row_lengths(block)
         block = self._normalised(block, part, slice(None))
-        total, squares = block.sum(axis=0, dtype=np.float64), np.einsum("nd,nd->n", block, block, dtype=np.float64)
+        total, squares = block.sum(axis=0, dtype=np.float64), np.vecdot(block, block).astype(np.float64)
         return _own(block), torch.from_numpy(total), torch.from_numpy(squares)
 
     def read(self, rows: slice, columns: slice, less: Tensor) -> Tensor:
