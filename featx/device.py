@@ -25,6 +25,13 @@ def choose_device(spec: str) -> torch.device:
     Raises:
         DeviceUnavailable: a GPU was asked for and is not there. There is no falling back.
     """
+    device = _device(spec)
+    if device.type == "cuda":
+        want_meta_kernels()  # every GPU has random generators
+    return device
+
+
+def _device(spec: str) -> torch.device:
     if spec == "auto":
         return _own_gpu() if torch.cuda.is_available() else torch.device("cpu")
     try:
@@ -42,7 +49,6 @@ def choose_device(spec: str) -> torch.device:
 
 def _own_gpu() -> torch.device:
     """The GPU of this process: of its local rank, if it is one of several."""
-    want_meta_kernels()  # every GPU has random generators
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "LOCAL_RANK" not in os.environ:
         return torch.device("cuda")
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())

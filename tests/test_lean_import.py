@@ -213,13 +213,15 @@ print(sys.modules["torch._meta_registrations"].__file__ is not None, torch.Gener
     assert run(program).splitlines()[-1] == "True 3"
 
 
-def test_random_numbers_and_gpus_get_them():
+@pytest.mark.parametrize("spec", ["auto", "cuda", "cuda:1"])
+def test_gpus_get_them_for_their_random_numbers(spec):
     program = f"""{PREPARE}
 from featx import device
-device._own_gpu()
+torch.cuda.is_available, torch.cuda.device_count = lambda: True, lambda: 2  # nothing is asked of them here
+print([str(device.choose_device(spec)) for spec in ("{spec}", "cpu")])
 print(sys.modules["torch._meta_registrations"].__file__ is not None, torch.Generator().manual_seed(3).initial_seed())
 """
-    assert run(program) == "True 3"
+    assert run(program).splitlines() == [f"['{spec}', 'cpu']".replace("auto", "cuda"), "True 3"]
 
 
 def test_nobody_looks_for_garbage_while_modules_are_loaded():
