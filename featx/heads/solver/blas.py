@@ -79,5 +79,5 @@ def _by_numpy(left: Tensor, right: Tensor) -> bool:
 @functools.cache
 def amd() -> bool:
     """Whether the processor is one of AMD's and PyTorch's products are MKL's."""
-    about, mkl = Path("/proc/cpuinfo"), torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+    about, mkl = Path("/proc/cpuinfo"), torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]  # theirs
     return bool(mkl) and about.exists() and "AuthenticAMD" in about.read_text()
