@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
-from featx.errors import NonFiniteRow
+from featx.errors import NonFiniteRow, UsageError
 from featx.heads.normalize import Normalizer
 from featx.heads.search import fit_heads
 from featx.heads.solver.ahead import look_ahead
@@ -572,6 +572,16 @@ def test_without_room_for_float64_what_stalls_is_listed_by_class_c_and_fold():
     assert {one.problem for one in solver.uncertified} <= {0, 1, 2}
     assert {one.fold for one in solver.uncertified} <= {None, 0, 1, 2, 3}
     assert all(one.c == 1e6 and one.gap > 1e-4 for one in solver.uncertified)
+
+
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+@pytest.mark.parametrize("scale", [1e17, 1e25])
+def test_rows_that_are_too_long_for_float32_are_refused(kind, scale):
+    values, labels = clusters()
+    with pytest.raises(UsageError, match=r"rows longer than 1e\+15, .* .--normalize l2"):
+        solve(kind, (values * scale).astype(np.float32), labels, 1.0)
+    blocks = Blocks((values * scale).astype(np.float32), None, Normalizer("l2"), torch.device("cpu"), 1 << 20)
+    assert blocks.variance < 1
 
 
 def test_a_row_with_nan_is_named():

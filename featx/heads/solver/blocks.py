@@ -10,12 +10,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from featx.errors import UsageError
 from featx.heads.normalize import Normalizer
 from featx.heads.solver.blas import add_product
 from featx.heads.solver.reading import Values, reader_of
 
 BLOCK_BYTES = 64 << 20  # of float32 values read, normalised and multiplied at a time
 _MIN_BLOCK_BYTES = 1 << 20
+_LONGEST = 1e15  # of a row: float32 holds the sum of a hundred million products of such rows
 _MIN_COLUMNS = 1024  # a strip of a row's file bytes narrower than a page is read as a whole page all the same
 
 
@@ -50,6 +52,7 @@ class Blocks:
 
         Raises:
             NonFiniteRow: a row holds NaN or infinite values.
+            UsageError: rows so long that float32 has no room for their products.
         """
         self._reader = reader_of(values, rows, normalizer, device)
         self.device = device
@@ -67,6 +70,11 @@ class Blocks:
             total += of_block
             if kept is not None:
                 kept[part] = block
+        if not float(squares.max()) <= _LONGEST**2:
+            raise UsageError(
+                f"the features have rows longer than {_LONGEST:g}, whose products float32 cannot hold; "
+                "bring them to length 1 (--normalize l2) or standardise them (--normalize standard)"
+            )
         mean = total / self.n
         self.variance = max(float(squares.mean()) - float(mean @ mean), 0.0)
         self._centre = mean if self._reader.is_double else mean.float()

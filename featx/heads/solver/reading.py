@@ -58,7 +58,8 @@ class _ArrayReader:
         if self._normalizer.kind == "l2":
             self._lengths[part] = row_lengths(block)
         block = self._normalised(block, part, slice(None))
-        total, squares = block.sum(axis=0, dtype=np.float64), np.vecdot(block, block).astype(np.float64)
+        with np.errstate(over="ignore"):  # infinite: `Blocks` refuses rows that are so long
+            total, squares = block.sum(axis=0, dtype=np.float64), np.vecdot(block, block).astype(np.float64)
         return _own(block), torch.from_numpy(total), torch.from_numpy(squares)
 
     def read(self, rows: slice, columns: slice, less: Tensor) -> Tensor:
