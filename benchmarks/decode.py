@@ -24,12 +24,11 @@ from environment import machine
 from PIL import Image
 from torch.nn import functional
 
-from featx.activations import Extractor
+from featx.extraction.engine import Engine
+from featx.extraction.recipe import Recipe
 from featx.images.decode import decode
 from featx.images.preprocess import resized_size
-from featx.networks.pooling import Pooling
-from featx.recipe import plan_recipe
-from featx.report import table
+from featx.runtime.text import table
 
 Pixels = npt.NDArray[np.uint8]
 BILINEAR = Image.Resampling.BILINEAR
@@ -68,7 +67,7 @@ def draft(content: bytes) -> Pixels:
 
 
 def ways() -> dict[str, Callable[[bytes], Pixels]]:
-    recipe = plan_recipe(backbone="alexnet", layers="fc7", weights="random:0", pooling=Pooling("none"), device="cpu")
+    recipe = Recipe.plan(backbone="alexnet", layers="fc7", weights="random:0", pool="none", device="cpu")
     found: dict[str, Callable[[bytes], Pixels]] = {
         "featx (Pillow)": lambda content: recipe.preprocess.pixels(decode(content)[0]).transpose(1, 2, 0),
         "Pillow, resize only the crop": lambda content: pillow_box(decode(content)[0]),
@@ -104,8 +103,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")  # torchvision's decoders say that they are deprecated
     photos = sorted(p for p in options.photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[: options.images]
     contents = [path.read_bytes() for path in photos]
-    recipe = plan_recipe(backbone="alexnet", layers="fc7", weights="random:0", pooling=Pooling("none"), device="cpu")
-    extractor = Extractor(recipe)
+    recipe = Recipe.plan(backbone="alexnet", layers="fc7", weights="random:0", pool="none", device="cpu")
+    extractor = Engine(recipe)
 
     def features(pixels: Pixels) -> npt.NDArray[np.float32]:
         blocks = []

@@ -22,15 +22,15 @@ import numpy.typing as npt
 import torch
 from environment import machine
 
-from featx.activations import Extractor
+from featx.extraction.engine import Engine
+from featx.extraction.pipeline import stream_features
+from featx.extraction.recipe import Recipe
 from featx.heads.normalize import Normalizer
-from featx.heads.solver.path import solve
-from featx.heads.split import split_by_share
-from featx.images.scan import Manifest, scan
-from featx.networks.pooling import Pooling
-from featx.recipe import plan_recipe
-from featx.report import table
-from featx.streaming import stream_features
+from featx.heads.solver.solver import solve
+from featx.heads.splits import split_by_share
+from featx.images.manifest import Manifest
+from featx.images.sources.scan import scan
+from featx.runtime.text import table
 
 Layers = dict[str, npt.NDArray[Any]]
 WAYS: dict[str, dict[str, str]] = {
@@ -49,8 +49,8 @@ GPU_WAYS: dict[str, dict[str, str]] = {
 
 def features_of(manifest: Manifest, options: argparse.Namespace, way: dict[str, str], device: str) -> Layers:
     chosen = {key: value for key, value in way.items() if key != "decode"}
-    recipe = plan_recipe(
-        backbone=options.backbone, layers=options.layers, weights=options.weights, pooling=Pooling("avg"),
+    recipe = Recipe.plan(
+        backbone=options.backbone, layers=options.layers, weights=options.weights, pool="avg",
         device=device, **chosen,
     )  # fmt: skip
     recipe = replace(recipe, decode=way.get("decode", "cpu"))
@@ -60,7 +60,7 @@ def features_of(manifest: Manifest, options: argparse.Namespace, way: dict[str, 
         for name, values in features.items():
             found[name][block.first : block.first + len(values)] = values
 
-    extractor = Extractor(recipe)
+    extractor = Engine(recipe)
     blocks = range(0, len(manifest), recipe.batch_size)
     stream_features(manifest, extractor, keep, blocks=blocks, workers=None, stop=threading.Event())
     extractor.close()

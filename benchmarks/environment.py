@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torchvision
 
-from featx.activations import versions
+from featx.extraction.provenance import versions
 
 
 def machine() -> str:

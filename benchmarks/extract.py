@@ -32,10 +32,10 @@ from torchvision.datasets import ImageFolder
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from featx.config import ExtractConfig
-from featx.extract import extract_features
-from featx.report import table
-from featx.store.reader import open_features
+from featx.commands.extract import extract_features
+from featx.options.extraction import ExtractConfig
+from featx.runtime.text import table
+from featx.store.open import open_features
 
 CASES = [
     ("alexnet", "fc7", "classifier.5", "fp32", 1),

@@ -30,9 +30,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.models import get_model, get_model_weights
 
-from featx.config import FinetuneConfig
-from featx.finetune import finetune_network
-from featx.report import table
+from featx.commands.finetune import finetune_network
+from featx.options.training import FinetuneConfig
+from featx.runtime.text import table
 
 CASES = [
     ("fc8 alone", "conv1-fc7=0,fc8=1e-3", "none", ("classifier.6",)),

@@ -30,25 +30,26 @@ from gpu_picture import draw
 from heads import FOLDS, objective, relu_like
 from torchvision.models import get_model
 
-from featx.activations import Extractor, usable_cores
-from featx.config import ExtractConfig, FinetuneConfig, VerifyConfig
-from featx.device import strict_precision
+from featx.commands.extract import extract_features
+from featx.commands.finetune import finetune_network
+from featx.commands.verify import verify_file
 from featx.errors import VerificationFailed
-from featx.extract import extract_features
-from featx.finetune import finetune_network
-from featx.heads.search import fit_heads
-from featx.heads.solver.path import solve
-from featx.images.feed import BlockReader, run_workers
-from featx.images.on_device import DeviceDecoder
-from featx.images.processes import decoding
-from featx.images.scan import scan
-from featx.networks.mini import MINI_NAMES, SIDE, mini
-from featx.networks.pooling import Pooling
-from featx.progress import Reporter
-from featx.recipe import plan_recipe
-from featx.report import table
-from featx.store.reader import open_features
-from featx.verify import verify_file
+from featx.extraction.engine import Engine
+from featx.extraction.recipe import Recipe
+from featx.heads.model_selection import fit_heads
+from featx.heads.solver.solver import solve
+from featx.images.decode_pool import decoding
+from featx.images.device_decode import DeviceDecoder
+from featx.images.reader import BlockReader
+from featx.images.sources.scan import scan
+from featx.networks.architectures.mini import MINI_NAMES, SIDE, mini
+from featx.options.extraction import ExtractConfig, VerifyConfig
+from featx.options.training import FinetuneConfig
+from featx.runtime.device import strict_precision
+from featx.runtime.progress import Reporter
+from featx.runtime.text import table
+from featx.runtime.threads import run_workers, usable_cores
+from featx.store.open import open_features
 
 GFLOP = {"alexnet": 1.420, "vgg16": 30.93}  # of one image up to fc7
 EXTRACTIONS = [
@@ -132,9 +133,7 @@ def ceilings(bench: Bench) -> None:
 
 def _decoding(bench: Bench) -> dict[str, float]:
     """Images per second of Pillow on all cores, of the device's decoder, and of its resizing."""
-    recipe = plan_recipe(
-        backbone="alexnet", layers="fc7", weights="random:0", pooling=Pooling("none"), device=str(bench.device)
-    )
+    recipe = Recipe.plan(backbone="alexnet", layers="fc7", weights="random:0", pool="none", device=str(bench.device))
     manifest = scan(bench.photos)
     count, size = min(len(manifest), 64 * usable_cores() * (1 if bench.quick else 4)), 64
     reader, stop = BlockReader(manifest, recipe.preprocess, size), threading.Event()
@@ -218,11 +217,11 @@ def _limits_of(found: dict[str, float], decode: str, network: float) -> dict[str
 
 def _network_alone(bench: Bench, name: str, precision: str) -> float:
     """Images per second of the network with blocks on the device already."""
-    recipe = plan_recipe(
-        backbone=name, layers="fc7", weights="random:0", pooling=Pooling("none"), device=str(bench.device),
+    recipe = Recipe.plan(
+        backbone=name, layers="fc7", weights="random:0", pool="none", device=str(bench.device),
         precision=precision,
     )  # fmt: skip
-    extractor = Extractor(recipe)
+    extractor = Engine(recipe)
     count = 1 if bench.quick else 20
     if extractor.gpu is None:
         pixels = np.zeros((recipe.batch_size, 224, 224, 3), np.uint8).transpose(0, 3, 1, 2)

@@ -22,14 +22,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
+from featx.heads.model_selection import fit_heads, folds_of, grid_for
 from featx.heads.normalize import Normalizer
-from featx.heads.search import fit_heads, folds_of, grid_for
-from featx.heads.solver.blocks import Blocks
-from featx.heads.solver.path import Solver, solve
+from featx.heads.solver.linear_algebra.blocks import Blocks
+from featx.heads.solver.solver import Solver, solve
 from featx.heads.solver.targets import Targets
-from featx.heads.split import split_per_class
-from featx.report import table
-from featx.store.reader import open_features
+from featx.heads.splits import split_per_class
+from featx.runtime.text import table
+from featx.store.open import open_features
 
 FOLDS = 5
 TOLERANCES = {"svm": (1e-1, 1e-2, 1e-3, 1e-4), "softmax": (1e-3, 1e-4, 1e-5, 1e-6)}

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from environment import machine
 
-from featx.report import table
+from featx.runtime.text import table
 
 
 def link_photos(photos: Path, folder: Path, count: int) -> None:

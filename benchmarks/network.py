@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 from torchvision.models.feature_extraction import create_feature_extractor
 
-from featx.activations import Extractor
-from featx.networks.pooling import Pooling
-from featx.recipe import plan_recipe
-from featx.report import table
+from featx.extraction.engine import Engine
+from featx.extraction.recipe import Recipe
+from featx.runtime.text import table
 
 CASES = [("alexnet", "fc7", "classifier.5"), ("alexnet", "conv3", "features.7"), ("vgg16", "fc7", "classifier.4")]
 
@@ -46,10 +45,10 @@ def seconds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, fl
 
 def compare(name: str, layer: str, node: str, precision: str, repeats: int) -> list[list[str]]:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-    recipe = plan_recipe(
-        backbone=name, layers=layer, weights="random:0", pooling=Pooling("none"), precision=precision, device="cpu"
+    recipe = Recipe.plan(
+        backbone=name, layers=layer, weights="random:0", pool="none", precision=precision, device="cpu"
     )
-    extractor, count = Extractor(recipe), recipe.batch_size
+    extractor, count = Engine(recipe), recipe.batch_size
     pixels = np.random.default_rng(0).integers(0, 256, (count, 224, 224, 3), np.uint8).transpose(0, 3, 1, 2)
     prepared = extractor._pixels(pixels)
 

@@ -20,10 +20,10 @@ from pathlib import Path
 from environment import machine
 from store import plan
 
-from featx.images.scan import scan
-from featx.report import table
+from featx.distributed.work_queue import Group
+from featx.images.sources.scan import scan
+from featx.runtime.text import table
 from featx.store.writer import FeatureWriter
-from featx.together import Group
 
 
 def resident() -> int:

@@ -20,8 +20,8 @@ import h5py
 import numpy as np
 from environment import machine
 
-from featx.report import table
-from featx.store.reader import open_features
+from featx.runtime.text import table
+from featx.store.open import open_features
 from featx.store.schema import FilePlan, LayerSpec
 from featx.store.writer import FeatureWriter
 

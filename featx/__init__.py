@@ -18,74 +18,82 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
-    from featx.check import CheckReport, check_source
-    from featx.config import (
+    from featx.artifacts.finetuned_run import FinetuneReport
+    from featx.artifacts.head_file import FitReport
+    from featx.artifacts.probe_folder import ProbeReport
+    from featx.commands.check import CheckReport, check_source
+    from featx.commands.evaluate import EvaluateReport, evaluate_head
+    from featx.commands.extract import ExtractReport, extract_features
+    from featx.commands.finetune import finetune_network
+    from featx.commands.fit import fit_softmax, fit_svm
+    from featx.commands.inspect import InspectReport, inspect_file
+    from featx.commands.layers import LayersReport, list_layers
+    from featx.commands.merge import MergeReport, merge_shards
+    from featx.commands.predict import PredictReport, predict_images
+    from featx.commands.probe import probe_layers
+    from featx.commands.verify import VerifyReport, verify_file
+    from featx.errors import FeatxError, ImageError
+    from featx.extraction.in_memory.extractor import Extractor
+    from featx.extraction.in_memory.predictor import Prediction, Predictor
+    from featx.heads.estimators import LinearSVM, Softmax
+    from featx.heads.linear_head import LinearHead
+    from featx.options.extraction import (
         CheckConfig,
         EvaluateConfig,
         ExtractConfig,
-        FinetuneConfig,
-        FitConfig,
         LayersConfig,
         PredictConfig,
-        ProbeConfig,
         VerifyConfig,
     )
-    from featx.errors import FeatxError
-    from featx.evaluate import EvaluateReport, evaluate_head
-    from featx.extract import ExtractReport, extract_features
-    from featx.finetune import FinetuneReport, finetune_network
-    from featx.fit import FitReport, fit_softmax, fit_svm
-    from featx.heads.estimators import LinearSVM, Softmax
-    from featx.heads.linear import LinearHead
-    from featx.inspect import InspectReport, inspect_file
-    from featx.layers import LayersReport, list_layers
-    from featx.merge import MergeReport, merge_shards
-    from featx.predict import PredictReport, predict_images
-    from featx.probe import ProbeReport, probe_layers
-    from featx.store.reader import Features, open_features
-    from featx.verify import VerifyReport, verify_file
+    from featx.options.heads import FitConfig, ProbeConfig
+    from featx.options.training import FinetuneConfig
+    from featx.store.open import open_features
+    from featx.store.reader import Features
 
 _HOME = {
-    "CheckConfig": "featx.config",
-    "CheckReport": "featx.check",
-    "EvaluateConfig": "featx.config",
-    "EvaluateReport": "featx.evaluate",
-    "ExtractConfig": "featx.config",
-    "ExtractReport": "featx.extract",
+    "CheckConfig": "featx.options.extraction",
+    "CheckReport": "featx.commands.check",
+    "EvaluateConfig": "featx.options.extraction",
+    "EvaluateReport": "featx.commands.evaluate",
+    "ExtractConfig": "featx.options.extraction",
+    "ExtractReport": "featx.commands.extract",
+    "Extractor": "featx.extraction.in_memory.extractor",
     "Features": "featx.store.reader",
     "FeatxError": "featx.errors",
-    "FinetuneConfig": "featx.config",
-    "FinetuneReport": "featx.finetune",
-    "FitConfig": "featx.config",
-    "FitReport": "featx.fit",
-    "InspectReport": "featx.inspect",
-    "LayersConfig": "featx.config",
-    "LayersReport": "featx.layers",
-    "LinearHead": "featx.heads.linear",
+    "FinetuneConfig": "featx.options.training",
+    "FinetuneReport": "featx.artifacts.finetuned_run",
+    "FitConfig": "featx.options.heads",
+    "FitReport": "featx.artifacts.head_file",
+    "ImageError": "featx.errors",
+    "InspectReport": "featx.commands.inspect",
+    "LayersConfig": "featx.options.extraction",
+    "LayersReport": "featx.commands.layers",
+    "LinearHead": "featx.heads.linear_head",
     "LinearSVM": "featx.heads.estimators",
-    "MergeReport": "featx.merge",
-    "PredictConfig": "featx.config",
-    "PredictReport": "featx.predict",
-    "ProbeConfig": "featx.config",
-    "ProbeReport": "featx.probe",
+    "MergeReport": "featx.commands.merge",
+    "PredictConfig": "featx.options.extraction",
+    "PredictReport": "featx.commands.predict",
+    "Prediction": "featx.extraction.in_memory.predictor",
+    "Predictor": "featx.extraction.in_memory.predictor",
+    "ProbeConfig": "featx.options.heads",
+    "ProbeReport": "featx.artifacts.probe_folder",
     "Softmax": "featx.heads.estimators",
-    "VerifyConfig": "featx.config",
-    "VerifyReport": "featx.verify",
-    "check_source": "featx.check",
-    "evaluate_head": "featx.evaluate",
-    "extract_features": "featx.extract",
-    "finetune_network": "featx.finetune",
-    "fit_softmax": "featx.fit",
-    "fit_svm": "featx.fit",
-    "inspect_file": "featx.inspect",
-    "list_layers": "featx.layers",
-    "merge_shards": "featx.merge",
-    "open_features": "featx.store.reader",
-    "predict_images": "featx.predict",
-    "probe_layers": "featx.probe",
-    "verify_file": "featx.verify",
+    "VerifyConfig": "featx.options.extraction",
+    "VerifyReport": "featx.commands.verify",
+    "check_source": "featx.commands.check",
+    "evaluate_head": "featx.commands.evaluate",
+    "extract_features": "featx.commands.extract",
+    "finetune_network": "featx.commands.finetune",
+    "fit_softmax": "featx.commands.fit",
+    "fit_svm": "featx.commands.fit",
+    "inspect_file": "featx.commands.inspect",
+    "list_layers": "featx.commands.layers",
+    "merge_shards": "featx.commands.merge",
+    "open_features": "featx.store.open",
+    "predict_images": "featx.commands.predict",
+    "probe_layers": "featx.commands.probe",
+    "verify_file": "featx.commands.verify",
 }
-
 __all__ = [  # defined by __getattr__
     "CheckConfig",
     "CheckReport",
@@ -93,12 +101,14 @@ __all__ = [  # defined by __getattr__
     "EvaluateReport",
     "ExtractConfig",
     "ExtractReport",
+    "Extractor",
     "Features",
     "FeatxError",
     "FinetuneConfig",
     "FinetuneReport",
     "FitConfig",
     "FitReport",
+    "ImageError",
     "InspectReport",
     "LayersConfig",
     "LayersReport",
@@ -107,6 +117,8 @@ __all__ = [  # defined by __getattr__
     "MergeReport",
     "PredictConfig",
     "PredictReport",
+    "Prediction",
+    "Predictor",
     "ProbeConfig",
     "ProbeReport",
     "Softmax",

@@ -1,7 +1,7 @@
-"""The command line: options in, one call, one summary out. It and `featx.cli_options` know click.
+"""The command line: options in, one call, one summary out. It and `featx.options.click_options` know click.
 
 Results go to standard output, plans, progress and warnings to standard error. Options come from flags, then
-FEATX_* variables, then --config FILE.yaml, then the defaults in `featx.config`.
+FEATX_* variables, then --config FILE.yaml, then the defaults in `featx.options`.
 """
 
 from __future__ import annotations
@@ -17,26 +17,25 @@ from typing import TYPE_CHECKING
 import click
 
 from featx import __version__
-from featx.cli_options import PATH, common, options_of
-from featx.config import (
+from featx.errors import DiskError, FeatxError
+from featx.options.click_options import PATH, common, options_of, output_option
+from featx.options.extraction import (
     CheckConfig,
     EvaluateConfig,
     ExtractConfig,
-    FinetuneConfig,
-    FitConfig,
     LayersConfig,
     PredictConfig,
-    ProbeConfig,
     VerifyConfig,
 )
-from featx.errors import DiskError, FeatxError
-from featx.lean_import import importing, spare_the_compiler, spare_the_meta_kernels, want_the_compiler
-from featx.progress import StderrReporter
+from featx.options.heads import FitConfig, ProbeConfig
+from featx.options.training import FinetuneConfig
+from featx.runtime.progress import StderrReporter
 
 if TYPE_CHECKING:
-    from featx.report import Report
+    from featx.runtime.report import Report
 
 INTERRUPTED = 130
+COMPUTING = ("check", "evaluate", "extract", "finetune", "predict", "probe")  # they run networks
 
 
 def show(report: Report, as_json: bool) -> None:
@@ -44,9 +43,10 @@ def show(report: Report, as_json: bool) -> None:
     click.echo(json.dumps(report.to_json()) if as_json else str(report).encode("utf-8", "backslashreplace").decode())
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="featx")
-def commands() -> None:
+@click.pass_context
+def commands(ctx: click.Context) -> None:
     """Deep features you can trust, and linear heads on top of them.
 
     \b
@@ -55,6 +55,10 @@ def commands() -> None:
     featx fit-svm photos.h5 -l fc7 -o head.safetensors
     featx predict head.safetensors more-photos/ -o predictions.csv
     """
+    if ctx.invoked_subcommand in COMPUTING:
+        from featx.runtime.memory import keep_freed_memory
+
+        keep_freed_memory()
 
 
 @commands.command("layers")
@@ -67,8 +71,7 @@ def layers_command(net: str, config: LayersConfig, as_json: bool) -> None:
     \b
     featx layers vgg16
     """
-    with importing():
-        from featx.layers import list_layers
+    from featx.commands.layers import list_layers
 
     show(list_layers(net, config), as_json)
 
@@ -83,7 +86,7 @@ def weights_command(ctx: click.Context, as_json: bool) -> None:
     featx weights
     featx weights fetch alexnet vgg16
     """
-    from featx.weights import list_weights
+    from featx.commands.weights import list_weights
 
     if ctx.invoked_subcommand is None:
         show(list_weights(), as_json)
@@ -93,19 +96,19 @@ def weights_command(ctx: click.Context, as_json: bool) -> None:
 @click.argument("nets", nargs=-1)
 @common
 def weights_fetch_command(nets: tuple[str, ...], as_json: bool) -> None:
-    """Download the weights of NETS for use without a network.
+    """Download the weights of NETS, for use without a network connection.
 
     \b
     featx weights fetch alexnet vgg16
     """
-    from featx.weights import fetch_all
+    from featx.commands.weights import fetch_all
 
     show(fetch_all(nets, reporter=StderrReporter()), as_json)
 
 
 @commands.command("extract")
 @click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The features file to make.", metavar="FILE")
+@output_option("The features file to make.", required=True)
 @options_of(ExtractConfig)
 @common
 def extract_command(source: Path, output: Path, config: ExtractConfig, as_json: bool) -> None:
@@ -116,27 +119,26 @@ def extract_command(source: Path, output: Path, config: ExtractConfig, as_json: 
     \b
     featx extract photos/ -b alexnet -l fc6,fc7 -o photos.h5
     """
-    spare_the_meta_kernels()
-    from featx.extract import extract_features
-    from featx.together import join_group
+    from featx.commands.extract import extract_features
+    from featx.distributed.work_queue import join_group
 
-    group = join_group(config.shard)
-    report = extract_features(source, output, config, group=group, reporter=StderrReporter())
-    if group is None or group.is_first:
+    queue = join_group(config.shard)
+    report = extract_features(source, output, config, queue=queue, reporter=StderrReporter())
+    if queue is None or queue.is_first:
         show(report, as_json)
 
 
 @commands.command("merge")
 @click.argument("shards", type=PATH, nargs=-1, required=True)
-@click.option("-o", "--output", type=PATH, required=True, help="The features file to make.", metavar="FILE")
+@output_option("The features file to make.", required=True)
 @common
 def merge_command(shards: tuple[Path, ...], output: Path, as_json: bool) -> None:
-    """Join SHARDS, the files of `featx extract --shard I/N` or folders of them, into one features file.
+    """Merge SHARDS, the files of `featx extract --shard I/N` or folders of them, into one features file.
 
     \b
     featx merge parts/ -o photos.h5
     """
-    from featx.merge import merge_shards
+    from featx.commands.merge import merge_shards
 
     show(merge_shards(shards, output, reporter=StderrReporter()), as_json)
 
@@ -146,12 +148,12 @@ def merge_command(shards: tuple[Path, ...], output: Path, as_json: bool) -> None
 @options_of(CheckConfig)
 @common
 def check_command(source: Path, config: CheckConfig, as_json: bool) -> None:
-    """Look at the images of SOURCE before a run: bad files, duplicates, time and disk needed.
+    """Check the images of SOURCE before a run: bad files, duplicates, time and disk needed.
 
     \b
     featx check photos/
     """
-    from featx.check import check_source
+    from featx.commands.check import check_source
 
     show(check_source(source, config, reporter=StderrReporter()), as_json)
 
@@ -160,12 +162,12 @@ def check_command(source: Path, config: CheckConfig, as_json: bool) -> None:
 @click.argument("file", type=PATH)
 @common
 def inspect_command(file: Path, as_json: bool) -> None:
-    """Tell what is inside a features FILE: provenance, counts, failures, suspicious columns.
+    """Show what is inside a features FILE: provenance, counts, failures, suspicious columns.
 
     \b
     featx inspect photos.h5
     """
-    from featx.inspect import inspect_file
+    from featx.commands.inspect import inspect_file
 
     show(inspect_file(file), as_json)
 
@@ -175,20 +177,19 @@ def inspect_command(file: Path, as_json: bool) -> None:
 @options_of(VerifyConfig)
 @common
 def verify_command(file: Path, config: VerifyConfig, as_json: bool) -> None:
-    """Recompute rows of a features FILE one by one with PyTorch and torchvision alone, and compare.
+    """Verify a features FILE: recompute rows one by one with PyTorch and torchvision alone, and compare.
 
     \b
     featx verify photos.h5 --rows 64
     """
-    with importing():
-        from featx.verify import verify_file
+    from featx.commands.verify import verify_file
 
     show(verify_file(file, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("fit-svm")
 @click.argument("features", type=PATH)
-@click.option("-o", "--output", type=PATH, help="The head to save; without it, only the report.", metavar="FILE")
+@output_option("The head to save; without it, only the report.")
 @options_of(FitConfig)
 @common
 def fit_svm_command(features: Path, output: Path | None, config: FitConfig, as_json: bool) -> None:
@@ -197,15 +198,14 @@ def fit_svm_command(features: Path, output: Path | None, config: FitConfig, as_j
     \b
     featx fit-svm photos.h5 -l fc7 --c auto -o head.safetensors
     """
-    with importing():
-        from featx.fit import fit_svm
+    from featx.commands.fit import fit_svm
 
     show(fit_svm(features, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("fit-softmax")
 @click.argument("features", type=PATH)
-@click.option("-o", "--output", type=PATH, help="The head to save; without it, only the report.", metavar="FILE")
+@output_option("The head to save; without it, only the report.")
 @options_of(FitConfig)
 @common
 def fit_softmax_command(features: Path, output: Path | None, config: FitConfig, as_json: bool) -> None:
@@ -214,40 +214,38 @@ def fit_softmax_command(features: Path, output: Path | None, config: FitConfig, 
     \b
     featx fit-softmax photos.h5 -l fc7 --per-class 30 -o head.safetensors
     """
-    with importing():
-        from featx.fit import fit_softmax
+    from featx.commands.fit import fit_softmax
 
     show(fit_softmax(features, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("finetune")
 @click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="Folder of the run.", metavar="FOLDER")
+@output_option("Folder of the run.", metavar="FOLDER", required=True)
 @options_of(FinetuneConfig)
 @common
 def finetune_command(source: Path, output: Path, config: FinetuneConfig, as_json: bool) -> None:
-    """Retrain a network on the labelled images of SOURCE, with a learning rate for every layer.
+    """Fine-tune a network on the labelled images of SOURCE, with a learning rate for every layer.
 
-    The same command again goes on where an interrupted run has stopped. With several processes or GPUs:
+    The same command again resumes an interrupted run. With several processes or GPUs:
     torchrun --nproc-per-node N -m featx finetune ...
 
     \b
-    featx finetune photos/ -b alexnet --lr "conv1-conv3=0, conv4-conv5=1e-4, fc6-fc7=1e-3, fc8=1e-2" -o run/
+    featx finetune photos/ -b alexnet -o run/ \\
+        --lr "conv1-conv3=0, conv4-conv5=1e-4, fc6-fc7=1e-3, fc8=1e-2"
     featx finetune photos/ -b vgg16 --lr fc -o run/
     """
-    if config.compile:
-        want_the_compiler()
-    with importing():
-        from featx.finetune import finetune_network
+    from featx.commands.finetune import finetune_network
+    from featx.runtime.environment import read_environment
 
     report = finetune_network(source, output, config, reporter=StderrReporter())
-    if os.environ.get("RANK", "0") == "0":  # the first of torchrun's processes speaks for all
+    if read_environment().is_first:  # the first of torchrun's processes speaks for all
         show(report, as_json)
 
 
 @commands.command("probe")
 @click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Folder for table and picture.", metavar="FOLDER")
+@output_option("Folder for table and picture.", metavar="FOLDER")
 @options_of(ProbeConfig)
 @common
 def probe_command(source: Path, output: Path | None, config: ProbeConfig, as_json: bool) -> None:
@@ -256,8 +254,7 @@ def probe_command(source: Path, output: Path | None, config: ProbeConfig, as_jso
     \b
     featx probe photos.h5 --per-class 30 --repeats 10 -o probe/
     """
-    with importing():
-        from featx.probe import probe_layers
+    from featx.commands.probe import probe_layers
 
     show(probe_layers(source, output, config, reporter=StderrReporter()), as_json)
 
@@ -265,7 +262,7 @@ def probe_command(source: Path, output: Path | None, config: ProbeConfig, as_jso
 @commands.command("predict")
 @click.argument("head", type=PATH)
 @click.argument("source", type=PATH)
-@click.option("-o", "--output", type=PATH, required=True, help="The CSV file to write.", metavar="FILE")
+@output_option("The CSV file to write.", required=True)
 @options_of(PredictConfig)
 @common
 def predict_command(head: Path, source: Path, output: Path, config: PredictConfig, as_json: bool) -> None:
@@ -274,8 +271,7 @@ def predict_command(head: Path, source: Path, output: Path, config: PredictConfi
     \b
     featx predict head.safetensors more-photos/ -o predictions.csv
     """
-    with importing():
-        from featx.predict import predict_images
+    from featx.commands.predict import predict_images
 
     show(predict_images(head, source, output, config, reporter=StderrReporter()), as_json)
 
@@ -283,18 +279,17 @@ def predict_command(head: Path, source: Path, output: Path, config: PredictConfi
 @commands.command("evaluate")
 @click.argument("head", type=PATH)
 @click.argument("features", type=PATH)
-@click.option("-o", "--output", type=PATH, help="Keep the report here, as JSON.", metavar="FILE")
+@output_option("Save the report here, as JSON.")
 @options_of(EvaluateConfig)
 @common
 def evaluate_command(head: Path, features: Path, output: Path | None, config: EvaluateConfig, as_json: bool) -> None:
-    """Measure a HEAD on the labelled rows of FEATURES, or a fine-tuned network (its folder) on labelled images.
+    """Evaluate a HEAD on the labelled rows of FEATURES, or a fine-tuned network (its folder) on labelled images.
 
     \b
     featx evaluate head.safetensors test-photos.h5
     featx evaluate run/ test-photos/ -o report.json
     """
-    with importing():
-        from featx.evaluate import evaluate_head
+    from featx.commands.evaluate import evaluate_head
 
     show(evaluate_head(head, features, config, output=output, reporter=StderrReporter()), as_json)
 
@@ -304,7 +299,6 @@ def main(arguments: list[str] | None = None) -> None:
 
     With FEATX_TRACEBACK=1 an unexpected error shows where it happened.
     """
-    spare_the_compiler()
     # Threads that wait for each other sleep instead of spinning: alone a command takes as long, and beside another on
     # the same cores it does not burn the other's time. Read when PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

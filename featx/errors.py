@@ -11,8 +11,9 @@ FeatxError                      exit  when
 │   └── LabelError                    the labels do not allow what was asked
 ├── WeightsUnavailable             1  a download failed; trying again later may work
 ├── WeightsMismatch                4  a checkpoint does not fit the network, or its hash is wrong
-├── PlanMismatch                   4  the output belongs to another plan
+├── PlanMismatch                   4  the output was made with other settings
 │   └── FeaturesMismatch              a head was given features of another layer or network
+├── ImageError                     3  an image given to the library cannot be used
 ├── TooManyBadImages               3  more failures than --max-bad allows
 ├── VerificationFailed             5  recomputed rows differ from the file
 ├── OutOfMemory                    1  the GPU has too little memory even for one image
@@ -20,13 +21,15 @@ FeatxError                      exit  when
 ├── DiskError                     74  not enough space, or the disk refused
 └── Interrupted             75/130/143  stopped half-way; the same command resumes
 
-The numeric layers say what is wrong, the verbs add which file, layer and image, and `cli.py` turns the
-result into one line and the exit status.
+The numeric layers say what is wrong, the commands add which file, layer and image, and `cli.py` prints one line
+and chooses the exit status.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 
 class FeatxError(Exception):
@@ -99,6 +102,16 @@ class PlanMismatch(FeatxError):
 
 class FeaturesMismatch(PlanMismatch):
     """A head was given features of another layer, network or preprocessing."""
+
+
+class ImageError(FeatxError):
+    """An image given to an Extractor or a Predictor cannot be used; `failures` says which and why."""
+
+    exit_status = 3
+
+    def __init__(self, message: str, failures: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.failures = list(failures)
 
 
 class TooManyBadImages(FeatxError):

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featx.images.decode import Status
+from featx.status import Status
 
 Colour = tuple[int, int, int]
 SIZE = (60, 48)

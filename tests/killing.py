@@ -17,11 +17,11 @@ import sys
 import time
 from pathlib import Path
 
-import featx.activations  # noqa: F401  # imported before the forks, not in each
-from featx.config import ExtractConfig
+import featx.extraction.engine  # noqa: F401  # imported before the forks, not in each
+from featx.commands.extract import extract_features
 from featx.errors import FileFormatError
-from featx.extract import extract_features
-from featx.store.reader import open_features
+from featx.options.extraction import ExtractConfig
+from featx.store.open import open_features
 from featx.store.schema import partial_path
 
 CONFIG = ExtractConfig(

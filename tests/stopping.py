@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from featx.errors import FileFormatError
-from featx.store.reader import open_features
-from featx.store.schema import DONE
+from featx.status import Status
+from featx.store.open import open_features
 
 # A program that runs a command and fails if that has loaded torch.
 WITHOUT_TORCH = (
@@ -32,7 +32,7 @@ def stop_half_way(arguments: Sequence[str], half: Path, results: Sequence[Path],
         running = subprocess.Popen([sys.executable, "-m", "featx", *arguments], stderr=subprocess.DEVNULL)
         while running.poll() is None:
             with contextlib.suppress(FileFormatError):  # not there yet, or gone again
-                if (open_features(half, partial=True).status == DONE).sum() >= 4:
+                if (open_features(half, partial=True).status == Status.DONE).sum() >= 4:
                     running.send_signal(how)
                     break
             time.sleep(0.002)

@@ -12,9 +12,11 @@ import pytest
 from conftest import clusters, write_features, write_photo
 
 from featx.cli import commands
-from featx.config import ExtractConfig, FinetuneConfig, FitConfig
 from featx.errors import FeatxError, UsageError
-from featx.options import Config
+from featx.options.extraction import ExtractConfig
+from featx.options.heads import FitConfig
+from featx.options.option import Config
+from featx.options.training import FinetuneConfig
 
 DOCS = Path(__file__).parents[1]
 NET = ("-b", "squeezenet1_1", "-l", "classifier.1", "-w", "random:0", "--device", "cpu")

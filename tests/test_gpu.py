@@ -15,26 +15,27 @@ import torch
 from conftest import write_photo
 from corpus import write_corpus
 from safetensors.torch import load_file
-from test_on_gpu import recipe_for, streamed
+from test_cuda import recipe_for, streamed
 
-from featx.activations import Extractor
-from featx.config import ExtractConfig, FinetuneConfig, FitConfig, PredictConfig, ProbeConfig, VerifyConfig
-from featx.extract import extract_features
-from featx.finetune import finetune_network
-from featx.fit import fit_softmax, fit_svm
-from featx.heads.solver.path import solve
-from featx.images.decode import Decoder, Status
-from featx.images.feed import Encoded
-from featx.images.on_device import DeviceDecoder, quiet_torchvision
-from featx.networks.mini import shipped_weights
-from featx.networks.pooling import Pooling
-from featx.on_gpu import GpuPipeline
-from featx.predict import predict_images
-from featx.probe import probe_layers
-from featx.recipe import plan_recipe
-from featx.resident import ResidentLayers
-from featx.store.reader import open_features
-from featx.verify import verify_file
+from featx.commands.extract import extract_features
+from featx.commands.finetune import finetune_network
+from featx.commands.fit import fit_softmax, fit_svm
+from featx.commands.predict import predict_images
+from featx.commands.probe import probe_layers
+from featx.commands.verify import verify_file
+from featx.extraction.cuda import GpuPipeline
+from featx.extraction.device_cache import DeviceCache
+from featx.extraction.engine import Engine
+from featx.extraction.recipe import Recipe
+from featx.heads.solver.solver import solve
+from featx.images.block import Encoded
+from featx.images.device_decode import DeviceDecoder, quiet_torchvision
+from featx.networks.weights import weights_of
+from featx.options.extraction import ExtractConfig, PredictConfig, VerifyConfig
+from featx.options.heads import FitConfig, ProbeConfig
+from featx.options.training import FinetuneConfig
+from featx.status import Decoder, Status
+from featx.store.open import open_features
 
 pytestmark = [
     pytest.mark.gpu,
@@ -87,9 +88,9 @@ def test_tf32_is_off_unless_asked_for(photos, tmp_path):
 
 @pytest.mark.parametrize("name", ["alexnet", "vgg16", "resnet18", "vgg-mini"])
 def test_a_graph_gives_what_the_same_network_gives_kernel_by_kernel(name):
-    recipe = plan_recipe(backbone=name, layers="all", weights="random:0", pooling=Pooling("avg"), device="cuda",
+    recipe = Recipe.plan(backbone=name, layers="all", weights="random:0", pool="avg", device="cuda",
                          batch_size=8)  # fmt: skip
-    extractor, side = Extractor(recipe), recipe.preprocess.crop
+    extractor, side = Engine(recipe), recipe.preprocess.crop
     assert extractor.gpu is not None
     assert extractor.gpu.is_graph
     pixels = np.random.default_rng(0).integers(0, 256, (8, side, side, 3), np.uint8)
@@ -117,10 +118,10 @@ def test_what_waits_for_the_device_half_way_runs_kernel_by_kernel():
 
 
 def test_too_little_memory_changes_nothing_but_the_rounding():
-    recipe = plan_recipe(backbone="alexnet", layers="conv1,fc7", weights="random:0", pooling=Pooling("avg"),
+    recipe = Recipe.plan(backbone="alexnet", layers="conv1,fc7", weights="random:0", pool="avg",
                          device="cuda", batch_size=256)  # fmt: skip
     pixels = np.random.default_rng(0).integers(0, 256, (256, 224, 224, 3), np.uint8).transpose(0, 3, 1, 2)
-    extractor = Extractor(recipe)
+    extractor = Engine(recipe)
     whole = extractor(pixels)
     assert extractor.gpu is not None
     assert extractor.gpu.rows == 256
@@ -131,7 +132,7 @@ def test_too_little_memory_changes_nothing_but_the_rounding():
     )
     torch.cuda.set_per_process_memory_fraction((used + room) / torch.cuda.mem_get_info()[1])
     try:
-        short = Extractor(recipe)
+        short = Engine(recipe)
         parts = short(pixels)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
@@ -233,7 +234,7 @@ def test_extraction_and_head_on_the_gpu_classify_as_on_the_cpu(many, tmp_path):
 
 
 def test_layers_stay_on_the_gpu_between_extraction_and_heads(many, tmp_path):
-    resident = ResidentLayers()
+    resident = DeviceCache()
     options = {"layers": "conv5,fc7", "weights": "random:0", "device": "cuda", "batch_size": 16}
     extract_features(many, tmp_path / "f.h5", ExtractConfig(**options), resident=resident)
     features = open_features(tmp_path / "f.h5")
@@ -279,7 +280,7 @@ def test_images_kept_on_the_gpu_train_to_the_same_weights_as_images_decoded_each
 
 def test_frozen_layers_are_unchanged_to_the_last_bit_in_bf16_too(many, tmp_path):
     state = tuned(many, tmp_path / "run", precision="bf16")
-    shipped = load_file(shipped_weights("alexnet-mini"))
+    shipped = load_file(weights_of("alexnet-mini", "default").file)
     frozen = [
         name for name in shipped if name.startswith(("features.0.", "features.1.", "features.4.", "features.5."))
     ]

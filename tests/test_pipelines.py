@@ -20,9 +20,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from featx.config import ExtractConfig, FitConfig
-from featx.extract import extract_features
-from featx.fit import fit_svm
+from featx.commands.extract import extract_features
+from featx.commands.fit import fit_svm
+from featx.options.extraction import ExtractConfig
+from featx.options.heads import FitConfig
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted(p.relative_to(ROOT) for p in (ROOT / "pipelines").rglob("*") if p.is_file() and p.suffix != ".pyc")

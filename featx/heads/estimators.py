@@ -8,17 +8,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from scipy.special import log_softmax
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from featx.device import choose_device, free_memory, strict_precision
 from featx.heads.normalize import Normalizer
-from featx.heads.solver.blocks import Blocks
-from featx.heads.solver.path import TOLERANCE, Solver
+from featx.heads.solver.linear_algebra.blocks import Blocks
+from featx.heads.solver.solver import TOLERANCE, Solver
 from featx.heads.solver.targets import Targets
+from featx.runtime.device import choose_device, strict_precision
+from featx.runtime.memory import free_memory
 
 Array = npt.NDArray[Any]
 
@@ -70,7 +72,7 @@ class _LinearEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
             blocks, targets, intercept=intercept, scaling=scaling, tolerance=self.tol, memory_bytes=memory // 2
         )
         solver.at(float(self.C))
-        found = solver.solution(solver.points(), float(self.C))
+        found = solver.solution(solver.coef(), float(self.C))
         if not found.certified.all():
             warnings.warn(
                 f"the optimum is proven to {found.gap:.1e} of the objective only, not to {self.tol:g}",
@@ -175,8 +177,7 @@ class Softmax(_LinearEstimator):
         scores = self.decision_function(X)
         if scores.ndim == 1:
             scores = np.column_stack([-scores / 2, scores / 2])
-        shifted = scores - scores.max(axis=1, keepdims=True)
-        found: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        found: Array = log_softmax(scores, axis=1)
         return found
 
 

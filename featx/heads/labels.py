@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 SEPARATOR = "|"
-
 Labels = npt.NDArray[np.int32] | npt.NDArray[np.bool_]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from featx.report import printable, table
+from featx.runtime.text import printable, table
 
 TOP = 5
 SHOWN_CLASSES = 12

@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 BLOCK_BYTES = 64 << 20  # of float64 values read at a time
-
 Array = npt.NDArray[np.floating]  # float32 or float64, whichever comes
 
 

@@ -5,18 +5,17 @@ Every kind of image has one defined conversion; see `to_rgb`. Nothing is guessed
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import lzma
 import os
 import stat
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
-from enum import IntEnum
 from pathlib import Path
 
 import numpy as np
@@ -24,40 +23,16 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from featx.status import Status
+
 Image.init()  # Pillow knows only five formats until something makes it look for the others
+
+
 ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF")
 FORMATS = tuple(name for name in ALLOWED_FORMATS if name in Image.OPEN)  # some builds have no AVIF
 MAX_FILE_BYTES = 1 << 30
 MAX_PIXELS = 89_478_485  # Pillow's own threshold: a quarter of a gibibyte as RGB
 ORIENTATION_TAG = 0x0112
-
-
-class Status(IntEnum):
-    """The byte in /images/status: what became of an image."""
-
-    PENDING = 0
-    DONE = 1
-    MISSING = 2
-    UNREADABLE = 3
-    EMPTY = 4
-    NOT_AN_IMAGE = 5
-    DAMAGED = 6
-    TOO_LARGE = 7
-    UNSUPPORTED = 8
-    SPECIAL_FILE = 9
-
-
-class Decoder(IntEnum):
-    """The byte in /images/decoder: what made the pixels."""
-
-    PILLOW = 0
-    NVJPEG = 1
-    FAST = 2
-
-    @property
-    def title(self) -> str:
-        """As people know it."""
-        return {Decoder.PILLOW: "Pillow", Decoder.NVJPEG: "nvJPEG", Decoder.FAST: "libjpeg-turbo and PyTorch"}[self]
 
 
 class BadImage(Exception):
@@ -68,13 +43,43 @@ class BadImage(Exception):
         self.status = status
 
 
-@contextmanager
-def quiet_pillow() -> Iterator[None]:
-    """Silence Pillow's warnings about files: what they mean for a feature is stated as a failure or conversion."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
+class _PillowSettings:
+    """Pillow's process-wide settings as featx needs them, while anything of featx decodes; a host's are put back."""
+
+    def __init__(self) -> None:
+        self._lock, self._users = threading.Lock(), 0
+        self._before: tuple[int | None, bool] = (MAX_PIXELS, False)
+        self._warnings: warnings.catch_warnings[None] | None = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users > 1:
+                return
+            self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+            # Half a picture is no picture.
+            Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = MAX_PIXELS, False
+            self._warnings = warnings.catch_warnings()
+            self._warnings.__enter__()
+            # What they mean for a feature is stated as a failure or conversion.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0 and self._warnings is not None:
+                Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = self._before
+                self._warnings.__exit__(None, None, None)
+                self._warnings = None
+
+
+_SETTINGS = _PillowSettings()
+
+
+def pillow_settings() -> contextlib.AbstractContextManager[None]:
+    """Pillow with featx's limits and without warnings inside; to be entered by any number of threads."""
+    return _SETTINGS
 
 
 def decoder_version() -> str:
@@ -135,9 +140,9 @@ def open_image(content: bytes) -> Image.Image:
     Raises:
         BadImage: no image of an allowed format, or more than 89 million pixels.
     """
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS  # a host program may have set another
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        with pillow_settings():
+            image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise BadImage(Status.NOT_AN_IMAGE, f"no image of a known format; begins with {content[:8]!r}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -172,7 +177,11 @@ def decode(content: bytes, *, exif: bool = False) -> tuple[Image.Image, int]:
     Raises:
         BadImage: see `Status`.
     """
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # a host program may have set it: half a picture is no picture
+    with pillow_settings():
+        return _decode(content, exif=exif)
+
+
+def _decode(content: bytes, *, exif: bool) -> tuple[Image.Image, int]:
     image = open_image(content)
     orientation = orientation_of(image)
     if image.format == "PNG":

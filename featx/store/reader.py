@@ -14,37 +14,16 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featx.atomic import is_hdf5, refuse_special_file
 from featx.errors import FileFormatError, LabelError, UnknownLayer
+from featx.runtime.files import is_hdf5, refuse_special_file
+from featx.runtime.text import printable
+from featx.status import Decoder, Status
 from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance
-from featx.store.schema import DONE, MAX_DECODER, MAX_STATUS, PENDING, LayerSpec, partial_path
+from featx.store.schema import LayerSpec, partial_path
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
-
-
-def open_features(path: str | os.PathLike[str], *, partial: bool = False) -> Features:
-    """Open a features file for reading.
-
-    Args:
-        partial: also accept a file that is not finished; its pending rows mean nothing.
-
-    Raises:
-        FileFormatError: not there, not a features file, or not finished.
-
-    Example:
-        features = featx.open_features("photos.h5")
-        features["fc7"]              # (N, 4096) array, mapped from the file
-        X, y = features.xy("fc7")    # the labelled rows, for scikit-learn
-    """
-    features = Features(Path(path))
-    if not partial and not features.complete:
-        raise FileFormatError(
-            f"{path} is not finished: {features.count(PENDING)} of {len(features)} images are still to be done. "
-            f"Run the same extract command again"
-        )
-    return features
 
 
 @dataclass(frozen=True)
@@ -104,9 +83,9 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         ):
             if len(index) and not (index.min() >= -1 and index.max() < len(names)):
                 raise ValueError(f"/images/{name} points outside of its {len(names)} names")
-        if len(self.status) and self.status.max() > MAX_STATUS:
+        if len(self.status) and self.status.max() > max(Status):
             raise ValueError(f"/images/status holds {self.status.max()}, which means nothing")
-        if len(self.decoder) and self.decoder.max() > MAX_DECODER:
+        if len(self.decoder) and self.decoder.max() > max(Decoder):
             raise ValueError(f"/images/decoder holds {self.decoder.max()}, which means nothing")
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -219,12 +198,19 @@ class Features(Mapping[str, npt.NDArray[Any]]):
 
     def failures(self) -> list[Failure]:
         """The images that failed, in order."""
-        rows = np.flatnonzero(self.status > DONE)
+        rows = np.flatnonzero(self.status > Status.DONE)
         reasons = self._map("images/reason")
         return [
             Failure(int(row), self.paths[row], int(self.status[row]), reasons[row].decode(errors="replace"))
             for row in rows
         ]
+
+    def damaged_row(self, layer: str, row: int) -> FileFormatError:
+        """What to say of a row that holds NaN although the file calls it done."""
+        return FileFormatError(
+            f"{self.path}: {layer} of {printable(self.paths[row])} (row {row}) holds NaN or infinite values although "
+            f"the image counts as done; run featx verify {self.path}"
+        )
 
     def usable(self, split: str | None = None) -> npt.NDArray[np.intp]:
         """The rows that are done and labelled, in order.
@@ -232,7 +218,7 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         Raises:
             LabelError: the file has no such split.
         """
-        usable = (self.status == DONE) & (self.labels >= 0)
+        usable = (self.status == Status.DONE) & (self.labels >= 0)
         if split is not None:
             if split not in self.splits:
                 have = ", ".join(self.splits) or "none"
@@ -245,15 +231,18 @@ class Features(Mapping[str, npt.NDArray[Any]]):
     ) -> tuple[npt.NDArray[Any], npt.NDArray[np.int32]]:
         """X (n, D) and y (n,) of the labelled, successful rows; maps are flattened. Not copied if all rows are."""
         rows = self.usable(split)
-        values = self[self.only_layer(layer)]
-        values = values.reshape(len(values), -1)
-        if len(rows) < len(values):
-            values = values[rows]
+        name = self.only_layer(layer)
+        values = self._rows(name, rows) if len(rows) < len(self) else self[name].reshape(len(self), -1)
         return values, self.labels[rows]
+
+    def _rows(self, layer: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
+        """(n, D) of some rows of a layer, a copy."""
+        found: npt.NDArray[Any] = self[layer].reshape(len(self), -1)[rows]
+        return found
 
     def dataset(self, layer: str | None = None, split: str | None = None) -> Dataset[tuple[Tensor, int]]:
         """A torch Dataset of (features, label) over the labelled, successful rows."""
-        from featx.store.dataset import FeatureDataset
+        from featx.store.torch_dataset import FeatureDataset
 
         return FeatureDataset(self, self.only_layer(layer), self.usable(split))
 

@@ -23,10 +23,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -36,8 +37,6 @@ from featx.errors import FileFormatError
 
 FORMAT = "featx"
 SCHEMA = 1
-PENDING, DONE, MAX_STATUS = 0, 1, 9  # from 2 on: the kinds of failure, see featx.images.decode.Status
-MAX_DECODER = 2  # see featx.images.decode.Decoder
 REASON_BYTES = 120
 _ALIGNMENT = 64  # bytes: every array starts where any processor likes to read
 _HEAD_BYTES = 1 << 16  # the root's attributes are created first and lie well within this
@@ -207,22 +206,42 @@ def complete_offset(path: Path) -> int:
     return position + 16 + 16 + 8
 
 
-def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """What two provenances disagree on, one text each: "precision: fp32 in the file, bf16 asked for"."""
-    found: list[str] = []
+class Difference(NamedTuple):
+    """One entry that two plans disagree on, as text: `crop 224, now 256`."""
+
+    key: str
+    stored: str
+    asked: str
+
+    def __str__(self) -> str:
+        if self.key == "images":
+            return "other images, labels or splits"
+        return f"{self.key} {self.stored}, now {self.asked}"
+
+
+def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[Difference]:
+    """What two plans disagree on; an entry of `request` is named as the option it was given by.
+
+    >>> [str(one) for one in differences({"request": {"batch_size": None}}, {"request": {"batch_size": 4}})]
+    ['--batch-size default, now 4']
+    """
+    found: list[Difference] = []
     for key in sorted({*stored, *asked}):
         have, want = stored.get(key), asked.get(key)
+        if have == want:
+            continue
         if isinstance(have, Mapping) and isinstance(want, Mapping):
-            found += differences(have, want, f"{prefix}{key}.")
-        elif key == "images" and have != want:
-            found.append("images: the file was begun for another list of images, labels or splits")
-        elif have != want:
-            found.append(f"{prefix}{key}: {_brief(have)} in the file, {_brief(want)} asked for")
+            found += differences(have, want, "--" if key == "request" else f"{prefix}{key}.")
+        else:
+            name = key.replace("_", "-") if prefix == "--" else key
+            found.append(Difference(f"{prefix}{name}", _brief(have), _brief(want)))
     return found
 
 
 def _brief(value: Any) -> str:
-    text = "nothing" if value is None else json.dumps(value) if not isinstance(value, str) else value
+    text = "default" if value is None else json.dumps(value) if not isinstance(value, str) else value
+    if re.fullmatch("[0-9a-f]{64}", text):  # a SHA-256
+        return text[:12] + "..."
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -8,14 +8,10 @@ file is checked, marked complete, and renamed.
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
-import glob
 import json
 import os
 import shutil
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,22 +20,21 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from featx.atomic import disk_errors, flush_to_disk, refuse_special_file
-from featx.errors import FileFormatError, Interrupted, PlanMismatch
-from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance
-from featx.store.schema import (
-    DONE,
-    PENDING,
-    FilePlan,
-    complete_offset,
-    differences,
-    essence,
-    partial_path,
-    write_skeleton,
+from featx.errors import FileFormatError, PlanMismatch
+from featx.runtime.files import busy, disk_errors, flush_to_disk, try_lock
+from featx.status import Status
+from featx.store.extents import READ_ERRORS, Extent
+from featx.store.partial_file import (
+    extents_of,
+    extents_or_none,
+    is_still,
+    link_unless_there,
+    lock,
+    reserve,
+    temporary_path,
+    write_all,
 )
-
-STALE_S = 60
-LOCK_ATTEMPTS = 100
+from featx.store.schema import FilePlan, complete_offset, partial_path
 
 
 class FeatureWriter:
@@ -67,14 +62,14 @@ class FeatureWriter:
         partial = partial_path(path)
         with disk_errors(partial):
             path.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = _lock(partial, plan)
+            descriptor = lock(partial, plan)
             try:
-                extents = _extents_or_nothing(partial, plan)
+                extents = extents_or_none(partial, plan)
                 if extents is None:
                     partial.unlink()
                     os.close(descriptor)
                     return cls.open(path, plan, retry_failed=retry_failed)
-                _reserve(descriptor, partial, extents)
+                reserve(descriptor, partial, extents)
                 writer = cls(path, descriptor, extents, plan.fingerprint)
                 if retry_failed:
                     writer._forget_failures()
@@ -97,10 +92,10 @@ class FeatureWriter:
             except FileNotFoundError:
                 return None
             try:
-                if not (_take_lock(descriptor, fcntl.LOCK_SH) and _is_still(partial, descriptor)):
+                if not (try_lock(descriptor, shared=True) and is_still(partial, descriptor)):
                     os.close(descriptor)
                     return None
-                return cls(path, descriptor, _extents_of(partial, plan), plan.fingerprint)
+                return cls(path, descriptor, extents_of(partial, plan), plan.fingerprint)
             except BaseException:
                 os.close(descriptor)
                 raise
@@ -111,12 +106,12 @@ class FeatureWriter:
         Raises:
             Interrupted: another run has taken the file just now.
         """
-        if not _take_lock(self._fd, fcntl.LOCK_SH):
-            raise _busy(partial_path(self.path))
+        if not try_lock(self._fd, shared=True):
+            raise busy(partial_path(self.path))
 
     def hold_alone(self) -> bool:
         """Keep everybody else out again; False while processes that have joined are at work."""
-        if _take_lock(self._fd, fcntl.LOCK_EX):
+        if try_lock(self._fd):
             return True
         self.share()  # the failed attempt has cost the lock that was held
         return False
@@ -133,12 +128,12 @@ class FeatureWriter:
         """
         partial = partial_path(path)
         if not os.path.lexists(partial):
-            _extents_of(path, plan)
+            extents_of(path, plan)
             with disk_errors(partial):
-                temporary = _temporary(partial)
+                temporary = temporary_path(partial)
                 try:
                     shutil.copyfile(path, temporary)
-                    _link_unless_there(temporary, partial)
+                    link_unless_there(temporary, partial)
                 finally:
                     temporary.unlink(missing_ok=True)
         return cls.open(path, plan, retry_failed=True)
@@ -151,7 +146,7 @@ class FeatureWriter:
 
     def pending_blocks(self, batch_size: int) -> list[int]:
         """First rows of the blocks in which some row is still to be done."""
-        pending = np.flatnonzero(self.status == PENDING) // batch_size
+        pending = np.flatnonzero(self.status == Status.PENDING) // batch_size
         return [int(block) * batch_size for block in np.unique(pending)]
 
     def write_block(
@@ -169,7 +164,7 @@ class FeatureWriter:
 
         Args:
             features: layer -> (B, ...) in the file's type; failed rows are NaN.
-            status: (B,) DONE or a kind of failure.
+            status: (B,) Status.DONE or a kind of failure.
             sha256, orientation, decoder: (B, 32), (B,) and (B,).
             reasons: row in the block -> why it failed.
         """
@@ -182,9 +177,9 @@ class FeatureWriter:
         arrays: dict[str, npt.NDArray[Any]] = {f"features/{layer}": rows for layer, rows in features.items()}
         arrays |= {"images/sha256": sha256, "images/orientation": orientation}
         arrays |= {"images/decoder": decoder, "images/reason": texts}
-        runs = _runs(self.status[first : first + count] == PENDING)  # what is done is never written again
+        runs = _runs(self.status[first : first + count] == Status.PENDING)  # what is done is never written again
         with disk_errors(self.path):
-            if not _is_still(partial_path(self.path), self._fd):
+            if not is_still(partial_path(self.path), self._fd):
                 raise FileNotFoundError(errno.ENOENT, "the unfinished file was deleted or renamed during the run")
             for start, end in runs:
                 for name, rows in arrays.items():
@@ -204,11 +199,11 @@ class FeatureWriter:
         place = os.pread(self._fd, size, start).find(before)
         if len(before) == len(after) and place >= 0:
             with disk_errors(self.path):
-                _write_all(self._fd, after, start + place)
+                write_all(self._fd, after, start + place)
 
     def finish(self) -> None:
         """Check that nothing is pending, mark the file complete, and give it its final name."""
-        pending = int((self._read_status() == PENDING).sum())
+        pending = int((self._read_status() == Status.PENDING).sum())
         if pending:
             raise FileFormatError(f"{partial_path(self.path)}: {pending} rows are still to be done")
         with disk_errors(self.path):
@@ -244,25 +239,18 @@ class FeatureWriter:
 
     def _forget_failures(self) -> None:
         self._mark_complete(0)
-        self.status[self.status > DONE] = PENDING
+        self.status[self.status > Status.DONE] = Status.PENDING
         self._put("images/status", 0, self.status)
 
     def _mark_complete(self, value: int) -> None:
-        _write_all(self._fd, bytes([value]), complete_offset(partial_path(self.path)))
+        write_all(self._fd, bytes([value]), complete_offset(partial_path(self.path)))
 
     def _put(self, name: str, first: int, rows: npt.NDArray[Any]) -> None:
         extent = self._extents[name]
         if rows.dtype != extent.dtype or rows.shape[1:] != extent.shape[1:]:
             raise ValueError(f"/{name} takes {extent.dtype} {extent.shape[1:]}, got {rows.dtype} {rows.shape[1:]}")
         content = np.ascontiguousarray(rows).reshape(-1).view(np.uint8)
-        _write_all(self._fd, content.data, (extent.offset or 0) + first * extent.row_bytes)
-
-
-def _write_all(descriptor: int, content: memoryview | bytes, offset: int) -> None:
-    view = memoryview(content)
-    while view:
-        written = os.pwrite(descriptor, view, offset)
-        view, offset = view[written:], offset + written
+        write_all(self._fd, content.data, (extent.offset or 0) + first * extent.row_bytes)
 
 
 def _cut_utf8(text: str, size: int) -> bytes:
@@ -277,121 +265,3 @@ def _runs(wanted: npt.NDArray[np.bool_]) -> list[tuple[int, int]]:
     """
     edges = np.flatnonzero(np.diff(np.concatenate([[False], wanted, [False]]).astype(np.int8)))
     return [(int(start), int(end)) for start, end in edges.reshape(-1, 2)]
-
-
-def _lock(partial: Path, plan: FilePlan) -> int:
-    """An open descriptor of NAME.partial, created if need be, that no other process holds."""
-    for _ in range(LOCK_ATTEMPTS):
-        if not os.path.lexists(partial):
-            _create(partial, plan)
-        refuse_special_file(partial)
-        try:
-            descriptor = os.open(partial, os.O_RDWR | os.O_CLOEXEC)
-        except FileNotFoundError:
-            continue  # another process finished and renamed it just now
-        if not _take_lock(descriptor, fcntl.LOCK_EX):
-            os.close(descriptor)
-            raise _busy(partial)
-        if _is_still(partial, descriptor):
-            return descriptor
-        os.close(descriptor)
-    raise FileNotFoundError(errno.ENOENT, "it comes and goes, or is a broken link")
-
-
-def _take_lock(descriptor: int, kind: int) -> bool:
-    try:
-        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _busy(partial: Path) -> Interrupted:
-    return Interrupted(f"{partial} is being written by another featx; wait for it, or choose another output")
-
-
-def _is_still(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
-
-
-def _create(partial: Path, plan: FilePlan) -> None:
-    """Make the skeleton under a name of its own and give it the name NAME.partial if nobody else has."""
-    for stale in partial.parent.glob(f"{glob.escape(partial.name)}.*.new"):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - stale.stat().st_mtime > STALE_S:  # left by a process that was killed just here
-                stale.unlink()
-    temporary = _temporary(partial)
-    try:
-        write_skeleton(temporary, plan)
-        flush_to_disk(temporary)
-        _link_unless_there(temporary, partial)
-        flush_to_disk(partial.parent)
-    except RuntimeError as error:  # h5py's word for a failed flush
-        raise OSError(errno.EIO, " ".join(str(error).split())) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _temporary(partial: Path) -> Path:
-    return partial.with_name(f"{partial.name}.{os.getpid()}.new")
-
-
-def _link_unless_there(temporary: Path, partial: Path) -> None:
-    with contextlib.suppress(FileExistsError):
-        os.link(temporary, partial)
-
-
-def _extents_or_nothing(partial: Path, plan: FilePlan) -> dict[str, Extent] | None:
-    """As `_extents_of`; None for a file of another plan in which nothing was done yet, and so nothing can be lost."""
-    try:
-        return _extents_of(partial, plan)
-    except PlanMismatch:
-        with h5py.File(partial, "r", locking=False) as file:
-            if (file["images/status"][:] == DONE).any():
-                raise
-        return None
-
-
-def _extents_of(partial: Path, plan: FilePlan) -> dict[str, Extent]:
-    try:
-        with h5py.File(partial, "r", locking=False) as file:
-            extents = read_extents(file, str(partial))
-            fingerprint = file.attrs["fingerprint"].decode()
-            stored = read_provenance(file)
-    except READ_ERRORS as error:
-        reason = " ".join(str(error).split())
-        raise FileFormatError(f"{partial} is damaged ({reason}); delete it and run again") from error
-    if fingerprint != plan.fingerprint:
-        named = differences(essence(stored), essence(plan.provenance))
-        raise PlanMismatch(
-            f"{partial} was begun with another plan: {'; '.join(named[:3])}. Repeat that command to resume it, "
-            f"choose another output, or delete it"
-        )
-    for name, (shape, dtype) in plan.arrays().items():
-        found = extents.get(name)
-        # The provenance is as long as the name of the images' folder and of the processor it was begun on.
-        same = found is not None and (found.dtype == dtype or (name == "provenance" and found.dtype.kind == "S"))
-        if found is None or not same or found.shape != shape or (found.offset is None and 0 not in shape):
-            raise FileFormatError(
-                f"{partial} was changed by another program: /{name} does not lie in it as featx left it; it can be "
-                f"read, but not written"
-            )
-    return extents
-
-
-def _reserve(descriptor: int, partial: Path, extents: Mapping[str, Extent]) -> None:
-    """Have the disk set aside every byte now: a full disk is found before the work, not after hours of it."""
-    end = os.fstat(descriptor).st_size
-    try:
-        os.posix_fallocate(descriptor, 0, end)
-    except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
-            return  # a file system that cannot reserve; the free space was compared with the plan
-        status = extents["images/status"]
-        untouched = not any(os.pread(descriptor, status.shape[0], status.offset or 0))
-        if untouched:
-            partial.unlink()
-        raise

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from featx.atomic import disk_errors, replacing
 from featx.errors import DiskError, FileFormatError
+from featx.runtime.files import disk_errors, replacing
 
 METADATA = "featx checkpoint 1"
 

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from featx.errors import LabelError
 from featx.heads.labels import is_multilabel
-from featx.heads.split import Rows, split_by_name, split_by_share
-from featx.images.scan import Manifest
+from featx.heads.splits import Rows, split_by_name, split_by_share
+from featx.images.manifest import Manifest
 
 DEFAULT_VAL = 0.1
 

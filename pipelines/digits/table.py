@@ -10,7 +10,7 @@ import json
 import sys
 from pathlib import Path
 
-from featx.report import table
+from featx.runtime.text import table
 
 
 def main(target: Path, reports: list[Path]) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from featx.config import HEADS
-from featx.report import table
+from featx.options.heads import HEADS
+from featx.runtime.text import table
 
 
 def main(out: Path, shots: list[str]) -> None:

@@ -7,7 +7,7 @@ import json
 import sys
 from pathlib import Path
 
-from featx.report import table
+from featx.runtime.text import table
 
 WAYS = ("frozen-svm", "frozen-softmax", *(f"finetuned-{policy}" for policy in ("head", "fc", "all", "decay:0.5")))
 

@@ -6,7 +6,7 @@ import csv
 import sys
 from pathlib import Path
 
-from featx.report import table
+from featx.runtime.text import table
 
 
 def main(out: Path, nets: list[str]) -> None:

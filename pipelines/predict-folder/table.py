@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from featx.atomic import replacing
+from featx.runtime.files import replacing
 
 
 def main(out: Path, shards: int) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from featx.config import FinetuneConfig
-from featx.options import command_line
-from featx.report import table
+from featx.options.option import command_line
+from featx.options.training import FinetuneConfig
+from featx.runtime.text import table
 
 PROCESSES = int(os.environ.get("PROCESSES", "1"))  # that trained together; see run.sh
 CARD = """# {net}

@@ -15,7 +15,7 @@ from sklearn.svm import SVC, LinearSVC
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featx import LinearHead, LinearSVM, Softmax
-from featx.heads.solver.path import solve
+from featx.heads.solver.solver import solve
 
 
 @parametrize_with_checks([LinearSVM(tol=1e-18), Softmax(tol=1e-18)])

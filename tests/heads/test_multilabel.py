@@ -12,14 +12,14 @@ from sklearn.model_selection import KFold
 from sklearn.preprocessing import normalize
 from sklearn.svm import LinearSVC
 
-from featx.config import FitConfig
+from featx.commands.evaluate import evaluate_head
+from featx.commands.fit import fit_softmax, fit_svm
+from featx.commands.predict import predict_images
+from featx.commands.probe import probe_layers
 from featx.errors import LabelError, UsageError
-from featx.evaluate import evaluate_head
-from featx.fit import fit_softmax, fit_svm
-from featx.heads.linear import LinearHead
-from featx.heads.split import split_by_share
-from featx.predict import predict_images
-from featx.probe import probe_layers
+from featx.heads.linear_head import LinearHead
+from featx.heads.splits import split_by_share
+from featx.options.heads import FitConfig
 
 NAMES = ("dog", "dog|sea", "sea", "sky", "sky|dog")
 CLASSES = ["dog", "sea", "sky"]

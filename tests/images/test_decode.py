@@ -9,10 +9,11 @@ import pytest
 from corpus import BAD, GOOD, Case, write_corpus, write_leftovers
 from PIL import Image
 
-from featx.images.decode import BadImage, Status, decode, open_image, quiet_pillow, read_file, to_rgb
-from featx.images.feed import BlockReader
+from featx.images.decode import BadImage, decode, open_image, pillow_settings, read_file, to_rgb
 from featx.images.preprocess import Preprocess
-from featx.images.scan import scan
+from featx.images.reader import BlockReader
+from featx.images.sources.scan import scan
+from featx.status import Status
 
 PLAIN = Preprocess(64, 56, "bilinear", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
@@ -34,7 +35,7 @@ def test_every_file_of_the_corpus_becomes_its_own_colour_or_its_own_failure(corp
     folder, cases = corpus
     manifest = scan(folder)
     assert list(manifest.paths) == [case.name for case in cases]
-    with quiet_pillow():
+    with pillow_settings():
         block = BlockReader(manifest, PLAIN, len(cases)).block(0)
     for place, case in enumerate(cases):
         assert Status(block.status[place]) == case.status, (case, block.reasons.get(place))
@@ -100,7 +101,7 @@ def test_no_cut_of_a_file_ever_decodes_to_half_a_picture(kind, tmp_path):
     lengths = list(range(1, len(whole), max(1, len(whole) // 60)))
     assert len(lengths) >= 50
     for length in lengths:
-        with quiet_pillow():
+        with pillow_settings():
             try:
                 image, _ = decode(whole[:length])
             except BadImage:

@@ -13,7 +13,7 @@ from torchvision.models import AlexNet_Weights, EfficientNet_B0_Weights, Incepti
 
 from featx.errors import UsageError
 from featx.images.preprocess import Preprocess, TooElongated
-from featx.networks.construct import default_preprocessing
+from featx.networks.registry import default_preprocessing
 
 ALEXNET = Preprocess.from_values(default_preprocessing("alexnet"))
 

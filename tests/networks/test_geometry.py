@@ -8,10 +8,11 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 
-from featx.networks.backbones import Backbone
-from featx.networks.construct import backbone_names, construct
-from featx.networks.mini import MINI_NAMES
-from featx.networks.tap import tap, trace_nodes
+from featx.networks.architectures.mini import NAMES as MINI_NAMES
+from featx.networks.backbone import Backbone
+from featx.networks.build import construct
+from featx.networks.capture import capture_layers, trace_nodes
+from featx.networks.registry import backbone_names
 
 FIELDS = {
     "alexnet": (224, ["conv1", "pool1", "conv2", "conv3", "conv5", "pool5"]),
@@ -60,7 +61,7 @@ def all_ways_open(name: str) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
 def seen_pixels(traced: fx.GraphModule, nodes: dict[str, fx.Node], node: str, side: int) -> torch.Tensor:
     """(side, side) bool: the pixels on which the unit in the middle of a map depends."""
     pixels = torch.full((1, 3, side, side), 1.0, dtype=torch.float64, requires_grad=True)
-    value = tap(traced, nodes, {"it": node})(pixels)["it"]
+    value = capture_layers(traced, nodes, {"it": node})(pixels)["it"]
     value[0, :, value.shape[2] // 2, value.shape[3] // 2].sum().backward()
     return pixels.grad[0].abs().sum(0) > 0
 

@@ -12,13 +12,13 @@ from PIL import Image
 from safetensors.torch import load_file
 from torchvision.transforms._presets import ImageClassification
 
-from featx.config import ExtractConfig
-from featx.extract import extract_features
-from featx.networks.backbones import Backbone, load_network
-from featx.networks.construct import construct
-from featx.networks.mini import MINI_NAMES, shipped_weights
+from featx.commands.extract import extract_features
+from featx.networks.architectures.mini import NAMES as MINI_NAMES
+from featx.networks.backbone import Backbone, load_network
+from featx.networks.build import construct
 from featx.networks.weights import weights_of
-from featx.store.reader import open_features
+from featx.options.extraction import ExtractConfig
+from featx.store.open import open_features
 
 
 @pytest.mark.parametrize("name", MINI_NAMES)
@@ -39,17 +39,17 @@ def test_a_mini_has_the_layers_of_its_family_under_their_names(name):
             activations = module(activations.clone())
             if isinstance(module, torch.nn.ReLU):
                 found.append(activations)
-        tapped = load_network(name, weights_of(name, "random:0")).tapped(convolutions)(pixels)
+        captured = load_network(name, weights_of(name, "random:0")).capture(convolutions)(pixels)
         assert network(pixels).shape == (2, 200)
     for layer, values in zip(convolutions, found, strict=True):
-        torch.testing.assert_close(tapped[layer.name], values)
+        torch.testing.assert_close(captured[layer.name], values)
     parameters = sum(p.numel() for p in network.parameters())
     assert 2 * parameters < 8e6  # bytes as float16
 
 
 @pytest.mark.parametrize("name", MINI_NAMES)
 def test_shipped_weights_are_small_finite_and_fit(name):
-    path = shipped_weights(name)
+    path = weights_of(name, "default").file
     if not path.is_file():
         pytest.skip(f"{name} has no weights yet")
     assert path.stat().st_size <= 8e6
@@ -63,7 +63,7 @@ def test_shipped_weights_are_small_finite_and_fit(name):
 @pytest.mark.parametrize("name", MINI_NAMES)
 def test_shipped_weights_know_the_photographs_they_have_not_seen(name, tmp_path):
     archive = SHARED / "tiny-imagenet" / "val.zip"
-    if not archive.is_file() or not shipped_weights(name).is_file():
+    if not archive.is_file() or not weights_of(name, "default").file.is_file():
         pytest.skip(f"the real images are not on this machine, or {name} has no weights yet")
     with zipfile.ZipFile(archive) as photos:
         names = sorted(member for member in photos.namelist() if member.endswith(".webp"))
@@ -77,7 +77,7 @@ def test_shipped_weights_know_the_photographs_they_have_not_seen(name, tmp_path)
     right = features["fc8"].argmax(axis=1) == features.labels  # both count the classes in the order of their names
     assert right.mean() > 0.42, "the model cards say half of them"
     network = construct(name, seed=0)  # and once by PyTorch and torchvision alone
-    state = load_file(shipped_weights(name))
+    state = load_file(weights_of(name, "default").file)
     network.load_state_dict({**network.state_dict(), **{k: v.float() for k, v in state.items()}})
     transform = ImageClassification(crop_size=64, resize_size=64)
     pixels = torch.stack(
@@ -99,7 +99,7 @@ def test_weights_are_listed_where_they_are(featx, tmp_path, monkeypatch):
     assert rows["vgg16"]["where"] == "downloadable"
     assert rows["vgg16"]["path"].startswith("https://download.pytorch.org/models/vgg16-")
     for name in MINI_NAMES:
-        assert (name in rows) == shipped_weights(name).is_file()
+        assert (name in rows) == weights_of(name, "default").file.is_file()
     assert "to be downloaded when needed" in featx("weights").out
     assert featx("weights", "fetch").status == 2
     assert "no network 'alexnett'" in featx("weights", "fetch", "alexnett").err

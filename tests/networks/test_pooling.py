@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featx.commands.verify import pool_plainly
 from featx.errors import UsageError
 from featx.networks.pooling import parse_pooling
-from featx.verify import pool_plainly
 
 
 @given(

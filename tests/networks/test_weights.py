@@ -17,17 +17,13 @@ import torchvision
 from safetensors.torch import save_file
 
 from featx.errors import DiskError, UsageError, WeightsMismatch, WeightsUnavailable
-from featx.networks.backbones import load_network
-from featx.networks.construct import backbone_names, construct
-from featx.networks.mini import MINI_NAMES
-from featx.networks.weights import (
-    _hash_in,
-    fetch_weights,
-    fit_state,
-    read_checkpoint,
-    sha256_of_state,
-    weights_of,
-)
+from featx.networks.architectures.mini import NAMES as MINI_NAMES
+from featx.networks.backbone import load_network
+from featx.networks.build import construct
+from featx.networks.checkpoints import fit_state, read_checkpoint
+from featx.networks.download import _hash_in, fetch_weights
+from featx.networks.registry import backbone_names
+from featx.networks.weights import sha256_of_state, weights_of
 
 NET = "squeezenet1_1"  # 1.2 million parameters: quick to write and read
 
@@ -226,13 +222,12 @@ def test_weights_that_are_not_numbers_are_refused_where_a_layer_needs_them(tmp_p
     state = construct(NET, seed=5).state_dict()
     state["classifier.1.weight"].fill_(float("nan"))
     torch.save(state, tmp_path / "net.pth")
-    from featx.activations import Extractor
-    from featx.networks.pooling import Pooling
-    from featx.recipe import plan_recipe
+    from featx.extraction.engine import Engine
+    from featx.extraction.recipe import Recipe
 
-    def extractor(layer: str) -> Extractor:
+    def extractor(layer: str) -> Engine:
         weights = str(tmp_path / "net.pth")
-        return Extractor(plan_recipe(backbone=NET, layers=layer, weights=weights, pooling=Pooling("none")))
+        return Engine(Recipe.plan(backbone=NET, layers=layer, weights=weights, pool="none"))
 
     extractor("features.5")
     with pytest.raises(WeightsMismatch, match=r"classifier\.1\.weight holds NaN"):
@@ -256,7 +251,7 @@ def test_what_are_no_weights_is_refused_with_what_can_be_chosen(spec):
 
 @pytest.mark.parametrize("spec", ["IMAGENET1K_FEATURES", "VGG16_Weights.IMAGENET1K_FEATURES"])
 def test_named_weights_bring_their_own_preprocessing(spec):
-    from featx.networks.backbones import Backbone
+    from featx.networks.backbone import Backbone
 
     source = weights_of("vgg16", spec)
     assert source.name == "VGG16_Weights.IMAGENET1K_FEATURES"

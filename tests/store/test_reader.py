@@ -11,7 +11,7 @@ from test_schema import fill, plan
 from torch.utils.data import DataLoader
 
 from featx.errors import FileFormatError, LabelError, UnknownLayer
-from featx.store.reader import open_features
+from featx.store.open import open_features
 from featx.store.schema import partial_path
 from featx.store.writer import FeatureWriter
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from featx.errors import FileFormatError, LabelError, UnknownLayer
 from featx.store.extents import read_extents
-from featx.store.reader import open_features
+from featx.store.open import open_features
 from featx.store.schema import FilePlan, LayerSpec, complete_offset, differences, write_skeleton
 from featx.store.writer import FeatureWriter
 
@@ -137,9 +137,9 @@ def test_the_same_plan_gives_the_same_bytes_and_another_a_named_difference(tmp_p
     fill(tmp_path / "a.h5", plan())
     fill(tmp_path / "b.h5", plan(), batch=3)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
-    assert differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}}) == [
-        "a.b: 1 in the file, 3 asked for",
-        "c: 2 in the file, nothing asked for",
+    assert [str(one) for one in differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}})] == [
+        "a.b 1, now 3",
+        "c 2, now default",
     ]
 
 

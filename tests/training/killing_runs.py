@@ -14,9 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-import featx.finetuning  # noqa: F401  # loaded once, for all children
-from featx.config import FinetuneConfig
-from featx.finetune import finetune_network
+import featx.training.job  # noqa: F401  # loaded once, for all children
+from featx.commands.finetune import finetune_network
+from featx.options.training import FinetuneConfig
 
 
 def modified(run: Path) -> int:

@@ -5,13 +5,14 @@ matrices here: scores are (P, n), P problem rows by n images. Products with rows
 products with a few columns. Sums over images are taken in float64 whatever the matrices are.
 
 Both objectives answer the same questions, for scores (P, n) whose rows belong together `group` by `group`, G groups:
-- value (G,) float64; residual (P, n), the derivative by the scores; curvature (P, n), what `curve` needs to know of
-  the scores to give the second derivative times a change of them;
+- value (G,) float64; residual (P, n), the derivative by the scores; curvature (P, n), what `curvature_product` needs
+  to know of the scores to give the second derivative times a change of them;
 - mean_curvature and largest_curvature, one number for one image's second derivative, averaged and at most;
-- loose_curvature (G, group, group) float64, the second derivative by a coordinate that adds `loose` (n,) to scores;
+- extra_curvature (G, group, group) float64, the second derivative by a coordinate that adds `extra_column` (n,) to
+  the scores;
 - select, the objective of some groups; of_images, of some images.
 
-To each loss belongs the penalty 1/2 |w|^2, which `spaces` knows; the sum of both is the objective.
+To each loss belongs the penalty 1/2 |w|^2, which a `Space` knows; the sum of both is the objective.
 """
 
 from __future__ import annotations
@@ -69,7 +70,7 @@ class SquaredHinge:
     def curvature(self, scores: Tensor) -> Tensor:
         return (self.slack(scores) > 0) * self.costs * 2
 
-    def curve(self, curvature: Tensor, change: Tensor) -> Tensor:
+    def curvature_product(self, curvature: Tensor, change: Tensor) -> Tensor:
         return curvature * change
 
     def mean_curvature(self, curvature: Tensor) -> float:
@@ -90,8 +91,8 @@ class SquaredHinge:
     def largest_curvature(self) -> float:
         return 2 * float(self.costs.max())
 
-    def loose_curvature(self, curvature: Tensor, loose: Tensor) -> Tensor:
-        return (curvature @ loose.square()).double()[:, None, None]
+    def extra_curvature(self, curvature: Tensor, extra_column: Tensor) -> Tensor:
+        return (curvature @ extra_column.square()).double()[:, None, None]
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,12 @@ class CrossEntropy:
         # would be rounding, and C times that is a large part of f.
         grouped = self._grouped(scores)
         index = self.labels.expand(len(grouped), 1, -1)
-        ahead = grouped - grouped.gather(1, index)
-        ahead.scatter_(1, index, -torch.inf)
-        most = ahead.amax(1).clamp_min_(0)
-        others = ahead.sub_(most[:, None]).exp_().sum(1)
-        lost = torch.log1p(others + torch.expm1(-most)) + most
-        return (lost * self.costs).sum(1, dtype=torch.float64)
+        excess = grouped - grouped.gather(1, index)
+        excess.scatter_(1, index, -torch.inf)
+        most = excess.amax(1).clamp_min_(0)
+        others = excess.sub_(most[:, None]).exp_().sum(1)
+        losses = torch.log1p(others + torch.expm1(-most)) + most
+        return (losses * self.costs).sum(1, dtype=torch.float64)
 
     def residual(self, scores: Tensor) -> Tensor:
         probabilities = torch.softmax(self._grouped(scores), 1)
@@ -146,7 +147,7 @@ class CrossEntropy:
     def curvature(self, scores: Tensor) -> Tensor:
         return torch.softmax(self._grouped(scores), 1).view_as(scores)
 
-    def curve(self, curvature: Tensor, change: Tensor) -> Tensor:
+    def curvature_product(self, curvature: Tensor, change: Tensor) -> Tensor:
         probabilities = self._grouped(curvature)
         moved = probabilities * self._grouped(change)
         mean = moved.sum(1, keepdim=True)
@@ -160,9 +161,9 @@ class CrossEntropy:
     def largest_curvature(self) -> float:
         return 0.5 * float(self.costs.max())
 
-    def loose_curvature(self, curvature: Tensor, loose: Tensor) -> Tensor:
+    def extra_curvature(self, curvature: Tensor, extra_column: Tensor) -> Tensor:
         probabilities = self._grouped(curvature).double()
-        weighted = probabilities * (self.costs * loose.square())[:, None]
+        weighted = probabilities * (self.costs * extra_column.square())[:, None]
         return torch.diag_embed(weighted.sum(2)) - weighted @ probabilities.mT
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from featx.heads.solver.spaces import Space
+from featx.heads.solver.linear_algebra.space import Space
 
 
 @dataclass
@@ -15,15 +15,15 @@ class State:
     """Where P problem rows are.
 
     Attributes:
-        points: (P, width) coefficients.
-        scores: (P, n), their images.
+        coef: (P, width) coefficients.
+        scores: (P, n), what the coefficients give for all images.
         gap: (G,) float64, proven bound on f - f*, per group; infinite before the first step.
         value: (G,) float64, f.
         certified: (G,) bool, gap <= tolerance * min(f, f(0) - f).
         steps: (G,) Newton steps taken.
     """
 
-    points: Tensor
+    coef: Tensor
     scores: Tensor
     gap: Tensor
     value: Tensor
@@ -44,15 +44,15 @@ class State:
         )
 
     def to(self, space: Space) -> State:
-        """The same points for a space of another number type; their images are made anew."""
-        points = self.points.to(space.dtype)
-        return replace(self, points=points, scores=space.image(points))
+        """The same coef for a space of another number type; their scores are computed again."""
+        coef = self.coef.to(space.dtype)
+        return replace(self, coef=coef, scores=space.decision_function(coef))
 
     def select(self, groups: Tensor, group: int) -> State:
         """The state of some of the groups."""
         rows = rows_of(groups, group)
         return State(
-            self.points.index_select(0, rows),
+            self.coef.index_select(0, rows),
             self.scores.index_select(0, rows),
             self.gap[groups],
             self.value[groups],
@@ -63,7 +63,7 @@ class State:
     def put(self, groups: Tensor, group: int, part: State) -> None:
         """Store what became of some of the groups."""
         rows = rows_of(groups, group)
-        self.points.index_copy_(0, rows, part.points.to(self.points.dtype))
+        self.coef.index_copy_(0, rows, part.coef.to(self.coef.dtype))
         self.scores.index_copy_(0, rows, part.scores.to(self.scores.dtype))
         self.gap[groups] = part.gap
         self.value[groups] = part.value
@@ -78,32 +78,32 @@ def rows_of(groups: Tensor, group: int) -> Tensor:
     return (groups[:, None] * group + torch.arange(group, device=groups.device)).flatten()
 
 
-def penalty(space: Space, points: Tensor, image: Tensor) -> Tensor:
-    """1/2 |w|^2 of points, (P,); a free intercept does not count."""
-    return 0.5 * regular_dot(space, points, points, image)
+def penalty(space: Space, coef: Tensor, scores: Tensor) -> Tensor:
+    """1/2 |w|^2 of coef, (P,); a free intercept does not count."""
+    return 0.5 * regular_dot(space, coef, coef, scores)
 
 
-def regular_dot(space: Space, points: Tensor, others: Tensor, image_of_others: Tensor) -> Tensor:
-    found = space.dot(points, others, image_of_others)
-    if space.loose is None or space.loose_penalty == 1:
+def regular_dot(space: Space, coef: Tensor, others: Tensor, scores_of_others: Tensor) -> Tensor:
+    found = space.dot(coef, others, scores_of_others)
+    if space.extra_column is None or space.extra_penalty == 1:
         return found
-    return found - points[:, -1].double() * others[:, -1].double()
+    return found - coef[:, -1].double() * others[:, -1].double()
 
 
-def regular(space: Space, points: Tensor) -> Tensor:
-    """The gradient of the penalty: the points themselves, but no free intercept."""
-    regular = points.clone()
-    if space.loose is not None:
-        regular[:, -1] *= space.loose_penalty
+def regular(space: Space, coef: Tensor) -> Tensor:
+    """The gradient of the penalty: the coef themselves, but no free intercept."""
+    regular = coef.clone()
+    if space.extra_column is not None:
+        regular[:, -1] *= space.extra_penalty
     return regular
 
 
-def without_common_intercept(space: Space, points: Tensor, group: int) -> Tensor:
+def without_common_intercept(space: Space, coef: Tensor, group: int) -> Tensor:
     """Take out, in place, the same constant in all free intercepts of a softmax, which nothing but rounding moves."""
-    if group > 1 and space.loose is not None and space.loose_penalty == 0:
-        intercepts = points[:, -1].view(-1, group)
+    if group > 1 and space.extra_column is not None and space.extra_penalty == 0:
+        intercepts = coef[:, -1].view(-1, group)
         intercepts -= intercepts.mean(1, keepdim=True)
-    return points
+    return coef
 
 
 def per_group(rows: Tensor, group: int) -> Tensor:

@@ -1,0 +1,113 @@
+"""The folder of a fine-tuning run as an output."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+
+from featx.artifacts.artifact import READ_ERRORS, Artifact, Stored, read_json
+from featx.errors import FileFormatError
+from featx.heads.metrics import Metrics, metric_lines
+from featx.networks.run_folder import DESCRIPTION, read_run
+from featx.options.training import FinetuneConfig
+from featx.runtime.report import Report
+from featx.runtime.text import format_duration, plural, table
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class LayerChange(Report):
+    """How a layer was trained, and how far its weights have come: |w - start| / |start|.
+
+    Attributes:
+        rate: of its weights; of its biases where these alone were trained.
+    """
+
+    layer: str
+    parameters: int
+    rate: float
+    moved: float
+
+
+@dataclass(frozen=True)
+class FinetuneReport(Report):
+    """The result of a fine-tuning run.
+
+    Attributes:
+        lr: the specification the rates came from, policies expanded.
+        train, val, failed: images to train on, to validate on, and that could not be decoded.
+        epochs: those that were trained; best_epoch is the one whose weights were kept, 0 for the start.
+        metrics: of the weights that were kept, on the validation images; None without any.
+        start: validation accuracy of the head the network began with, fitted on frozen features.
+    """
+
+    output: Path
+    backbone: str
+    lr: str
+    classes: list[str]
+    train: int
+    val: int
+    failed: int
+    epochs: int
+    best_epoch: int
+    metrics: Metrics | None
+    start: float | None
+    layers: list[LayerChange]
+    seconds: float
+
+    def lines(self) -> list[str]:
+        text = [
+            f"{self.output}: {self.backbone} fine-tuned to {plural(len(self.classes), 'class', 'classes')} on "
+            f"{plural(self.train, 'image')}, validated on {self.val:,}; {plural(self.epochs, 'epoch')}, "
+            f"{f'the best was {self.best_epoch}' if self.best_epoch else 'none better than the start'}; "
+            f"{format_duration(self.seconds)}"
+        ]
+        rows = [
+            [row.layer, f"{row.parameters:,}", f"{row.rate:g}" if row.rate else "frozen", f"{row.moved:.3%}"]
+            for row in self.layers
+        ]
+        text += table(["layer", "parameters", "rate", "moved"], rows)
+        if self.start is not None:
+            text.append(
+                f"before: accuracy {self.start:.1%} on the validation images, with a head on the frozen features"
+            )
+        if self.metrics:
+            text += metric_lines(self.metrics)
+        if not self.best_epoch:
+            text.append(
+                "note: no epoch was better than the head on the frozen features, so the run keeps that head; try "
+                "lower rates, fewer layers or more images"
+            )
+        run = shlex.quote(str(self.output))
+        text.append(f"use it: featx extract IMAGES -b {run} -o new.h5; featx predict {run} IMAGES -o new.csv")
+        return text
+
+
+class FinetunedRun(Artifact[FinetuneReport]):
+    """FOLDER with config.json from the start, model.safetensors and report.json at the end."""
+
+    noun = "run"
+    config = FinetuneConfig
+
+    def read(self) -> Stored[FinetuneReport] | None:
+        if not (self.path / DESCRIPTION).exists():
+            return None
+        run = read_run(self.path)
+        plan = {key: run.plan[key] for key in ("request", "images", *_VERSIONS) if key in run.plan}
+        finished = run.weights.exists() and (self.path / REPORT).exists()
+        return Stored(plan, _report_in(self.path) if finished else None, run.plan.get("files"))
+
+
+_VERSIONS = ("featx", "torch", "torchvision", "decoder")
+
+
+def _report_in(folder: Path) -> FinetuneReport:
+    found = read_json(folder / REPORT)
+    try:
+        metrics = None if found["metrics"] is None else Metrics(**found["metrics"])
+        layers = [LayerChange(**row) for row in found.pop("layers")]
+        return FinetuneReport(output=folder, layers=layers, **{**found, "metrics": metrics})
+    except READ_ERRORS as error:
+        raise FileFormatError(f"{folder / REPORT} cannot be read: {error}") from error

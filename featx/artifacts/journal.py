@@ -1,0 +1,70 @@
+"""What a probe has found so far, on disk, so that a probe that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import IO, Any
+
+from featx.artifacts.artifact import refuse_other_plan
+from featx.errors import FileFormatError
+from featx.runtime.files import busy, disk_errors, try_lock
+
+JOURNAL = "probe.partial.jsonl"
+Outcome = tuple[float, float, int]  # of one fit: mean accuracy per class, C, fits not proven
+
+
+class Journal:
+    """One line per fit behind one for the plan; only one process at a time writes it."""
+
+    def __init__(self, path: Path | None, plan: dict[str, Any]) -> None:
+        """Take up an earlier probe's journal, or begin one.
+
+        Raises:
+            PlanMismatch: it belongs to another probe.
+            Interrupted: another process is writing it.
+        """
+        self.path = path
+        self.done: dict[tuple[str, str, int], Outcome] = {}
+        self._file: IO[str] | None = None
+        if path is None:
+            return
+        with disk_errors(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("a+")
+            try:
+                self._read(self._file, plan)
+            except BaseException:
+                self._file.close()
+                raise
+
+    def _read(self, file: IO[str], plan: dict[str, Any]) -> None:
+        if not try_lock(file.fileno()):
+            raise busy(Path(file.name).parent)
+        file.seek(0)
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith("\n")]  # a kill may cut one
+        try:
+            if lines:
+                refuse_other_plan(Path(file.name).parent, "probe", json.loads(lines[0]), plan, finished=False)
+            for line in lines[1:]:
+                layer, head, repeat, accuracy, c, unproven = json.loads(line)
+                self.done[layer, head, repeat] = (accuracy, c, unproven)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise FileFormatError(f"{file.name} is damaged; delete it and run again") from error
+        file.truncate(sum(len(line.encode()) for line in lines))
+        file.seek(0, os.SEEK_END)
+        if not lines:
+            file.write(json.dumps(plan) + "\n")
+            file.flush()
+
+    def write(self, layer: str, head: str, repeat: int, outcome: Outcome) -> None:
+        """Keep the outcome of one fit."""
+        if self._file is not None:
+            self._file.write(json.dumps([layer, head, repeat, *outcome]) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._file is not None:
+            self._file.close()

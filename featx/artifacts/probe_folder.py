@@ -1,0 +1,130 @@
+"""The folder of a probe as an output: report, table and picture."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featx.artifacts.artifact import READ_ERRORS, Artifact, Stored, read_json, write_json
+from featx.errors import FileFormatError
+from featx.figures.layer_accuracy import draw_layers
+from featx.options.heads import HEADS, ProbeConfig
+from featx.runtime.files import replacing
+from featx.runtime.report import Report
+from featx.runtime.text import format_duration, plural, printable, table
+
+REPORT, TABLE, PICTURE = "probe.json", "probe.csv", "probe.png"
+
+
+@dataclass(frozen=True)
+class ProbeRow:
+    """One layer and head: mean accuracy per class over the repeats, and its standard deviation.
+
+    Attributes:
+        accuracies: of every repeat.
+        c: the value used in every repeat.
+        unproven: fits whose optimum could not be proven to the solver's tolerance.
+    """
+
+    layer: str
+    head: str
+    values: int
+    accuracy: float
+    deviation: float
+    accuracies: list[float]
+    c: list[float]
+    unproven: int
+
+
+@dataclass(frozen=True)
+class ProbeReport(Report):
+    """What `featx probe` found; the table of Zeiler & Fergus, ECCV 2014, Table 6 (arXiv:1311.2901v3, Table 7).
+
+    Attributes:
+        chance: 1 / number of classes.
+    """
+
+    output: Path | None
+    title: str
+    heads: list[str]
+    classes: int
+    per_class: int
+    test: int
+    repeats: int
+    chance: float
+    rows: list[ProbeRow]
+    seconds: float
+
+    def lines(self) -> list[str]:
+        by_layer: dict[str, dict[str, ProbeRow]] = {}
+        for row in self.rows:
+            by_layer.setdefault(row.layer, {})[row.head] = row
+        cells = [
+            [
+                layer,
+                f"{next(iter(of.values())).values:,}",
+                *(f"{100 * of[h].accuracy:.1f} ± {100 * of[h].deviation:.1f}" for h in self.heads),
+            ]
+            for layer, of in by_layer.items()
+        ]
+        best = max(self.rows, key=lambda row: row.accuracy)
+        text = [
+            f"{self.title}: {plural(self.classes, 'class', 'classes')}, {plural(self.per_class, 'training image')} "
+            f"each, {plural(self.test, 'test image')} in all, {plural(self.repeats, 'repeat')}; mean accuracy per "
+            f"class in %; {format_duration(self.seconds)}",
+            *table(["layer", "values", *(HEADS[head] for head in self.heads)], cells),
+            f"best: {best.layer} with a {HEADS[best.head]}, {best.accuracy:.1%}; chance is {self.chance:.1%}",
+        ]
+        unproven = sum(row.unproven for row in self.rows)
+        if unproven:
+            text.append(f"NOT proven to be at their optimum: {plural(unproven, 'fit')}; see `unproven` in --json")
+        text.append(f"saved in {self.output}" if self.output else "not saved: -o FOLDER keeps table and picture")
+        return text
+
+
+class ProbeFolder(Artifact[ProbeReport]):
+    """FOLDER with probe.json, probe.csv and probe.png."""
+
+    noun = "probe"
+    config = ProbeConfig
+
+    def read(self) -> Stored[ProbeReport] | None:
+        path = self.path / REPORT
+        if not path.exists():
+            return None
+        stored = read_json(path)
+        try:
+            plan = dict(stored.pop("plan", {}))
+            rows = [ProbeRow(**row) for row in stored.pop("rows")]
+            report = ProbeReport(output=self.path, rows=rows, seconds=0.0, **stored)
+        except READ_ERRORS as error:
+            raise FileFormatError(f"{path} cannot be read: {error}") from error
+        return Stored(plan, report)
+
+    def take_finished(self, plan: Mapping[str, Any], images: Any = None) -> ProbeReport | None:
+        report = super().take_finished(plan, images)
+        if report is not None and not ((self.path / TABLE).exists() and (self.path / PICTURE).exists()):
+            save_probe(report, self.path, plan)
+        return report
+
+
+def save_probe(report: ProbeReport, folder: Path, plan: Mapping[str, Any]) -> None:
+    """Table and picture, and last of all the report: where it is, everything is."""
+    kept = {key: value for key, value in report.to_json().items() if key not in ("output", "seconds")}
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        ["layer", "head", "values", "accuracy", "deviation", *(f"repeat{i}" for i in range(report.repeats))]
+    )
+    for row in report.rows:
+        numbers = [f"{value:.6f}" for value in (row.accuracy, row.deviation, *row.accuracies)]
+        writer.writerow([printable(row.layer), row.head, row.values, *numbers])
+    with replacing(folder / TABLE) as partial:
+        partial.write_text(text.getvalue())
+    described = {**kept, "plan": plan}
+    draw_layers(described, folder / PICTURE)
+    write_json(folder / REPORT, described)

@@ -1,0 +1,60 @@
+"""`featx finetune`: retrain a network on labelled images, with a learning rate for every layer."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+
+from featx.artifacts.artifact import installed_versions
+from featx.artifacts.finetuned_run import FinetunedRun, FinetuneReport
+from featx.images.sources.scan import scan
+from featx.options.training import FinetuneConfig
+from featx.runtime.environment import read_environment
+from featx.runtime.files import locked_folder
+from featx.runtime.progress import SILENT, Reporter
+
+
+def finetune_network(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str],
+    config: FinetuneConfig | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> FinetuneReport:
+    """Retrain a network on the labelled images of a source; the run's folder is a backbone itself.
+
+    The same call again goes on where an interrupted one has stopped, to the same weights, or does nothing if the run
+    is finished.
+
+    Args:
+        source: as for `extract_features`, with labels.
+        output: the run's folder.
+
+    Raises:
+        UsageError and its children: rates that name no layer or leave one out, labels that do not fit.
+        PlanMismatch: the folder holds a run with other settings, or on other images of the same names.
+        TooManyBadImages, DiskError, Interrupted: as `extract_features`.
+        Diverged: the loss became NaN; the last good checkpoint is kept.
+    """
+    config, folder = config or FinetuneConfig(), Path(output)
+    manifest = scan(source, follow_links=config.follow_links)
+    is_first = read_environment().is_first  # one process's word is enough
+    plan = {"request": config.recorded(), "images": manifest.digest, **installed_versions()}
+    finished = FinetunedRun(folder, reporter if is_first else SILENT).take_finished(
+        plan, manifest if is_first else None
+    )
+    if finished is not None:
+        return finished
+    from featx.distributed.process_group import join_process_group, leave_process_group
+    from featx.networks.registry import refuse_unknown
+    from featx.runtime.device import choose_device
+    from featx.training.job import FinetuningJob
+
+    refuse_unknown(config.backbone)
+    group, device = join_process_group(choose_device(config.device))
+    try:
+        with locked_folder(folder) if group.is_first else contextlib.nullcontext():
+            return FinetuningJob(manifest, folder, config, device, group, reporter).run()
+    finally:
+        leave_process_group()

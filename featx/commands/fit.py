@@ -1,0 +1,220 @@
+"""`featx fit-svm` and `featx fit-softmax`: labelled features become a head, and a report on it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featx.artifacts.artifact import plan_of
+from featx.artifacts.head_file import SHOWN_CONFUSIONS, FitReport, HeadFile
+from featx.errors import LabelError, NonFiniteRow, UsageError
+from featx.extraction.recipe import describe_layer
+from featx.heads.calibration import Calibration, calibrate
+from featx.heads.labels import Labels, classes_of, is_multilabel, labels_among
+from featx.heads.linear_head import LinearHead
+from featx.heads.metrics import LabelMetrics, Metrics
+from featx.heads.splits import Rows, split_by_name, split_by_share, split_per_class
+from featx.options.heads import FitConfig
+from featx.runtime.progress import SILENT, Reporter
+from featx.runtime.text import plural, printable
+from featx.store.open import open_features
+from featx.store.reader import Features
+
+if TYPE_CHECKING:
+    from featx.heads.model_selection import Found
+    from featx.heads.solver.certificate import Uncertified
+
+
+DEFAULT_TEST = 0.2
+
+
+def fit_svm(
+    features: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    config: FitConfig | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> FitReport:
+    """Fit a linear SVM on a layer of a features file and save it as a head.
+
+    The objective is that of scikit-learn's LinearSVC(loss="squared_hinge"), one class against the rest. The same call
+    again does nothing if the head is there.
+
+    Args:
+        output: the head, NAME.safetensors; None to fit and report only.
+
+    Raises:
+        PlanMismatch: the output is there and was fitted with other settings.
+        LabelError: no labels, one class only, too few images of a class.
+        FileFormatError, UnknownLayer: not a features file; it does not hold the layer.
+    """
+    return _fit("svm", Path(features), output, config or FitConfig(), reporter)
+
+
+def fit_softmax(
+    features: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    config: FitConfig | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> FitReport:
+    """Fit a softmax (multinomial logistic regression) head; otherwise as `fit_svm`.
+
+    The objective is that of scikit-learn's LogisticRegression(penalty="l2").
+    """
+    return _fit("softmax", Path(features), output, config or FitConfig(), reporter)
+
+
+def _fit(
+    kind: str, path: Path, output: str | os.PathLike[str] | None, config: FitConfig, reporter: Reporter
+) -> FitReport:
+    started = time.perf_counter()
+    if kind == "softmax" and config.calibrate != "none":
+        raise UsageError("a softmax gives probabilities as it is; --calibrate is for featx fit-svm")
+    features = open_features(path)
+    layer = features.only_layer(config.layer)
+    plan = plan_of(config, without=("device", "layer"), kind=kind, features=features.digest, layer=layer)
+    finished = None if output is None else HeadFile(Path(output), reporter).take_finished(plan)
+    if finished is not None:
+        return finished
+    from featx.heads.model_selection import fit_heads
+    from featx.runtime.device import choose_device
+    from featx.runtime.memory import free_memory
+
+    rows = features.usable()
+    train, test = _split(features, rows, config)
+    multilabel = is_multilabel([features.classes[label] for label in np.unique(features.labels[rows])])
+    if multilabel:
+        _refuse_what_needs_one_class(kind, config, path)
+    classes, labels = _labels_to_train_on(features, train, multilabel)
+    values = features[layer].reshape(len(features), -1)
+    device = choose_device(config.device)
+    try:
+        found = fit_heads(
+            kind,
+            values,
+            train,
+            labels[train],
+            classes,
+            c=config.c,
+            folds=config.folds,
+            seed=config.seed,
+            normalize=config.normalize,
+            device=device,
+            memory_bytes=config.memory or free_memory(device) // 2,
+            keep_scores=config.calibrate != "none",
+            reporter=reporter,
+        )
+    except NonFiniteRow as error:
+        raise features.damaged_row(layer, error.row) from error
+    head = LinearHead(
+        kind=kind,
+        weights=found.weights,
+        bias=found.bias,
+        classes=classes,
+        normalize="l2" if config.normalize == "l2" else "none",
+        layer=layer,
+        recipe=describe_layer(features.provenance, layer, features.layers[layer].pooling),
+        calibration=_calibrated(found, labels[train], config),
+        multilabel=multilabel,
+    )
+    known = test if multilabel else test[labels[test] >= 0]
+    metrics = head.measure(values[known], labels[known]) if len(known) else None
+    report = FitReport(
+        output=Path(output) if output is not None else None,
+        kind=kind,
+        layer=layer,
+        values=values.shape[1],
+        normalize=config.normalize,
+        c=found.c,
+        curve=found.curve,
+        train=len(train),
+        test=len(known),
+        left_out=len(features) - len(train) - len(known),
+        metrics=metrics,
+        gap=found.solution.gap,
+        uncertified=[_describe(one, classes, kind) for one in found.uncertified],
+        notes=_notes(features, config, classes, metrics),
+        seconds=time.perf_counter() - started,
+    )
+    if output is not None:
+        kept = {key: value for key, value in report.to_json().items() if key not in ("output", "seconds")}
+        object.__setattr__(head, "report", {**kept, "plan": plan})
+        head.save(output)
+    return report
+
+
+def _calibrated(found: Found, labels: Labels, config: FitConfig) -> Calibration | None:
+    if found.held_out_scores is None:
+        return None
+    return calibrate(config.calibrate, found.held_out_scores, labels.astype(np.int32))
+
+
+def _describe(one: Uncertified, classes: list[str], kind: str) -> str:
+    name = f"class {printable(classes[one.problem])} " if kind == "svm" and len(classes) > 2 else ""
+    where = "" if one.fold is None else f" in fold {one.fold + 1}"
+    return f"{name}at C = {one.c:g}{where} ({one.gap:.0e})"
+
+
+def _split(features: Features, rows: Rows, config: FitConfig) -> tuple[Rows, Rows]:
+    """Rows of the file to train and to test on."""
+    if not len(rows):
+        raise LabelError(
+            f"{features.path} has no labelled images: put them into one folder per class, or list them in a CSV with "
+            f"the columns path,label, and extract again"
+        )
+    labels = features.labels[rows]
+    if config.split_column:
+        train, test = split_by_name(features.split_of[rows], features.splits)
+    elif config.per_class is not None:
+        train, test = split_per_class(labels, config.per_class, config.seed, features.classes)
+    else:
+        share = DEFAULT_TEST if config.test is None else config.test
+        # Where images have several classes, what they have in common is no class to hold a share of.
+        multilabel = is_multilabel([features.classes[label] for label in np.unique(labels)])
+        train, test = split_by_share(np.zeros_like(labels) if multilabel else labels, share, config.seed)
+    return rows[train], rows[test]
+
+
+def _notes(
+    features: Features, config: FitConfig, classes: list[str], metrics: Metrics | LabelMetrics | None
+) -> list[str]:
+    """What a reader of the accuracy should know."""
+    notes = []
+    if features.splits and not config.split_column:
+        notes.append(
+            f"the file has splits ({', '.join(map(printable, features.splits))}) that were not used: images of "
+            f"all of them were mixed. --split-column trains on one and tests on the other"
+        )
+    untested = [name for name in classes if metrics and metrics.per_class[name] is None]
+    if untested:
+        shown = ", ".join(printable(name) for name in untested[:SHOWN_CONFUSIONS])
+        notes.append(f"{plural(len(untested), 'class', 'classes')} with too few images to be tested: {shown}")
+    return notes
+
+
+def _refuse_what_needs_one_class(kind: str, config: FitConfig, path: Path) -> None:
+    found = f"images of {path} have several classes (a|b)"
+    if kind == "softmax":
+        raise LabelError(f"{found}; a softmax gives each image one. Every class against the rest: featx fit-svm")
+    if config.calibrate != "none":
+        raise UsageError(f"{found}; --calibrate makes probabilities of one class per image")
+    if config.per_class is not None:
+        raise UsageError(f"{found}; --per-class is for one class per image; --test 20% for several")
+
+
+def _labels_to_train_on(features: Features, train: Rows, multilabel: bool) -> tuple[list[str], Labels]:
+    """The classes that have training rows, and the labels of all rows among them.
+
+    Raises:
+        LabelError: there is only one of them.
+    """
+    classes = classes_of([features.classes[label] for label in np.unique(features.labels[train])])
+    if len(classes) < 2:
+        named = ", ".join(map(repr, classes)) or "none"
+        raise LabelError(f"{features.path}: a head needs at least two classes to tell apart; to train on: {named}")
+    return classes, labels_among(classes, features.classes, features.labels, multilabel)

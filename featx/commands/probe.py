@@ -1,0 +1,229 @@
+"""`featx probe`: which layer transfers best? Every layer, both heads, repeated splits."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import math
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from featx.artifacts.artifact import plan_of
+from featx.artifacts.journal import JOURNAL, Journal, Outcome
+from featx.artifacts.probe_folder import ProbeFolder, ProbeReport, ProbeRow, save_probe
+from featx.errors import FileFormatError, LabelError, NonFiniteRow, UnknownLayer, UsageError
+from featx.extraction.device_cache import DeviceCache
+from featx.heads.labels import is_multilabel, labels_among
+from featx.heads.linear_head import LinearHead
+from featx.heads.metrics import measure
+from featx.heads.splits import Rows, split_per_class
+from featx.options.extraction import ExtractConfig
+from featx.options.heads import ProbeConfig
+from featx.runtime.progress import SILENT, Reporter
+from featx.store.open import open_features
+from featx.store.reader import Features
+
+if TYPE_CHECKING:
+    from featx.heads.solver.linear_algebra.readers import Values
+
+
+def probe_layers(
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
+    config: ProbeConfig | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> ProbeReport:
+    """Measure how well each layer of a features file separates the classes.
+
+    The same call again goes on where an interrupted one has stopped, or does nothing if all is there.
+
+    Args:
+        source: a features file; or images (folder, list, CSV, zip), whose layers are extracted into the output folder
+            first.
+        output: a folder for probe.json, probe.csv and probe.png; None to report only.
+
+    Raises:
+        PlanMismatch: the folder holds another probe.
+        LabelError: no labels, or classes with too few images.
+        FileFormatError: images as source but no output folder; damaged features.
+    """
+    started = time.perf_counter()
+    config = config or ProbeConfig()
+    folder = None if output is None else Path(output)
+    cache = DeviceCache()
+    features, given = _features_of(Path(source), folder, config, cache, reporter)
+    layers = _layers_of(features.path, list(features), config.layers if given else "all")
+    heads = list(dict.fromkeys(config.heads.split(",")))
+    rows = features.usable()
+    classes = [features.classes[label] for label in np.unique(features.labels[rows])]
+    if len(classes) < 2:
+        raise LabelError(f"{features.path} has {len(classes)} classes with images; probing needs two or more")
+    if is_multilabel(classes):
+        raise LabelError(
+            f"images of {features.path} have several classes (a|b); probing counts images of one. Measure a layer "
+            f"with featx fit-svm {features.path} -l LAYER"
+        )
+    labels = labels_among(classes, features.classes, features.labels, multilabel=False).astype(np.int32)
+    plan = plan_of(config, without=("device", "layers"), features=features.digest, layers=layers)
+    finished = None if folder is None else ProbeFolder(folder, reporter).take_finished(plan)
+    if finished is not None:
+        return finished
+    splits = [
+        split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, most=config.test_per_class)
+        for repeat in range(config.repeats)
+    ]
+    found, tested = [], len(splits[0][1])
+    if not tested:
+        raise LabelError(
+            f"{features.path}: no images are left to test on; --per-class {config.per_class} is too many"
+        )
+    with contextlib.closing(Journal(None if folder is None else folder / JOURNAL, plan)) as journal:
+        reporter.begin("probing", len(layers) * len(heads) * len(splits))
+        for layer in layers:
+            for head in heads:
+                outcomes = []
+                for repeat, (train, test) in enumerate(splits):
+                    outcome = journal.done.get((layer, head, repeat))
+                    if outcome is None:
+                        values = cache.values(features, layer)
+                        outcome = _one(
+                            head, features, layer, values, labels, rows[train], rows[test], classes, config
+                        )
+                        journal.write(layer, head, repeat, outcome)
+                    outcomes.append(outcome)
+                    reporter.advance(1)
+                found.append(_row(layer, head, math.prod(features[layer].shape[1:]), outcomes))
+        reporter.end()
+    provenance = features.provenance
+    report = ProbeReport(
+        output=folder,
+        title=f"{provenance['backbone']} ({provenance['weights']['name']})",
+        heads=heads,
+        classes=len(classes),
+        per_class=config.per_class,
+        test=tested,
+        repeats=config.repeats,
+        chance=1 / len(classes),
+        rows=found,
+        seconds=time.perf_counter() - started,
+    )
+    if folder is not None:
+        save_probe(report, folder, plan)
+        (folder / JOURNAL).unlink(missing_ok=True)
+    return report
+
+
+def _row(layer: str, head: str, values: int, outcomes: list[Outcome]) -> ProbeRow:
+    accuracies = [outcome[0] for outcome in outcomes]
+    return ProbeRow(
+        layer,
+        head,
+        values,
+        float(np.mean(accuracies)),
+        float(np.std(accuracies)),
+        accuracies,
+        [outcome[1] for outcome in outcomes],
+        sum(outcome[2] for outcome in outcomes),
+    )
+
+
+def _features_of(
+    source: Path, folder: Path | None, config: ProbeConfig, cache: DeviceCache, reporter: Reporter
+) -> tuple[Features, bool]:
+    """The features, and whether they were given; else they have just been extracted."""
+    if source.is_file() and h5py.is_hdf5(source):
+        defaults = ProbeConfig()
+        for name in ("backbone", "weights", "pool"):
+            if getattr(config, name) != getattr(defaults, name):
+                raise UsageError(f"--{name} is for images; {source} holds features that were made already")
+        return open_features(source), True
+    if folder is None:
+        raise FileFormatError(
+            f"{source} is no features file. To extract its images first, say where to: featx probe {source} -o FOLDER"
+        )
+    from featx.extraction.job import extract
+
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = ExtractConfig(
+        backbone=config.backbone, weights=config.weights, layers=config.layers, pool=config.pool, device=config.device
+    )
+    return extract(source, folder / "features.h5", wanted, cache=cache, reporter=reporter), False
+
+
+def _layers_of(path: Path, held: list[str], spec: str) -> list[str]:
+    """The layers of a file that names, ranges (in the file's order) and globs stand for, in the file's order.
+
+    Raises:
+        UnknownLayer: one that the file does not hold.
+    """
+    if spec == "all":
+        return held
+    chosen: set[str] = set()
+    for word in (word.strip() for word in spec.split(",")):
+        first, _, last = word.partition("-")
+        if word in held:
+            chosen.add(word)
+        elif first in held and last in held:
+            chosen |= set(held[held.index(first) : held.index(last) + 1])
+        elif matching := fnmatch.filter(held, word):
+            chosen |= set(matching)
+        else:
+            raise UnknownLayer(f"{path} holds no layer {word!r}; it holds {', '.join(held)}")
+    return [name for name in held if name in chosen]
+
+
+def _one(
+    head: str,
+    features: Features,
+    layer: str,
+    values: Values,
+    labels: npt.NDArray[np.int32],
+    train: Rows,
+    test: Rows,
+    classes: list[str],
+    config: ProbeConfig,
+) -> Outcome:
+    """Mean accuracy per class, C, and fits not proven, of one layer, head and split.
+
+    Args:
+        values: (N, D) of the layer, in the file or on the device.
+        labels: (N,) of all rows of the file, among `classes`.
+        train, test: rows of the file.
+    """
+    from featx.heads.device_head import HeadOnDevice
+    from featx.heads.model_selection import fit_heads
+    from featx.runtime.device import choose_device
+    from featx.runtime.memory import free_memory
+
+    device = choose_device(config.device)
+    try:
+        found = fit_heads(
+            head,
+            values,
+            train,
+            labels[train],
+            classes,
+            c=config.c,
+            folds=config.folds,
+            seed=config.seed,
+            normalize=config.normalize,
+            device=device,
+            memory_bytes=config.memory or free_memory(device) // 2,
+        )
+    except NonFiniteRow as error:
+        raise features.damaged_row(layer, error.row) from error
+    normalize = "l2" if config.normalize == "l2" else "none"
+    fitted = LinearHead(head, found.weights, found.bias, classes, normalize, layer, recipe={})
+    if isinstance(values, np.ndarray):
+        scores = fitted.scores(values[test])
+    else:
+        scores = HeadOnDevice(fitted, device).of_rows(values, test)
+    metrics = measure(scores, labels[test], classes)
+    return metrics.mean_per_class, found.c, len(found.uncertified)

@@ -1,0 +1,79 @@
+"""One process, or one of several that torchrun has started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from featx.runtime.environment import read_environment
+
+_PATIENCE = timedelta(days=2)
+
+
+@dataclass(frozen=True)
+class ProcessGroup:
+    """This process among those that train together."""
+
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    def share(self, total: int) -> slice:
+        """Which of `total` things this process takes: neighbours, as evenly as can be."""
+        return slice(self.rank * total // self.world_size, (self.rank + 1) * total // self.world_size)
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, in each of them."""
+        if self.world_size == 1:
+            return values
+        found = values.clone()
+        dist.all_reduce(found)
+        return found
+
+    def any(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set in any process; they all learn the same."""
+        if self.world_size == 1:
+            return list(flags)
+        found = torch.tensor([float(flag) for flag in flags])
+        if dist.get_backend() == "nccl":
+            found = found.cuda()
+        dist.all_reduce(found)
+        return [value > 0 for value in found.tolist()]
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.world_size > 1:
+            dist.barrier()
+
+
+def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device]:
+    """Join what torchrun's variables describe; without them this is the only process.
+
+    Returns:
+        The processes, and this one's device.
+    """
+    environment = read_environment()
+    if environment.world_size == 1:
+        return ProcessGroup(), device
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
+    if not dist.is_initialized():
+        # Two processes on one GPU, as with --device cuda:0 for all of them, cannot talk through NCCL.
+        enough = device.type == "cuda" and torch.cuda.device_count() >= environment.local_world_size
+        alone = enough and device.index == environment.local_rank
+        # The first prepares, extracts and fits for hours perhaps, while the others wait. torchrun sees a dead one.
+        dist.init_process_group("nccl" if alone else "gloo", timeout=_PATIENCE)
+    return ProcessGroup(dist.get_rank(), environment.world_size), device
+
+
+def leave_process_group() -> None:
+    """Let go of the others."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

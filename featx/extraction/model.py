@@ -1,0 +1,139 @@
+"""A classifier of images: a head on features, or a fine-tuned network; what makes its scores and what they mean."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featx.errors import FeaturesMismatch, WeightsMismatch
+from featx.extraction.recipe import Recipe, describe_layer
+from featx.heads.decision import DecisionRule, Scores
+from featx.heads.linear_head import LinearHead
+from featx.images.preprocess import Preprocess
+from featx.networks.run_folder import Run, is_run, read_run
+from featx.runtime.files import sha256_of_file
+from featx.runtime.progress import SILENT, Reporter
+from featx.store.reader import Features
+
+if TYPE_CHECKING:
+    from featx.extraction.engine import Engine
+
+LOGITS = "logits"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A head or a run, as something that scores images.
+
+    Attributes:
+        path: the head's file or the run's folder.
+        head, run: one of them.
+    """
+
+    path: Path
+    head: LinearHead | None = None
+    run: Run | None = None
+
+    @cached_property
+    def rule(self) -> DecisionRule:
+        """From its scores to classes and probabilities."""
+        if self.head is not None:
+            return self.head.rule
+        return DecisionRule("softmax", self._run.classes)
+
+    @property
+    def classes(self) -> list[str]:
+        return list(self.rule.classes)
+
+    @cached_property
+    def digest(self) -> str:
+        """The SHA-256 of a head's file, or of a finished run's weights.
+
+        Raises:
+            FileFormatError: the run is not finished.
+        """
+        if self.head is not None:
+            return sha256_of_file(self.path)
+        self._run.refuse_unfinished()
+        return sha256_of_file(self._run.weights)
+
+    @property
+    def _run(self) -> Run:
+        if self.run is None:
+            raise ValueError(f"{self.path} is a head, not a run")
+        return self.run
+
+    def recipe(self, *, device: str, batch_size: int | None, decode: str, weights: str | None = None) -> Recipe:
+        """What computes the features or logits that it scores.
+
+        Args:
+            weights: where a head's network has its weights now, if they have moved.
+        """
+        if self.head is not None:
+            return Recipe.from_dict(
+                self.head.recipe, layer=self.head.layer, weights=weights, device=device, batch_size=batch_size,
+                decode=decode,
+            )  # fmt: skip
+        run = self._run
+        recipe = Recipe.plan(
+            backbone=str(run.folder), layers=LOGITS, device=device, batch_size=batch_size, decode=decode,
+            exif=bool(run.plan["request"]["exif"]),
+        )  # fmt: skip
+        return replace(recipe, preprocess=Preprocess.from_values(run.preprocess))
+
+    def engine(self, recipe: Recipe, reporter: Reporter = SILENT) -> Engine:
+        """The network at work.
+
+        Raises:
+            WeightsMismatch: a head's network has other weights now.
+        """
+        from featx.extraction.engine import Engine
+
+        engine = Engine(recipe, reporter.download, self.head)
+        if self.head is not None and engine.weights_sha256 != self.head.recipe["weights"]["sha256"]:
+            raise WeightsMismatch(
+                f"the head was fitted on features of weights with sha256 "
+                f"{self.head.recipe['weights']['sha256'][:16]}...; {recipe.weights.name} has "
+                f"{engine.weights_sha256[:16]}.... Say where they are now with --weights"
+            )
+        return engine
+
+    def scores(self, outputs: dict[str, npt.NDArray[Any]]) -> Scores:
+        """(n, K) decision values or logits, of what the engine gives for n images."""
+        from featx.extraction.engine import SCORES
+
+        return np.asarray(outputs[LOGITS if self.head is None else SCORES], np.float64)
+
+
+def load_model(path: str | os.PathLike[str]) -> Model:
+    """A head, or the folder of a fine-tuned network.
+
+    Raises:
+        FileFormatError: neither.
+    """
+    if is_run(str(path)):
+        return Model(Path(path), run=read_run(path))
+    return Model(Path(path), head=LinearHead.load(path))
+
+
+def layer_for(head: LinearHead, features: Features) -> str:
+    """The layer of a features file that a head takes.
+
+    Raises:
+        FeaturesMismatch: the file does not hold it, or it was made in another way.
+    """
+    layer = head.layer
+    if layer not in features:
+        raise FeaturesMismatch(
+            f"the head was fitted on {head.recipe['backbone']} {layer}; {features.path} holds "
+            f"{', '.join(features)}. Extract again with: {head.extract_command}"
+        )
+    recipe = describe_layer(features.provenance, layer, features.layers[layer].pooling)
+    head.refuse_other_features(layer, recipe, str(features.path))
+    return layer

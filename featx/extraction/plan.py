@@ -1,0 +1,139 @@
+"""What an extraction will do, before it does it: the images, the network, the file and its size."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from featx.distributed.shards import Shard
+from featx.errors import DiskError, UsageError
+from featx.extraction.engine import Engine
+from featx.extraction.provenance import hardware, versions
+from featx.extraction.recipe import Recipe, extract_command
+from featx.images.contents import files_state
+from featx.images.manifest import Manifest
+from featx.options.extraction import ExtractConfig
+from featx.runtime.text import format_bytes, table
+from featx.store.schema import FilePlan, partial_path
+
+
+class ExtractionPlan:
+    """The plan of one extraction.
+
+    Attributes:
+        recipe: what makes the features.
+        whole: the images of the source.
+        manifest: those of them that are to be done: the shard's, or all.
+    """
+
+    def __init__(self, manifest: Manifest, output: Path, config: ExtractConfig, shard: Shard | None) -> None:
+        """Args: as for `job.ExtractionJob`.
+
+        Raises:
+            UsageError: the shard is empty, or the network cannot do what is asked for.
+            DiskError: the file will not fit.
+        """
+        self.output, self.config, self.shard = output, config, shard
+        self.recipe = Recipe.from_config(config)
+        self.whole, self.manifest = manifest, self._part_of(manifest)
+        self._refuse_what_cannot_fit()
+
+    def lines(self) -> list[str]:
+        """What will be done, before it is."""
+        manifest, recipe = self.manifest, self.recipe
+        count = len(manifest)
+        classes = f", {len(manifest.classes)} classes" if manifest.classes else ", no labels"
+        part = f" (part {self.shard} of {len(self.whole):,})" if self.shard else ""
+        title = f"{count:,} images{part}{classes}; {recipe.backbone.name}, weights {recipe.weights.name}, "
+        title += f"{recipe.precision} on {recipe.device}, {recipe.batch_size} images per block"
+        rows = [
+            [
+                spec.name,
+                spec.node,
+                spec.relu,
+                spec.shape,
+                spec.dtype,
+                format_bytes(spec.bytes_per_image * count),
+            ]
+            for spec in recipe.layer_specs()
+        ]
+        lines = [title, *table(["layer", "node", "ReLU", "shape", "type", "in all"], rows, left=3)]
+        free = shutil.disk_usage(_existing_parent(self.output)).free
+        lines.append(f"{format_bytes(self._bytes_needed())} for {self.output}; {format_bytes(free)} are free there")
+        if recipe.weights.seed is not None:
+            lines.append(
+                "note: these weights are random: the features show the machinery, not what a network learned"
+            )
+        return lines
+
+    def file(self, engine: Engine) -> FilePlan:
+        """What is known of the file once the network is there."""
+        manifest = self.manifest
+        provenance: dict[str, Any] = {
+            **self.recipe.to_dict(engine.weights_sha256),
+            "request": self.config.recorded(),
+            "command": extract_command(self.config),
+            "source": {
+                "path": os.path.abspath(manifest.source),
+                "kind": manifest.kind,
+                "files": files_state(manifest),
+            },
+            "images": manifest.digest,
+            "count": len(manifest),
+            "versions": versions(),
+            "hardware": hardware(engine),
+        }
+        if self.shard is not None:
+            provenance["shard"] = self.shard.describe(self.whole.digest, len(self.whole))
+        return FilePlan(
+            manifest.paths,
+            manifest.labels,
+            manifest.classes,
+            manifest.split_of,
+            manifest.splits,
+            self.recipe.layer_specs(),
+            _portable(provenance),
+        )
+
+    def _part_of(self, manifest: Manifest) -> Manifest:
+        if self.shard is None:
+            return manifest
+        rows = self.shard.rows(len(manifest), self.recipe.batch_size)
+        if not rows:
+            size = self.recipe.batch_size
+            raise UsageError(
+                f"--shard {self.shard} would be empty: {len(manifest):,} images are {-(-len(manifest) // size):,} "
+                f"blocks of {size}. Use fewer shards, or a smaller --batch-size"
+            )
+        return manifest.part(rows)
+
+    def _bytes_needed(self) -> int:
+        return sum(spec.bytes_per_image for spec in self.recipe.layer_specs()) * len(self.manifest)
+
+    def _refuse_what_cannot_fit(self) -> None:
+        if self.output.exists() or partial_path(self.output).exists():
+            return  # its space is reserved already
+        needed, folder = self._bytes_needed(), _existing_parent(self.output)
+        free = shutil.disk_usage(folder).free
+        if needed > free:
+            raise DiskError(
+                f"{self.output} needs {format_bytes(needed)}; {format_bytes(free)} are free in {folder}. Ask for "
+                f"fewer or later layers, --pool avg, or --dtype float16, or choose another disk with -o"
+            )
+
+
+def _portable(provenance: dict[str, Any]) -> dict[str, Any]:
+    """The same with text that JSON can hold: undecodable bytes of a path as backslash escapes."""
+    text: str = json.dumps(provenance).encode("ascii").decode()
+    plain: dict[str, Any] = json.loads(text)
+    return plain
+
+
+def _existing_parent(path: Path) -> Path:
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    return folder

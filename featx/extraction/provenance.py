@@ -1,0 +1,31 @@
+"""Versions and hardware, for the provenance of a file."""
+
+from __future__ import annotations
+
+import torch
+import torchvision
+
+from featx import __version__
+from featx.extraction.engine import Engine
+from featx.images.decode import decoder_version
+
+
+def versions() -> dict[str, str]:
+    """What features depend on besides the recipe."""
+    return {
+        "featx": __version__,
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "decoder": decoder_version(),
+    }
+
+
+def hardware(engine: Engine) -> str:
+    """The processor's instruction set and how the network runs on it, or the GPU's name."""
+    device = engine.recipe.device
+    if engine.gpu is not None:
+        how = "a CUDA graph" if engine.gpu.is_graph else "kernel by kernel"
+        parts = "" if engine.gpu.rows == engine.recipe.batch_size else f", {engine.gpu.rows} images at once"
+        return f"{torch.cuda.get_device_name(device)}, {how}{parts}"
+    how = "packed weights" if engine.packed else "PyTorch's modules"
+    return f"CPU {torch.backends.cpu.get_cpu_capability()}, {how}"

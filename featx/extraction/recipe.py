@@ -1,0 +1,249 @@
+"""Everything a feature depends on but the image: resolved from names, written to files, and read back.
+
+Importing this module loads neither torch nor a network: a finished output is recognised without them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from featx.errors import UsageError
+from featx.images.preprocess import Preprocess
+from featx.networks.run_folder import is_run, read_run
+from featx.options.extraction import PRECISIONS, ExtractConfig
+from featx.options.option import command_line
+from featx.store.schema import LayerSpec
+
+if TYPE_CHECKING:
+    import torch
+
+    from featx.networks.architectures.architecture import WeightsSource
+    from featx.networks.backbone import Backbone
+    from featx.networks.layer_names import Layer
+    from featx.networks.pooling import Pooling
+
+# Activations of one block should stay in the processor's cache; measured best: AlexNet 16-32, VGG16 4 images.
+CPU_BLOCK_BYTES = 64 << 20
+GPU_BLOCK_BYTES = 1 << 30
+MAX_CPU_BATCH, MAX_GPU_BATCH = 32, 128
+PENULTIMATE = "penultimate"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a feature depends on but the image.
+
+    Attributes:
+        layers: what is captured, in the order asked for.
+        dtype: of the result, "float32" or "float16".
+        plain: on a CPU, PyTorch's own modules, whose rounding is that of training, instead of packed ones.
+        decode: who decodes: "cpu", "fast", "gpu", or "auto" for cpu and gpu at once.
+    """
+
+    backbone: Backbone
+    layers: tuple[Layer, ...]
+    weights: WeightsSource
+    preprocess: Preprocess
+    pooling: Pooling
+    precision: str
+    dtype: str
+    device: torch.device
+    batch_size: int
+    exif: bool
+    decode: str = "cpu"
+    plain: bool = False
+
+    @classmethod
+    def plan(
+        cls,
+        *,
+        backbone: str,
+        layers: str | None = None,
+        weights: str = "default",
+        pool: str = "none",
+        precision: str = "fp32",
+        dtype: str = "float32",
+        device: str = "auto",
+        batch_size: int | None = None,
+        resize: int | None = None,
+        crop: int | None = None,
+        squash: bool = False,
+        exif: bool = False,
+        mirror: bool = False,
+        decode: str = "cpu",
+        plain: bool = False,
+    ) -> Recipe:
+        """Resolve names, as the options of `featx extract` mean them; nothing is downloaded or computed.
+
+        Args:
+            layers: by default `default_layer`.
+
+        Raises:
+            UsageError and its children: an unknown network, layer, weights name or device, an impossible size.
+        """
+        from featx.networks.backbone import Backbone
+        from featx.networks.pooling import parse_pooling
+        from featx.networks.registry import refuse_unknown
+        from featx.networks.weights import weights_of
+        from featx.runtime.device import choose_device
+
+        chosen = choose_device(device)
+        if precision not in PRECISIONS or (precision in ("tf32", "fp16") and chosen.type == "cpu"):
+            raise UsageError(f"--precision {precision} needs a GPU; on the CPU choose fp32 or bf16")
+        if decode in ("gpu", "auto") and chosen.type == "cpu":
+            raise UsageError(f"--decode {decode} needs a GPU; on the CPU it is --decode cpu, or fast")
+        refuse_unknown(backbone)  # before its weights, which cannot be known either
+        source = weights_of(backbone, weights)
+        network = Backbone(backbone, crop, source.published)
+        preprocess = Preprocess.from_values(network.preprocessing).overridden(
+            resize=resize, crop=crop, squash=squash, mirror=mirror
+        )
+        captured = tuple(network.names.resolve(layers or default_layer(backbone)))
+        return cls(
+            backbone=network,
+            layers=captured,
+            weights=source,
+            preprocess=preprocess,
+            pooling=parse_pooling(pool),
+            precision=precision,
+            dtype=dtype,
+            device=chosen,
+            batch_size=batch_size or default_batch_size(network.largest_activation(captured), chosen.type),
+            exif=exif,
+            decode=decode,
+            plain=plain,
+        )
+
+    @classmethod
+    def from_config(cls, config: ExtractConfig) -> Recipe:
+        """What makes the features that options ask for."""
+        elsewhere = ("follow_links", "max_bad", "workers", "retry_failed", "shard", "pool")
+        options = {name: value for name, value in vars(config).items() if name not in elsewhere}
+        return cls.plan(**options, pool=config.pool)
+
+    @classmethod
+    def from_dict(
+        cls,
+        stored: dict[str, Any],
+        *,
+        layer: str,
+        weights: str | None,
+        device: str,
+        batch_size: int | None,
+        decode: str,
+    ) -> Recipe:
+        """The recipe of one layer, as `describe_layer` has described it for a head.
+
+        Args:
+            weights: where the weights are now, if not where they were.
+            device, batch_size, decode: these may differ from the stored ones; the features then differ by rounding,
+                and by what decoders differ in.
+        """
+        preprocess = stored["preprocess"]
+        recipe = cls.plan(
+            backbone=stored["backbone"],
+            layers=layer,
+            weights=weights or stored["weights"]["spec"],
+            pool=stored["pooling"],
+            precision=stored["precision"],
+            device=device,
+            batch_size=batch_size,
+            crop=preprocess["crop"],
+            exif=stored["exif"],
+            decode=decode,
+        )
+        return replace(recipe, preprocess=Preprocess.from_values(preprocess))
+
+    def to_dict(self, weights_sha256: str) -> dict[str, Any]:
+        """As plain values, for a file's provenance."""
+        return {
+            "backbone": self.backbone.name,
+            "weights": {
+                "name": self.weights.name,
+                "spec": self.weights.spec,
+                "url": self.weights.url,
+                "sha256": weights_sha256,
+            },
+            "preprocess": self.preprocess.values(),
+            "exif": self.exif,
+            "pooling": self.pooling.spec,
+            "layers": {layer.name: {"node": layer.node, "relu": layer.relu} for layer in self.layers},
+            "precision": self.precision,
+            "dtype": self.dtype,
+            "batch_size": self.batch_size,
+            "device": self.device.type,
+            "decode": self.decode,
+            "plain": self.plain,
+        }
+
+    def layer_specs(self) -> list[LayerSpec]:
+        """Name, shape after pooling and type of every captured layer.
+
+        Raises:
+            UsageError: maps are to be pooled in a layer that has none.
+        """
+        specs = []
+        for layer in self.layers:
+            geometry = self.backbone.geometry_of(layer)
+            shape = geometry.shape
+            pooled = self.pooling.kind in ("avg", "max", "spp") and len(shape) > 1
+            if pooled and not geometry.is_map:
+                raise UsageError(
+                    f"--pool {self.pooling.spec} needs (C, H, W) maps; {self.backbone.name} {layer.name} gives "
+                    f"{shape}. Use --pool none or flatten"
+                )
+            kind = self.pooling.spec if len(shape) > 1 else "none"
+            specs.append(LayerSpec(layer.name, layer.node, layer.relu, kind, self.pooling.shape(shape), self.dtype))
+        return specs
+
+
+def describe_layer(provenance: dict[str, Any], layer: str, pooling: str) -> dict[str, Any]:
+    """What makes one layer of a features file, as plain values for a head; `Recipe.from_dict` reads it.
+
+    Args:
+        provenance: the file's.
+        pooling: of this layer; vectors are not pooled whatever was asked for.
+    """
+    kept = ("backbone", "weights", "preprocess", "exif", "precision", "batch_size")
+    alone = ExtractConfig(**{**provenance["request"], "layers": layer})
+    return {key: provenance[key] for key in kept} | {
+        "node": provenance["layers"][layer]["node"],
+        "pooling": pooling,
+        "command": f"{extract_command(alone)} -o NEW.h5",
+    }
+
+
+def extract_command(config: ExtractConfig) -> str:
+    """The command line of an extraction; a layer that is the default is left out."""
+    is_default = config.layers == default_layer(config.backbone)
+    return command_line("extract", "SOURCE", replace(config, layers=None) if is_default else config)
+
+
+def default_layer(backbone: str) -> str:
+    """The layer that is meant where none is named: fc7 of AlexNet and VGG, the penultimate of any other network.
+
+    >>> default_layer("vgg16"), default_layer("resnet18")
+    ('fc7', 'penultimate')
+    """
+    name = read_run(backbone).backbone if is_run(backbone) else backbone
+    return "fc7" if name.startswith(("alexnet", "vgg")) else PENULTIMATE
+
+
+def weights_file(config: ExtractConfig) -> Path:
+    """The file that `--weights` names, or a run's weights; a path that is no file for published weights."""
+    return read_run(config.backbone).weights if is_run(config.backbone) else Path(config.weights)
+
+
+def default_batch_size(largest_activation: int, device_type: str) -> int:
+    """A power of two such that one block's largest tensor fits the processor's cache, or a GPU's memory, well.
+
+    >>> default_batch_size(64 * 55 * 55 * 4, "cpu")   # AlexNet
+    32
+    >>> default_batch_size(64 * 224 * 224 * 4, "cpu")  # VGG16
+    4
+    """
+    budget, most = (CPU_BLOCK_BYTES, MAX_CPU_BATCH) if device_type == "cpu" else (GPU_BLOCK_BYTES, MAX_GPU_BATCH)
+    fitting = max(1, budget // max(1, largest_activation))
+    return int(min(most, 1 << (fitting.bit_length() - 1)))

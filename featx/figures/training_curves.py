@@ -1,0 +1,33 @@
+"""Loss and accuracy against epoch, from the metrics a training has written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from featx.runtime.files import replacing
+
+
+def draw_curves(metrics: Path, picture: Path) -> None:
+    """Draw a PNG of the entries in metrics.jsonl, one per epoch; that of the start has no training."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    entries = [json.loads(line) for line in metrics.read_text().splitlines()]
+    figure = Figure(figsize=(9.0, 3.6), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    for axes, key, factor, label in zip(
+        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("loss", "accuracy (%)"), strict=True
+    ):
+        for name, marker, label_of_line in ((key, "o", "training"), (f"val_{key}", "s", "validation")):
+            points = [(entry["epoch"], factor * entry[name]) for entry in entries if name in entry]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label_of_line)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(linewidth=0.3)
+        axes.legend(fontsize=8)
+    with replacing(picture) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})

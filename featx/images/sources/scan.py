@@ -1,0 +1,46 @@
+"""A folder, text list, CSV or zip becomes an ordered manifest."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zipfile
+from pathlib import Path
+
+from featx.errors import SourceError
+from featx.images.manifest import IMAGE_SUFFIXES, Manifest
+from featx.images.sources.folder import scan_folder
+from featx.images.sources.lists import scan_csv, scan_list
+from featx.images.sources.zip_file import scan_zip
+from featx.runtime.files import is_hdf5
+from featx.runtime.text import printable
+
+
+def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manifest:
+    """The manifest of a folder, a text list (one path a line), a CSV (path,label[,split]) or a zip.
+
+    Folders and zips are sorted by path; the first folder of a path is its class, unless the top folders are all
+    called train, val, test or the like: then they are splits and the next folder is the class. Lists and CSVs
+    keep their own order, and their paths are relative to the file they stand in.
+
+    Raises:
+        SourceError: nothing there, unreadable, no images, or the same path twice.
+    """
+    path = Path(source)
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise SourceError(f"{printable(str(path))}: {error.strerror or error}") from error
+    if stat.S_ISDIR(mode):
+        return scan_folder(path, follow_links)
+    if not stat.S_ISREG(mode):
+        raise SourceError(f"{path} is neither a folder nor a file")
+    if path.suffix.lower() == ".csv":
+        return scan_csv(path)
+    if is_hdf5(path):
+        raise SourceError(f"{path} is a features file; give the images it was made from")
+    if zipfile.is_zipfile(path):
+        return scan_zip(path)
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        raise SourceError(f"{path} is one image; give the folder it is in, or a text file listing paths")
+    return scan_list(path)

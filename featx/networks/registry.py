@@ -1,0 +1,66 @@
+"""The table of networks that featx knows by name: a new one is a module in `architectures` and an entry here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from featx.errors import UnknownBackbone
+from featx.networks.architectures import alexnet, mini, torchvision_classifiers, vgg
+from featx.networks.architectures.architecture import Architecture, NamedLayer
+from featx.networks.run_folder import is_run, read_run
+from featx.runtime.text import nearest_names
+
+ARCHITECTURES: dict[str, Architecture] = {
+    entry.name: entry for entry in (*alexnet.ENTRIES, *vgg.ENTRIES, *mini.ENTRIES, *torchvision_classifiers.ENTRIES)
+}
+_BY_MODULE = {entry.module: entry for entry in ARCHITECTURES.values() if entry.module is not None}
+
+
+def backbone_names() -> list[str]:
+    """The names of all networks, AlexNet and VGG first."""
+    return sorted(ARCHITECTURES, key=lambda name: (not name.startswith(("alexnet", "vgg")), name))
+
+
+def refuse_unknown(name: str) -> None:
+    """Raise UnknownBackbone, with the nearest names, unless there is a network or a run of that name."""
+    if name not in ARCHITECTURES and not is_run(name):
+        raise UnknownBackbone(
+            f"no network {name!r}. Nearest: {nearest_names(name, backbone_names())}. "
+            f"It can be alexnet, vgg11, vgg13, vgg16, vgg19 (each also with _bn), alexnet-mini, vgg-mini, any "
+            f"torchvision classifier, or the folder of a featx finetune run"
+        )
+
+
+def architecture(name: str) -> Architecture:
+    """The entry of a network, or of the network a run was fine-tuned from.
+
+    Raises:
+        UnknownBackbone: no such network.
+    """
+    refuse_unknown(name)
+    return ARCHITECTURES[name] if name in ARCHITECTURES else architecture(read_run(name).backbone)
+
+
+def literature_layers(network: nn.Module) -> list[NamedLayer]:
+    """The layers of a network under their literature names, in order; empty for networks without."""
+    entry = _BY_MODULE.get(type(network))
+    return [] if entry is None or entry.layers is None else entry.layers(network)
+
+
+def chain(network: nn.Module) -> list[tuple[str, nn.Module]] | None:
+    """The modules of a network that is a chain of them, by name; None for others."""
+    entry = _BY_MODULE.get(type(network))
+    return None if entry is None or entry.chain is None else entry.chain(network)
+
+
+def default_preprocessing(name: str, weights: str | None = None) -> dict[str, Any]:
+    """The preprocessing of a network's weights, as plain values.
+
+    Args:
+        weights: a torchvision weights name; by default the network's DEFAULT.
+    """
+    if name not in ARCHITECTURES:
+        return dict(read_run(name).preprocess)
+    return ARCHITECTURES[name].weights.preprocessing(weights)

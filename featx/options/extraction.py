@@ -1,0 +1,132 @@
+"""One frozen dataclass per command: every option's default, range and help, written once.
+
+The command line is built from these fields, the Python functions take them, and the output files store them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from featx.options.common import (
+    batch_size_option,
+    decode_option,
+    device_option,
+    exif_option,
+    follow_links_option,
+    max_bad_option,
+    resize_option,
+    squash_option,
+    workers_option,
+)
+from featx.options.option import Config, option
+
+PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
+
+
+@dataclass(frozen=True)
+class ExtractConfig(Config):
+    """Options of `featx extract`."""
+
+    backbone: str = option("alexnet", "Network: alexnet, vgg16, or any torchvision classifier.", "-b", metavar="NET")
+    layers: str | None = option(
+        None,
+        "Layers: names, ranges (conv1-conv5), globs (conv5_*), penultimate, all; separated by commas. By default fc7 "
+        "of AlexNet and VGG, penultimate of other networks.",
+        "-l",
+        metavar="LAYERS",
+    )
+    weights: str = option(
+        "default",
+        "default, a torchvision weights name, a .pth or .safetensors file, or random:SEED.",
+        "-w",
+        metavar="WEIGHTS",
+    )
+    pool: str = option("none", "Pooling of maps: none, avg, max, flatten, or spp:1,2,4.", metavar="POOL")
+    precision: str = option("fp32", "Arithmetic of the network.", choices=PRECISIONS)
+    dtype: str = option("float32", "Number type in the file.", choices=("float32", "float16"))
+    device: str = device_option()
+    decode: str = decode_option()
+    batch_size: int | None = batch_size_option()
+    resize: int | None = resize_option()
+    crop: int | None = option(
+        None, "Side of the centre crop in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"
+    )
+    squash: bool = squash_option()
+    exif: bool = exif_option()
+    mirror: bool = option(False, "Turn left and right of every image round.")
+    plain: bool = option(False, "On a CPU, PyTorch's own operations: slower, and rounded as in training.")
+    follow_links: bool = follow_links_option()
+    max_bad: float = max_bad_option()
+    workers: int | None = workers_option()
+    retry_failed: bool = option(False, "Try the images again that failed before.", recorded=False)
+    shard: str | None = option(
+        None,
+        "Only part I of N, from 0 on, into FILE.I-of-N.h5; auto/N takes I from Slurm, Kubernetes or torchrun. "
+        "`featx merge` joins the parts.",
+        metavar="I/N",
+        recorded=False,
+    )
+
+
+@dataclass(frozen=True)
+class LayersConfig(Config):
+    """Options of `featx layers`."""
+
+    crop: int | None = option(
+        None, "Side of the input in pixels; by default the weights' own.", low=1, high=8192, metavar="PIXELS"
+    )
+
+
+@dataclass(frozen=True)
+class CheckConfig(Config):
+    """Options of `featx check`."""
+
+    backbone: str = option(
+        "alexnet", "Network to estimate time and disk for: any torchvision classifier.", "-b", metavar="NET"
+    )
+    layers: str | None = option(
+        None, "Layers to estimate disk for; by default as featx extract.", "-l", metavar="LAYERS"
+    )
+    follow_links: bool = follow_links_option()
+    workers: int | None = workers_option()
+
+
+@dataclass(frozen=True)
+class VerifyConfig(Config):
+    """Options of `featx verify`."""
+
+    rows: int = option(64, "How many rows to recompute, chosen at random.", low=1, metavar="N")
+    seed: int = option(0, "Seed of the choice of rows.", low=0, high=2**32 - 1, metavar="N")
+    source: str | None = option(
+        None, "Where the images are now, if they have moved since the extraction.", metavar="PATH"
+    )
+    weights: str | None = option(
+        None, "Where the weights file is now, if it has moved since the extraction.", metavar="FILE"
+    )
+
+
+@dataclass(frozen=True)
+class PredictConfig(Config):
+    """Options of `featx predict`."""
+
+    device: str = device_option()
+    decode: str = decode_option()
+    batch_size: int | None = batch_size_option()
+    weights: str | None = option(
+        None, "Where the weights file is now, if it has moved since the head was fitted.", metavar="FILE"
+    )
+    follow_links: bool = follow_links_option()
+    max_bad: float = max_bad_option()
+    workers: int | None = workers_option()
+
+
+@dataclass(frozen=True)
+class EvaluateConfig(Config):
+    """Options of `featx evaluate`."""
+
+    split: str | None = option(None, "Only the images of this split, as stored in the file.", metavar="NAME")
+    device: str = device_option()
+    batch_size: int | None = batch_size_option()
+    follow_links: bool = follow_links_option()
+    max_bad: float = max_bad_option()
+    workers: int | None = workers_option()

@@ -1,0 +1,108 @@
+"""The options of `featx fit-svm`, `fit-softmax` and `probe`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from featx.errors import UsageError
+from featx.options.common import device_option, memory_option
+from featx.options.option import Config, option
+from featx.options.parsing import parse_c, parse_fraction
+
+HEADS = {"svm": "linear SVM", "softmax": "softmax"}
+NORMALIZATIONS = ("none", "l2", "standard")
+
+
+def parse_heads(text: Any) -> str:
+    """One or both heads.
+
+    >>> parse_heads("svm,softmax")
+    'svm,softmax'
+    """
+    if not set(str(text).split(",")) <= set(HEADS):
+        raise UsageError(f"--heads is {text!r}; it can be svm, softmax or svm,softmax")
+    return str(text)
+
+
+def _c(when: str = "") -> Any:
+    return option(
+        None,
+        f"Inverse regularisation as scikit-learn means it, or auto: cross-validated{when}.",
+        parse=parse_c,
+        metavar="C|auto",
+    )
+
+
+def _folds(behind: str) -> Any:
+    return option(5, f"Folds of the cross-validation behind {behind}.", low=2, metavar="N")
+
+
+def _normalize() -> Any:
+    return option(
+        "l2", "l2: every row to length 1; standard: every value to mean 0, deviation 1.", choices=NORMALIZATIONS
+    )
+
+
+@dataclass(frozen=True)
+class FitConfig(Config):
+    """Options of `featx fit-svm` and `featx fit-softmax`."""
+
+    layer: str | None = option(
+        None, "Layer of the file to train on; may be left out if there is only one.", "-l", metavar="LAYER"
+    )
+    c: float | None = _c()
+    normalize: str = _normalize()
+    test: float | None = option(
+        None,
+        "Share of every class held out for the report; 0.2 unless another split is asked for; 0: none.",
+        parse=parse_fraction,
+        metavar="SHARE",
+    )
+    split_column: bool = option(False, "Use the split stored in the file (train / test).")
+    per_class: int | None = option(
+        None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
+    )
+    folds: int = _folds("--c auto and --calibrate")
+    calibrate: str = option(
+        "none",
+        "Probabilities for an SVM, learnt on held-out folds: one temperature, or Platt's sigmoid per class.",
+        choices=("none", "temperature", "platt"),
+    )
+    device: str = device_option()
+    memory: int | None = memory_option()
+    seed: int = option(0, "Seed of the split and the folds.", low=0, high=2**32 - 1, metavar="N")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        asked = [
+            name
+            for name, given in {
+                "--test": self.test is not None,
+                "--split-column": self.split_column,
+                "--per-class": self.per_class is not None,
+            }.items()
+            if given
+        ]
+        if len(asked) > 1:
+            raise UsageError(f"{' and '.join(asked)} are different splits; choose one")
+
+
+@dataclass(frozen=True)
+class ProbeConfig(Config):
+    """Options of `featx probe`."""
+
+    layers: str = option("all", "Layers to compare; by default all of the file.", "-l", metavar="LAYERS")
+    heads: str = option("svm,softmax", "svm, softmax or both.", parse=parse_heads, metavar="HEADS")
+    per_class: int = option(30, "Images of every class to train on.", low=1, metavar="N")
+    test_per_class: int = option(50, "At most this many others of every class to test on.", low=1, metavar="N")
+    repeats: int = option(10, "Random splits.", low=1, high=1000, metavar="N")
+    c: float | None = _c(" in every repeat")
+    folds: int = _folds("--c auto")
+    normalize: str = _normalize()
+    backbone: str = option("alexnet", "Network, if images are given.", "-b", metavar="NET")
+    weights: str = option("default", "Its weights, if images are given.", "-w", metavar="WEIGHTS")
+    pool: str = option("none", "Pooling of maps, if images are given.", metavar="POOL")
+    device: str = device_option()
+    memory: int | None = memory_option()
+    seed: int = option(0, "Seed of the splits and folds.", low=0, high=2**31, metavar="N")

@@ -1,0 +1,109 @@
+"""The options of `featx finetune`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from featx.errors import UsageError
+from featx.options.common import (
+    device_option,
+    exif_option,
+    follow_links_option,
+    max_bad_option,
+    resize_option,
+    squash_option,
+    workers_option,
+)
+from featx.options.option import Config, option
+from featx.options.parsing import parse_bytes, parse_fraction
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(Config):
+    """Options of `featx finetune`."""
+
+    backbone: str = option("alexnet", "Network to start from, or the folder of an earlier run.", "-b", metavar="NET")
+    weights: str = option("default", "Its weights, as for featx extract.", "-w", metavar="WEIGHTS")
+    lr: str = option(
+        "auto",
+        "Rates: LAYERS=RATE,... as in conv1-conv5=0,fc6-fc7=1e-3,fc8=1e-2 (0: frozen; later ones win); or a policy: "
+        "head, fc, all, decay:Q, gradual:EPOCHS, auto.",
+        metavar="SPEC",
+    )
+    from_scratch: bool = option(False, "Start from random weights (then --lr is one rate for all layers).")
+    epochs: int = option(10, "Times every image is seen.", low=1, high=100_000, metavar="N")
+    batch_size: int = option(64, "Images per step, over all processes together.", low=1, high=65_536, metavar="N")
+    accumulate: int = option(1, "Parts a process takes its share of a step in, to save memory.", low=1, metavar="N")
+    init_head: str = option(
+        "softmax",
+        "Where the new final layer starts: at the optimum of a head on the frozen features, or random.",
+        choices=("softmax", "svm", "random"),
+    )
+    optimizer: str = option("sgd", "sgd with momentum, or adamw.", choices=("sgd", "adamw"))
+    momentum: float = option(0.9, "Of sgd.", low=0.0, high=0.9999, metavar="M")
+    weight_decay: float = option(5e-4, "Pull of the weights towards 0.", low=0.0, high=1.0, metavar="DECAY")
+    no_bias_decay: bool = option(False, "No weight decay for biases and norms.")
+    schedule: str = option("cosine", "How all rates fall.", choices=("cosine", "step", "constant"))
+    warmup: float = option(0.0, "Epochs in which all rates rise from 0.", low=0.0, high=1000.0, metavar="EPOCHS")
+    label_smoothing: float = option(
+        0.0, "Share of every label spread over all classes.", low=0.0, high=0.9, metavar="S"
+    )
+    class_weights: str = option("none", "balanced: rare classes count more.", choices=("none", "balanced"))
+    dropout: float | None = option(None, "Instead of the network's own.", low=0.0, high=0.95, metavar="P")
+    clip: float | None = option(None, "Longest gradient allowed.", low=1e-9, metavar="LENGTH")
+    ema: float | None = option(
+        None, "Keep a moving average of the weights with this memory, as 0.999.", low=0.0, high=0.99999, metavar="M"
+    )
+    augment: str = option(
+        "auto",
+        "Random changes: flip, crop[:SMALLEST], shift:PIXELS, jitter:STRENGTH, elastic:PIXELS, mixup[:ALPHA], "
+        "cutmix[:ALPHA], with commas; none; "
+        "auto: none if the first layers are frozen, else flip,crop.",
+        metavar="WHAT",
+    )
+    cache_views: int = option(
+        1, "With frozen first layers, train on their stored output for the images (1) and their mirror images (2).",
+        low=1, high=2, metavar="N",
+    )  # fmt: skip
+    val: float | None = option(
+        None,
+        "Share of every class held out to choose the best epoch; 0.1 unless another split is asked for; 0: none.",
+        parse=parse_fraction,
+        metavar="SHARE",
+    )
+    split_column: bool = option(False, "Train on the source's split called train, validate on val or test.")
+    patience: int | None = option(
+        None, "Stop after so many epochs without a better validation accuracy.", low=1, metavar="EPOCHS"
+    )
+    precision: str = option("fp32", "Arithmetic: fp32, or bf16 with weights in fp32.", choices=("fp32", "bf16"))
+    compile: bool = option(
+        False, "Have torch.compile make kernels for the training's steps: a minute at the start, for long ones."
+    )
+    resize: int | None = resize_option()
+    crop: int | None = option(
+        None, "Side of the input in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"
+    )
+    squash: bool = squash_option()
+    exif: bool = exif_option()
+    follow_links: bool = follow_links_option()
+    max_bad: float = max_bad_option()
+    device: str = device_option()
+    workers: int | None = workers_option()
+    memory: int | None = option(
+        None,
+        "Memory for decoded images, as 4G; by default half of what is free. What does not fit is decoded each time.",
+        parse=parse_bytes,
+        metavar="BYTES",
+        recorded=False,
+    )
+    checkpoint_minutes: float = option(
+        5.0, "Time between checkpoints within an epoch.", low=0.0, high=10_000.0, metavar="MINUTES", recorded=False
+    )
+    seed: int = option(0, "Seed of everything random.", low=0, high=2**31, metavar="N")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split_column and self.val is not None:
+            raise UsageError("--val and --split-column are different splits; choose one")
+        if self.from_scratch and self.weights != "default":
+            raise UsageError("--from-scratch starts from random weights; leave out --weights")

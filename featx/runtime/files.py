@@ -1,0 +1,133 @@
+"""Files that are there whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from featx.errors import DiskError, FileFormatError, Interrupted
+
+LOCK = ".lock"
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def identity(path: Path) -> tuple[int, int] | None:
+    """What tells a file from another one of the same name; None if there is none."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None  # whoever makes it says what is wrong
+    return found.st_ino, found.st_mtime_ns
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's refusals into a DiskError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
+        reason: object = error.strerror or error
+        if error.errno and "errno = " in str(reason):  # HDF5 puts a paragraph of its own into the text
+            reason = os.strerror(error.errno)
+        raise DiskError(f"{path}: {reason}{hint}") from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write to the path this gives; at the end the file is flushed and gets its name, after an error it is gone.
+
+    Raises:
+        DiskError: whatever the operating system refused.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.touch()
+            mode = partial.stat().st_mode  # as the umask wants it; safetensors makes its files private
+            yield partial
+            partial.chmod(mode)
+            flush_to_disk(partial)
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
+
+
+def refuse_special_file(path: Path) -> None:
+    """Raise FileFormatError for what is there and is no regular file: opening a FIFO would wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return  # whoever opens it says so
+    except OSError as error:
+        raise FileFormatError(f"{path}: {error.strerror or error}") from error
+    if not stat.S_ISREG(mode):
+        raise FileFormatError(f"{path} is {'a folder' if stat.S_ISDIR(mode) else 'not a regular file'}")
+
+
+def try_lock(descriptor: int, *, shared: bool = False) -> bool:
+    """Lock an open file for this process, or share it with others that do; False if somebody else holds it."""
+    try:
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def busy(path: Path) -> Interrupted:
+    """What to raise where another process holds the lock."""
+    return Interrupted(f"{path} is being written by another featx; wait for it, or choose another output")
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Make a folder and hold its lock; a folder in which nothing was stored is removed again.
+
+    Raises:
+        Interrupted: another process holds it.
+    """
+    made = not folder.exists()
+    with disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        if not try_lock(descriptor):
+            raise busy(folder)
+        yield
+    finally:
+        if made and os.listdir(folder) == [LOCK]:  # refused before anything was stored
+            with contextlib.suppress(OSError):
+                (folder / LOCK).unlink()
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def is_hdf5(path: Path) -> bool:
+    """Whether a regular file begins as HDF5 files do."""
+    if not path.is_file():
+        return False
+    with disk_errors(path), path.open("rb") as file:
+        return file.read(len(_HDF5)) == _HDF5
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make a file's bytes, or a folder's renames, survive a loss of power."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,254 @@
+"""One fine-tuning, from images to a run's folder: what `featx finetune` does once it knows there is work to do."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from featx.artifacts.artifact import write_json
+from featx.artifacts.finetuned_run import REPORT, FinetuneReport, LayerChange
+from featx.distributed.process_group import ProcessGroup
+from featx.errors import Interrupted, UsageError
+from featx.figures.training_curves import draw_curves
+from featx.heads.metrics import Metrics, measure
+from featx.images.manifest import Manifest
+from featx.images.preprocess import Preprocess
+from featx.networks.backbone import Backbone, load_network
+from featx.networks.build import construct, replace_final_layer
+from featx.networks.run_folder import WEIGHTS
+from featx.networks.weights import weights_of
+from featx.options.training import FinetuneConfig
+from featx.runtime.compiler import refuse_without_compiler
+from featx.runtime.device import strict_precision
+from featx.runtime.files import disk_errors, replacing
+from featx.runtime.progress import SILENT, Reporter
+from featx.runtime.signals import graceful_stop
+from featx.runtime.text import table
+from featx.runtime.threads import one_thread
+from featx.training.checkpoint import Checkpoint, save_tensors
+from featx.training.data.augment import Augmentation, parse_augmentation
+from featx.training.data.precomputed import CACHE, Precomputed
+from featx.training.frozen_prefix import Cut, cut_before_head, cut_before_training
+from featx.training.learning_rates import Rate, assign_rates, expand_policy, rate_table
+from featx.training.run_record import describe_run, record_images
+from featx.training.task import plan_task
+from featx.training.trainer import Trainer
+
+METRICS, CURVES = "metrics.jsonl", "curves.png"
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+SCRATCH_RATE = "*=0.05"  # for --from-scratch without --lr
+
+
+class FinetuningJob:
+    """One fine-tuning: what is learned, and the folder it goes to."""
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        folder: Path,
+        config: FinetuneConfig,
+        device: torch.device,
+        group: ProcessGroup,
+        reporter: Reporter,
+    ) -> None:
+        self.started = time.perf_counter()
+        self.manifest, self.folder, self.config = manifest, folder, config
+        self.device, self.group = device, group
+        self.reporter = reporter if group.is_first else SILENT
+        self.task = plan_task(manifest, val=config.val, split_column=config.split_column, seed=config.seed)
+        self.wants_head = config.init_head != "random" and not config.from_scratch
+        self.start: float | None = None
+        self.once = Precomputed(manifest, folder, config, self.task, device, group, self.reporter)
+
+    def run(self) -> FinetuneReport:
+        """Train to the end, or as far as signals let it.
+
+        Raises:
+            as `featx.commands.finetune.finetune_network`.
+        """
+        try:
+            return self._train()
+        finally:
+            self.once.close()
+
+    def _train(self) -> FinetuneReport:
+        config = self.config
+        if config.compile:
+            refuse_without_compiler(self.device)
+        network = self._network()
+        self.lr = expand_policy(self._policy(), network, len(self.task.train))
+        rates = assign_rates(self.lr, network)
+        if not any(rate.rate for rate in rates):
+            raise UsageError(f"--lr {config.lr!r} freezes every layer; nothing would be trained")
+        how, cut = self._augmentation(network, rates)
+        nodes = self._nodes(network, cut)
+        for line in table(["layer", "parameters", "rate", "decay", ""], rate_table(rates, config.weight_decay)):
+            self.reporter.note(line)
+        if self.group.is_first:
+            describe_run(
+                self.folder, config, self.manifest, classes=self.task.classes, preprocess=self.preprocess,
+                weights=self.weights, lr=self.lr,
+            )  # fmt: skip
+        self.group.wait()
+        if nodes:
+            self.once.extract(nodes, for_head=self.wants_head)
+        if self.group.is_first:
+            record_images(self.folder, self.manifest, self.once.features, self.reporter)
+        self.group.wait()
+        if self.wants_head:
+            self.start = self.once.start_head(network, nodes[-1])
+        start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
+        network.to(self.device).to(memory_format=torch.channels_last)
+        data = self.once.data(cut, how, self.preprocess)
+        part = network if cut is None else cut.rest
+        training = Trainer(
+            network, part, rates, data, config, self.device, self.group, start_counts=self.start is not None
+        )
+        if (self.folder / CHECKPOINT).exists():
+            training.resume(self.folder / CHECKPOINT)
+        # A GPU's steps need one core to be queued, and many for a moment's arithmetic only wait for each other.
+        threads = one_thread() if self.device.type == "cuda" else contextlib.nullcontext()
+        with strict_precision("fp32"), graceful_stop() as stop, threads:
+            training.run(save=self._save, keep_best=self._keep_best, stop=stop, reporter=self.reporter)
+            if training.is_finished:
+                return self._finish(training, rates, start)
+        raise Interrupted(
+            f"stopped by a signal in epoch {training.epoch + 1}; the same command goes on from there",
+            128 + (stop.signal or signal.SIGTERM),
+        )
+
+    # --- the network
+
+    def _network(self) -> nn.Module:
+        """The network with its weights and a final layer for our classes."""
+        config, classes = self.config, len(self.task.classes)
+        source = None if config.from_scratch else weights_of(config.backbone, config.weights)
+        backbone = Backbone(config.backbone, config.crop, source.published if source else None)
+        self.preprocess = Preprocess.from_values(backbone.preprocessing).overridden(
+            resize=config.resize, crop=config.crop, squash=config.squash
+        )
+        self.weights: dict[str, Any] = {"spec": "random", "sha256": None}
+        if source is None:
+            network = construct(config.backbone, config.seed, classes=classes)
+        else:
+            loaded = load_network(config.backbone, source, self.reporter.download)
+            self.weights = {"spec": config.weights, "sha256": loaded.sha256}
+            network = loaded.network
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                replace_final_layer(network, classes)
+        if config.dropout is not None:
+            for module in network.modules():
+                if isinstance(module, nn.Dropout):
+                    module.p = config.dropout
+        return network
+
+    def _policy(self) -> str:
+        return SCRATCH_RATE if self.config.from_scratch and self.config.lr == "auto" else self.config.lr
+
+    def _augmentation(self, network: nn.Module, rates: list[Rate]) -> tuple[Augmentation, Cut | None]:
+        """What is done to the images, and where the frozen beginning ends whose output is stored instead."""
+        cut = cut_before_training(network, rates)
+        auto = "none" if cut else "flip,crop"
+        how = parse_augmentation(auto if self.config.augment == "auto" else self.config.augment)
+        if not how.is_none:
+            cut = None
+        if (how.mixup or how.cutmix) and self.config.class_weights != "none":
+            raise UsageError("--augment mixup and cutmix mix classes, --class-weights weighs them: leave one out")
+        if self.config.cache_views > 1 and cut is None:
+            raise UsageError(
+                "--cache-views 2 is for frozen first layers without augmentation: leave out --augment, and freeze "
+                "them with --lr head or fc"
+            )
+        return how, cut
+
+    def _nodes(self, network: nn.Module, cut: Cut | None) -> list[str]:
+        """The graph nodes whose output is computed once: the cut's, and last what the head is fitted on."""
+        nodes = [] if cut is None else [cut.node]
+        if self.wants_head:
+            before_head = cut_before_head(network)
+            if before_head is None:
+                raise UsageError(
+                    f"{self.config.backbone}'s final layer is followed by others, so no head can be fitted for it; "
+                    f"use --init-head random"
+                )
+            nodes.append(before_head.node)
+        return nodes
+
+    # --- what is kept
+
+    def _save(self, checkpoint: Checkpoint) -> None:
+        if self.group.is_first:
+            checkpoint.save(self.folder / CHECKPOINT)
+            with replacing(self.folder / METRICS) as partial:
+                partial.write_text("".join(json.dumps(entry) + "\n" for entry in checkpoint.history))
+        self.group.wait()
+
+    def _keep_best(self, changed: dict[str, Tensor]) -> None:
+        if self.group.is_first:
+            save_tensors(self.folder / BEST, changed)
+
+    def _finish(self, training: Trainer, rates: list[Rate], start: dict[str, Tensor]) -> FinetuneReport:
+        network, metrics = training.network, None
+        with training.weights.averaged():
+            if training.data.val is not None:
+                self.group.wait()
+                training.weights.put_back(load_file(self.folder / BEST), self.folder / BEST)
+                metrics = self._measure(training)
+            state = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
+        report = FinetuneReport(
+            output=self.folder,
+            backbone=self.config.backbone,
+            lr=self.lr,
+            classes=self.task.classes,
+            train=len(self.task.train),
+            val=len(self.task.val),
+            failed=self.task.failed,
+            epochs=training.epoch,
+            best_epoch=training.best_epoch,
+            metrics=metrics,
+            start=self.start,
+            layers=_changes(rates, start, state),
+            seconds=time.perf_counter() - self.started,
+        )
+        if self.group.is_first:
+            kept = {name: value for name, value in report.to_json().items() if name != "output"}
+            write_json(self.folder / REPORT, kept)
+            draw_curves(self.folder / METRICS, self.folder / CURVES)
+            save_tensors(self.folder / WEIGHTS, state)
+            with disk_errors(self.folder):
+                for name in (CHECKPOINT, BEST):
+                    (self.folder / name).unlink(missing_ok=True)
+                shutil.rmtree(self.folder / CACHE, ignore_errors=True)
+        self.group.wait()
+        return report
+
+    def _measure(self, training: Trainer) -> Metrics:
+        logits, labels = training.predict()
+        if self.group.world_size > 1:
+            parts: list[Any] = [None] * self.group.world_size
+            torch.distributed.all_gather_object(parts, (logits, labels))
+            logits, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        return measure(logits.double().numpy(), labels.numpy(), self.task.classes)
+
+
+def _changes(rates: list[Rate], start: dict[str, Tensor], state: dict[str, Tensor]) -> list[LayerChange]:
+    """How far each layer's weights moved from where they started."""
+    found = []
+    for layer in dict.fromkeys(rate.layer for rate in rates):
+        own = [rate for rate in rates if rate.layer == layer]
+        moved = sum(float((state[r.parameter].double() - start[r.parameter].double()).square().sum()) for r in own)
+        length = sum(float(start[r.parameter].double().square().sum()) for r in own)
+        share = (moved / length) ** 0.5 if length else 0.0
+        leading = max(own, key=lambda rate: (rate.rate > 0, rate.values))
+        found.append(LayerChange(layer, sum(r.values for r in own), leading.rate, share))
+    return found

@@ -1,0 +1,80 @@
+"""config.json of a run: what is trained, from which weights, on which images; written before the training."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from featx.artifacts.artifact import write_json
+from featx.artifacts.same_images import record_of
+from featx.errors import PlanMismatch
+from featx.extraction.provenance import versions
+from featx.images.contents import content_hashes, files_state
+from featx.images.manifest import Manifest
+from featx.images.preprocess import Preprocess
+from featx.networks.registry import backbone_names
+from featx.networks.run_folder import DESCRIPTION, FORMAT, SCHEMA, read_run
+from featx.options.training import FinetuneConfig
+from featx.runtime.progress import Reporter
+from featx.store.reader import Features
+
+
+def describe_run(
+    folder: Path,
+    config: FinetuneConfig,
+    manifest: Manifest,
+    *,
+    classes: list[str],
+    preprocess: Preprocess,
+    weights: dict[str, Any],
+    lr: str,
+) -> None:
+    """Write down what a run is, or see that it is the one that was begun.
+
+    Args:
+        weights: spec and sha256 of those it starts from.
+        lr: the specification of the rates, policies expanded.
+
+    Raises:
+        PlanMismatch: the weights it began with are others now.
+    """
+    path, name = folder / DESCRIPTION, config.backbone
+    plan = read_run(folder).plan if path.exists() else {}
+    begun = plan.get("weights", weights)
+    if begun != weights:
+        raise PlanMismatch(
+            f"{folder} was begun with other weights ({str(begun['sha256'])[:12]}... then, "
+            f"{str(weights['sha256'])[:12]}... now); choose another folder, or delete it"
+        )
+    described = {
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "backbone": name if name in backbone_names() else read_run(name).backbone,
+        "classes": classes,
+        "preprocess": preprocess.values(),
+        "plan": {
+            "request": config.recorded(),
+            "images": manifest.digest,
+            **({"files": plan["files"]} if "files" in plan else {}),
+            "weights": weights,
+            "lr": lr,
+            "source": os.path.abspath(manifest.source),
+            **versions(),
+        },
+    }
+    write_json(path, described)
+
+
+def record_images(folder: Path, manifest: Manifest, features: list[Features], reporter: Reporter) -> None:
+    """Add the record of the images, once: by the hashes that the features have, or else by reading the files."""
+    run = read_run(folder)
+    if "files" in run.plan:
+        return
+    state = files_state(manifest)
+    hashes = features[0].sha256 if features else content_hashes(manifest, reporter=reporter)
+    described = {
+        "format": FORMAT, "schema": SCHEMA, "backbone": run.backbone, "classes": run.classes,
+        "preprocess": run.preprocess, "plan": {**run.plan, "files": record_of(state, hashes)},
+    }  # fmt: skip
+    write_json(folder / DESCRIPTION, described)

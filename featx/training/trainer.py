@@ -1,0 +1,402 @@
+"""The loop: steps, epochs, validation and checkpoints, in one process or many.
+
+Every step draws its order, its augmentation and its dropout from (seed, epoch, step), so that a training that was
+killed goes on to the same weights, and the images of a step do not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from featx.distributed.process_group import ProcessGroup
+from featx.errors import Diverged, UsageError
+from featx.options.training import FinetuneConfig
+from featx.runtime.compiler import compiled
+from featx.runtime.device import upload
+from featx.runtime.progress import Reporter
+from featx.training.checkpoint import Checkpoint
+from featx.training.data.augment import Draws
+from featx.training.data.inputs import Inputs
+from featx.training.data.mixing import mixed_cross_entropy
+from featx.training.ema import TrainedWeights
+from featx.training.learning_rates import Rate, apply_modes, is_trained
+from featx.training.optimizer import make_optimiser, put_state, rate_factor, state_of
+from featx.training.sync_batchnorm import share_batch_norm
+
+Labels = npt.NDArray[np.int32]
+Places = npt.NDArray[np.intp]
+_ALL = slice(None)
+_SUMS = 3  # of an epoch: loss, images that are right, images
+_CHECKED_EVERY = 20  # steps between looks at whether the loss is still a number
+_APART_S = 5.0  # between checkpoints at the ends of epochs: the shortest take less than storing them
+
+
+@dataclass(frozen=True)
+class Data:
+    """Inputs and labels to train on and to validate on.
+
+    Attributes:
+        val: None without a validation.
+    """
+
+    train: Inputs
+    train_labels: Labels
+    val: Inputs | None
+    val_labels: Labels
+    classes: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step trains on.
+
+    Attributes:
+        places: of its images, for all processes and parts.
+        draws: what is done to them; None: nothing.
+    """
+
+    places: Places
+    draws: Draws | None
+
+
+class Trainer:
+    """A network on its way, at a place (epoch, step)."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        trained_part: nn.Module,
+        rates: Sequence[Rate],
+        data: Data,
+        config: FinetuneConfig,
+        device: torch.device,
+        group: ProcessGroup,
+        *,
+        start_counts: bool = False,
+    ) -> None:
+        """Args:
+
+        network: all of it; changed in place.
+        trained_part: what inputs go through: the network, or its modules behind the last frozen one.
+        start_counts: the network as it comes is one of those the best on the validation images is chosen from.
+        """
+        self._start_counts = start_counts and data.val is not None
+        self.network, self.rates, self.data, self.config = network, rates, data, config
+        self.device, self.group = device, group
+        self._part = trained_part
+        self._batch = min(config.batch_size, len(data.train))
+        self.steps_per_epoch = max(1, len(data.train) // self._batch)
+        if self._batch // config.accumulate < group.world_size > 1:
+            raise UsageError(
+                f"{self._batch} images per step in --accumulate {config.accumulate} parts are too few for "
+                f"{group.world_size} processes: each needs one of every part. Use fewer processes or parts, or a "
+                f"larger --batch-size"
+            )
+        self.weights = TrainedWeights(network, rates, config.ema)
+        self.optimiser = make_optimiser(rates, self.weights.parameters, config)
+        self._base_rates = [group["lr"] for group in self.optimiser.param_groups]
+        self._class_weights = _class_weights(config, data, device)
+        self._weight_of_class = None if self._class_weights is None else self._class_weights.cpu().numpy()
+        self.epoch, self.step = 0, 0
+        self.history: list[dict[str, Any]] = []
+        self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=device)
+        if group.world_size > 1:
+            share_batch_norm(network)
+        self._module = self._own_module = compiled(trained_part) if config.compile else trained_part
+        self._exchanged: set[str] = set()
+        self._orders: dict[int, Places] = {}  # of this epoch's images and of the next one's
+        self._steps: dict[tuple[int, int], Step] = {}  # this one and the next
+        self._enter_epoch()
+
+    def _enter_epoch(self) -> None:
+        """Freeze and free what this epoch wants, and tell the other processes what is exchanged."""
+        apply_modes(self.network, self.rates, self.epoch)
+        trained = {rate.parameter for rate in self.rates if is_trained(rate, self.epoch)}
+        if self.group.world_size > 1 and trained != self._exchanged:
+            self._module = DistributedDataParallel(self._own_module)
+            self._exchanged = trained
+
+    def run(
+        self,
+        *,
+        save: Callable[[Checkpoint], None],
+        keep_best: Callable[[dict[str, Tensor]], None],
+        stop: threading.Event,
+        reporter: Reporter,
+    ) -> None:
+        """Go on to the last epoch, or until `stop` is set or validation has not improved for `patience` epochs.
+
+        Args:
+            save: stores a checkpoint.
+            keep_best: stores what has changed of the network when the validation is better than before.
+
+        Raises:
+            Diverged: the loss is NaN or infinite.
+        """
+        saved = time.monotonic()
+        total = self.config.epochs * self.steps_per_epoch
+        if self._start_counts and not self.history:
+            self.history.append({"epoch": 0, **self.validate()})
+            keep_best(self.weights.changing())
+        reporter.begin("train", total, self.epoch * self.steps_per_epoch + self.step)
+        while self.epoch < self.config.epochs and not self._has_run_out_of_patience():
+            while self.step < self.steps_per_epoch:
+                self._take_step()
+                reporter.advance(1)
+                at_end = self.step == self.steps_per_epoch
+                if self.group.world_size > 1 and not at_end and self.step % _CHECKED_EVERY:
+                    continue  # asking all processes costs more than a step or two
+                late = time.monotonic() - saved > 60 * self.config.checkpoint_minutes
+                asked, late = self.group.any(stop.is_set(), late)
+                if asked or late or at_end or self.step % _CHECKED_EVERY == 0:
+                    self._refuse_divergence()
+                if (asked or late) and not at_end:
+                    save(self.checkpoint())
+                    saved = time.monotonic()
+                    if asked:
+                        reporter.end()
+                        return
+            self._finish_epoch(keep_best)
+            reporter.note(_epoch_line(self.history[-1], self.config.epochs))
+            apart = min(_APART_S, 60 * self.config.checkpoint_minutes)
+            asked, late = self.group.any(stop.is_set(), time.monotonic() - saved >= apart)
+            if asked or late or self.is_finished:
+                save(self.checkpoint())
+                saved = time.monotonic()
+            if asked:
+                break
+        reporter.end()
+
+    @property
+    def is_finished(self) -> bool:
+        return self.epoch >= self.config.epochs or self._has_run_out_of_patience()
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch whose weights are kept: the best on the validation images (0: the start), or the last of all."""
+        best = self.history[-1] if self.data.val is None else max(self.history, key=_quality)
+        return int(best["epoch"])
+
+    def _take_step(self) -> None:
+        step, following = self._planned(self.epoch, self.step), self._next()
+        torch.manual_seed(_mix(self.config.seed, self.epoch, self.step, 1 + self.group.rank))
+        progress = self.epoch + (self.step + 0.5) / self.steps_per_epoch
+        factor = rate_factor(self.config.schedule, progress, self.config.epochs, self.config.warmup)
+        for group, rate in zip(self.optimiser.param_groups, self._base_rates, strict=True):
+            group["lr"] = rate * factor
+        self.optimiser.zero_grad(set_to_none=True)
+        weight = self._weight_of(step.places)
+        parts = self._parts()
+        for number, rows in enumerate(parts):
+            last = number == len(parts) - 1
+            inputs = self.data.train.take(step.places, rows, step.draws)
+            if last and following is not None:
+                for part in parts:
+                    self.data.train.expect(following.places, part, following.draws)
+            with self._no_exchange(not last):
+                self._backward(inputs, step, rows, weight, len(parts))
+        if self.config.clip is not None:
+            nn.utils.clip_grad_norm_(self.weights.parameters.values(), self.config.clip)
+        self.optimiser.step()
+        self.weights.step()
+        self.step += 1
+
+    def _parts(self) -> list[slice]:
+        """What this process takes of each part of a step; a part is the same images whoever takes them."""
+        found = []
+        for part in np.array_split(np.arange(self._batch), min(self.config.accumulate, self._batch)):
+            mine, first = self.group.share(len(part)), int(part[0])
+            found.append(slice(first + mine.start, first + mine.stop))
+        return found
+
+    def _labels(self, places: Places) -> Tensor:
+        return upload(torch.from_numpy(self.data.train_labels[places].astype(np.int64)), self.device)
+
+    def _loss(self, logits: Tensor, labels: Tensor, step: Step, rows: slice) -> Tensor:
+        smoothing = self.config.label_smoothing
+        if step.draws is None or step.draws.mixes is None:
+            return F.cross_entropy(logits, labels, weight=self._class_weights, label_smoothing=smoothing)
+        mixes = step.draws.mixes_of(rows)
+        partners, shares = self._labels(step.places[mixes.partners.numpy()]), upload(mixes.shares, self.device)
+        return mixed_cross_entropy(logits, labels, partners, shares, smoothing)
+
+    def _backward(self, inputs: Tensor, step: Step, rows: slice, weight: float, parts: int) -> None:
+        places = step.places[rows]
+        labels = self._labels(places)
+        logits = self._forward(self._module, inputs)
+        loss = self._loss(logits, labels, step, rows)
+        self._sums += torch.stack([
+            loss.detach().double() * len(places),
+            (logits.detach().argmax(1) == labels).sum().double(),
+            torch.full((), float(len(places)), dtype=torch.float64, device=self.device),
+        ])  # fmt: skip
+        if parts > 1 or self.group.world_size > 1:
+            # The mean over the whole step, whoever computes which part of it; the exchange divides by the processes.
+            loss = loss * (self._weight_of(places) / weight * self.group.world_size)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own
+
+    def _weight_of(self, places: Places) -> float:
+        """What the images of a mean count for together."""
+        if self._weight_of_class is None:
+            return float(len(places))
+        return float(self._weight_of_class[self.data.train_labels[places]].sum())
+
+    def _forward(self, module: nn.Module, inputs: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+            logits: Tensor = module(inputs)
+        return logits.float()
+
+    def _planned(self, epoch: int, step: int) -> Step:
+        """A step, in every process the same; what is left of an epoch waits for another order."""
+        if epoch not in self._orders:
+            order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
+            self._orders = {name: old for name, old in self._orders.items() if name == epoch - 1} | {epoch: order}
+        if (epoch, step) not in self._steps:
+            places = self._orders[epoch][step * self._batch : (step + 1) * self._batch]
+            generator = torch.Generator().manual_seed(_mix(self.config.seed, epoch, step, 0))
+            draws = self.data.train.draw(len(places), generator)
+            now = {name: old for name, old in self._steps.items() if name == (self.epoch, self.step)}
+            self._steps = now | {(epoch, step): Step(places, draws)}
+        return self._steps[epoch, step]
+
+    def _next(self) -> Step | None:
+        if self.step + 1 < self.steps_per_epoch:
+            return self._planned(self.epoch, self.step + 1)
+        return self._planned(self.epoch + 1, 0) if self.epoch + 1 < self.config.epochs else None
+
+    def _no_exchange(self, off: bool) -> contextlib.AbstractContextManager[None]:
+        if off and isinstance(self._module, DistributedDataParallel):
+            found: contextlib.AbstractContextManager[None] = self._module.no_sync()
+            return found
+        return contextlib.nullcontext()
+
+    def _refuse_divergence(self) -> None:
+        """Look at the loss and the weights before anything is stored."""
+        broken = self.weights.broken()
+        if not self.group.any(bool(broken) or not math.isfinite(float(self._sums[0])))[0]:
+            return
+        state = (
+            f"{len(broken)} of {len(self.weights.parameters)} trained tensors are NaN or infinite too; "
+            if broken
+            else ""
+        )
+        suspect = max((r for r in self.rates if is_trained(r, self.epoch)), key=lambda rate: rate.rate)
+        raise Diverged(
+            f"the loss is NaN or infinite in epoch {self.epoch + 1}, step {self.step}; {state}the highest rate is "
+            f"{suspect.rate:g} of {suspect.layer}. The last good checkpoint is kept; train with a lower rate there, "
+            f"or with --clip 1 or --warmup 1, in a new folder"
+        )
+
+    def _finish_epoch(self, keep_best: Callable[[dict[str, Tensor]], None]) -> None:
+        sums = self.group.sum(self._sums).tolist()
+        entry: dict[str, Any] = {
+            "epoch": self.epoch + 1,
+            "loss": sums[0] / sums[2],
+            "accuracy": sums[1] / sums[2],
+            "rate_factor": float(self.optimiser.param_groups[0]["lr"]) / self._base_rates[0],
+        }
+        with self.weights.averaged():
+            if self.data.val is not None:
+                entry |= self.validate()
+                if self._is_best(entry):
+                    keep_best(self.weights.changing())
+        self.history.append(entry)
+        self.epoch, self.step = self.epoch + 1, 0
+        self._sums.zero_()
+        if self.epoch < self.config.epochs:
+            self._enter_epoch()
+
+    def _is_best(self, entry: dict[str, Any]) -> bool:
+        return all(
+            (entry["val_accuracy"], -entry["val_loss"]) > (old["val_accuracy"], -old["val_loss"])
+            for old in self.history
+        )
+
+    def _has_run_out_of_patience(self) -> bool:
+        if self.config.patience is None or self.data.val is None or not self.history:
+            return False
+        return self.epoch - self.best_epoch >= self.config.patience
+
+    def validate(self) -> dict[str, float]:
+        """Loss and accuracy on the validation images, all processes together."""
+        logits, labels = self.predict()
+        loss = F.cross_entropy(logits, labels, reduction="sum").double()
+        right = (logits.argmax(1) == labels).sum().double()
+        sums = self.group.sum(torch.stack([loss, right]).to(self.device)).tolist()
+        count = len(self.data.val_labels)
+        return {"val_loss": sums[0] / count, "val_accuracy": sums[1] / count}
+
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """Logits and labels of this process's share of the validation images, on the CPU."""
+        assert self.data.val is not None
+        self.network.eval()
+        share = self.group.share(len(self.data.val))
+        places = np.arange(share.start, share.stop)
+        found = []
+        with torch.inference_mode():
+            parts = [places[start : start + self._batch] for start in range(0, len(places), self._batch)]
+            for part, following in zip(parts, [*parts[1:], None], strict=True):
+                self.data.val.expect(part, _ALL, None)
+                if following is not None:
+                    self.data.val.expect(following, _ALL, None)
+                found.append(self._forward(self._part, self.data.val.take(part, _ALL, None)).cpu())
+        apply_modes(self.network, self.rates, self.epoch)
+        labels = torch.from_numpy(self.data.val_labels[places].astype(np.int64))
+        return torch.cat(found) if found else torch.zeros(0, self.data.classes), labels
+
+    def checkpoint(self) -> Checkpoint:
+        """Where it stands; in every process the same but for the sums."""
+        optimiser = state_of(self.optimiser, self.weights.parameters)
+        tensors = self.weights.stored() | {f"optimiser/{name}": tensor for name, tensor in optimiser.items()}
+        sums = self.group.sum(self._sums).tolist()
+        return Checkpoint(tensors, self.epoch, self.step, sums, self.history)
+
+    def resume(self, path: Path) -> None:
+        """Go back to where a checkpoint was made."""
+        checkpoint = Checkpoint.load(path)
+        self.weights.restore(checkpoint.part("model"), checkpoint.part("average"), path)
+        put_state(self.optimiser, self.weights.parameters, checkpoint.part("optimiser"))
+        self.epoch, self.step, self.history = checkpoint.epoch, checkpoint.step, list(checkpoint.history)
+        # The sums are of all processes together; one of them goes on with them.
+        self._sums.zero_()
+        if self.group.is_first:
+            self._sums += torch.tensor(checkpoint.sums, dtype=torch.float64, device=self.device)
+        if self.epoch < self.config.epochs:
+            self._enter_epoch()
+
+
+def _class_weights(config: FinetuneConfig, data: Data, device: torch.device) -> Tensor | None:
+    if config.class_weights == "none":
+        return None
+    counts = np.bincount(data.train_labels, minlength=data.classes)
+    return torch.from_numpy(counts.sum() / (data.classes * np.maximum(counts, 1))).float().to(device)
+
+
+def _quality(entry: dict[str, Any]) -> tuple[float, float]:
+    return entry["val_accuracy"], -entry["val_loss"]
+
+
+def _mix(*numbers: int) -> int:
+    """A seed of its own for every combination."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
+    text = f"epoch {entry['epoch']} of {epochs}: loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.1%}"
+    if "val_accuracy" in entry:
+        text += f"; validation loss {entry['val_loss']:.3f}, accuracy {entry['val_accuracy']:.1%}"
+    return text

@@ -1,0 +1,132 @@
+"""Predictions are made once, go on where a killed run has stopped, and are never put in place of others."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import write_photo
+from stopping import WITHOUT_TORCH, stop_half_way
+
+from featx.artifacts.prediction_table import PredictionTable
+from featx.commands.extract import extract_features
+from featx.commands.fit import fit_softmax
+from featx.commands.predict import predict_images
+from featx.errors import PlanMismatch
+from featx.options.extraction import ExtractConfig, PredictConfig
+from featx.options.heads import FitConfig
+from featx.status import Status
+from featx.store.open import open_features
+
+OPTIONS = {"device": "cpu", "batch_size": 2}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a head and sixty photos of two classes, one of them broken."""
+    folder = tmp_path_factory.mktemp("predict")
+    for index in range(60):
+        write_photo(folder / "photos" / ("dark" if index % 2 else "bright") / f"{index:02d}.jpg", index)
+    chosen = ExtractConfig(
+        backbone="squeezenet1_1", layers="features.5", weights="random:0", device="cpu", pool="avg", batch_size=2
+    )
+    extract_features(folder / "photos", folder / "f.h5", chosen)
+    fit_softmax(folder / "f.h5", folder / "h.safetensors", FitConfig(c=1.0, test=0.0))
+    (folder / "photos" / "bright" / "10.jpg").write_bytes(b"broken")
+    return folder
+
+
+def predict(folder: Path, table: Path, **options):
+    return predict_images(
+        folder / "h.safetensors", folder / "photos", table, PredictConfig(**{**OPTIONS, "max_bad": 0.1, **options})
+    )
+
+
+def command(folder: Path, table: Path) -> list[str]:
+    return ["predict", str(folder / "h.safetensors"), str(folder / "photos"), "--device", "cpu", "--batch-size", "2",
+            "--max-bad", "10%", "--workers", "1", "-o", str(table)]  # fmt: skip
+
+
+def test_what_is_there_is_not_made_again_and_torch_is_not_loaded(fitted, tmp_path):
+    table = tmp_path / "p.csv"
+    first = predict(fitted, table)
+    assert (first.images, first.failed) == (60, 1)
+    before = table.stat()
+    again = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *command(fitted, table), "--json"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(again.stdout)
+    assert (report["images"], report["failed"], report["predicted"]) == (60, 1, first.predicted)
+    assert (table.stat().st_mtime_ns, table.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.csv", "p.csv.json"]
+
+
+def test_other_predictions_are_refused_and_stay(fitted, tmp_path):
+    table = tmp_path / "p.csv"
+    predict(fitted, table)
+    content = table.read_bytes()
+    other = tmp_path / "other.safetensors"
+    fit_softmax(fitted / "f.h5", other, FitConfig(c=0.1, test=0.0))
+    for head, source, word in (
+        (other, fitted / "photos", "head "),
+        (fitted / "h.safetensors", fitted / "photos" / "dark", "other images"),
+        (fitted / "h.safetensors", fitted / "f.h5", "other images"),
+    ):
+        with pytest.raises(PlanMismatch, match=f"is a table of predictions made with different settings: .*{word}"):
+            predict_images(head, source, table, PredictConfig(**OPTIONS))
+    with pytest.raises(PlanMismatch, match=r"made with different settings: --batch-size 2, now 4"):
+        predict(fitted, table, batch_size=4)
+    assert table.read_bytes() == content
+    table.write_bytes(content.replace(b"bright", b"BRIGHT", 2))
+    with pytest.raises(PlanMismatch, match="was changed after it was made"):
+        predict(fitted, table)
+    (tmp_path / "p.csv.json").write_text("[1")
+    with pytest.raises(PlanMismatch, match=r"should say what made p\.csv, and does not"):
+        predict(fitted, table)
+    (
+        tmp_path / "p.csv.json"
+    ).unlink()  # a table of unknown origin may be replaced, as it was before there were records
+    predict(fitted, table)
+    assert table.read_bytes() == content
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_run_that_was_stopped_goes_on_to_the_same_table(fitted, tmp_path, how):
+    predict(fitted, tmp_path / "undisturbed.csv")
+    table, half = tmp_path / "p.csv", tmp_path / "p.csv.scores.partial"
+    stop_half_way(command(fitted, table), half, (table, PredictionTable(table).record_path), how)
+    kept = open_features(half, partial=True)
+    done = kept.status == Status.DONE
+    assert 4 <= done.sum() < 60
+    with pytest.raises(PlanMismatch, match=r"was begun with different settings"):
+        predict(fitted, table, batch_size=4)
+    other = tmp_path / "other.safetensors"
+    fit_softmax(fitted / "f.h5", other, FitConfig(c=0.1, test=0.0))
+    with pytest.raises(PlanMismatch, match=r"was begun with different settings: head "):
+        predict_images(other, fitted / "photos", table, PredictConfig(**OPTIONS))
+    before = np.array(kept["scores"][done])
+    predict(fitted, table)
+    assert table.read_bytes() == (tmp_path / "undisturbed.csv").read_bytes()
+    assert np.isfinite(before).all()
+    assert not half.exists()
+
+
+def test_images_that_are_mended_are_tried_again(fitted, tmp_path):
+    photos = tmp_path / "photos"
+    for index in range(4):
+        write_photo(photos / f"{index}.jpg", index)
+    good = (photos / "2.jpg").read_bytes()
+    (photos / "2.jpg").write_bytes(good[: len(good) // 2])
+    words = fitted / "h.safetensors", photos, tmp_path / "p.csv", PredictConfig(**OPTIONS)
+    with pytest.raises(Exception, match="1 of 4 images failed"):
+        predict_images(*words)
+    (photos / "2.jpg").write_bytes(good)
+    assert predict_images(*words).failed == 0

@@ -1,0 +1,159 @@
+"""`featx probe` against scikit-learn on the same splits, and the picture it draws."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from conftest import clusters, write_features
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.preprocessing import normalize
+from sklearn.svm import LinearSVC
+
+from featx.artifacts.journal import JOURNAL
+from featx.commands import probe
+from featx.commands.probe import _layers_of, probe_layers
+from featx.errors import FileFormatError, LabelError, PlanMismatch, UnknownLayer, UsageError
+from featx.figures.layer_accuracy import draw_layers
+from featx.heads.splits import split_per_class
+from featx.options.heads import ProbeConfig
+
+
+def test_accuracies_are_those_of_scikit_learn_on_the_same_splits(tmp_path):
+    values, labels = clusters(per_class=30, spread=3.0, seed=1)
+    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"), failed=(4,))
+    config = ProbeConfig(per_class=10, test_per_class=15, repeats=3, c=0.5, seed=7)
+    report = probe_layers(path, tmp_path / "probe", config)
+    rows = np.delete(np.arange(len(labels)), 4)
+    models = {"svm": LinearSVC(C=0.5, tol=1e-6), "softmax": LogisticRegression(C=0.5, tol=1e-6)}
+    assert [row.head for row in report.rows] == ["svm", "softmax"]
+    for row in report.rows:
+        expected = []
+        for repeat in range(3):
+            train, test = split_per_class(labels[rows].astype(np.int32), 10, 7 + repeat, list("abc"), most=15)
+            assert np.bincount(labels[rows][test]).tolist() == [15, 15, 15]
+            model = models[row.head].fit(normalize(values[rows[train]]), labels[rows[train]])
+            predicted = model.predict(normalize(values[rows[test]]))
+            expected.append(balanced_accuracy_score(labels[rows[test]], predicted))
+        assert row.accuracies == pytest.approx(expected, abs=1e-9)
+        assert row.accuracy == pytest.approx(np.mean(expected))
+        assert row.deviation == pytest.approx(np.std(expected))
+        assert row.unproven == 0
+    assert len({value for row in report.rows for value in row.accuracies}) > 1
+
+
+def test_table_and_picture_are_written_and_the_same_again(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12), ("a", "b", "c"))
+    config = ProbeConfig(per_class=6, repeats=2, folds=2)
+    found = []
+    for folder in ("one", "two"):
+        report = probe_layers(path, tmp_path / folder, config)
+        found.append({file.name: file.read_bytes() for file in (tmp_path / folder).iterdir()})
+    assert found[0] == found[1]
+    assert set(found[0]) == {"probe.json", "probe.csv", "probe.png"}
+    with (tmp_path / "one" / "probe.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["layer"], row["head"]) for row in rows] == [("fc7", "svm"), ("fc7", "softmax")]
+    assert float(rows[0]["accuracy"]) == pytest.approx(report.rows[0].accuracy, abs=1e-6)
+    assert "fc7" in str(report)
+    with Image.open(tmp_path / "one" / "probe.png") as picture:
+        assert picture.size[0] > 500
+
+
+def test_a_probe_that_was_stopped_goes_on_and_ends_with_the_same_table(tmp_path, monkeypatch):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12, spread=3.0), ("a", "b", "c"))
+    config = ProbeConfig(per_class=6, repeats=3, c=1.0)
+    probe_layers(path, tmp_path / "whole", config)
+    real, calls = probe._one, []
+
+    def dies(*arguments):
+        calls.append(arguments[0])
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(probe, "_one", dies)
+    with pytest.raises(KeyboardInterrupt):
+        probe_layers(path, tmp_path / "killed", config)
+    assert not (tmp_path / "killed" / "probe.json").exists()
+    journal = tmp_path / "killed" / JOURNAL
+    journal.write_bytes(journal.read_bytes()[:-9])  # the fourth line was being written
+    with pytest.raises(PlanMismatch, match=r"is a probe made with different settings: --repeats 3, now 2"):
+        probe_layers(path, tmp_path / "killed", ProbeConfig(per_class=6, repeats=2, c=1.0))
+    probe_layers(path, tmp_path / "killed", config)
+    assert len(calls) == 5 + 3, "three fits were kept, the other three were done"
+    names = ["probe.csv", "probe.json", "probe.png"]
+    assert sorted(p.name for p in (tmp_path / "killed").iterdir()) == names
+    for name in names:
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    report = probe_layers(path, tmp_path / "killed", config)
+    assert len(calls) == 8, "all was there"
+    assert dataclasses.replace(report, output=None, seconds=0) == dataclasses.replace(
+        probe_layers(path, None, config), seconds=0
+    )
+    (tmp_path / "killed" / "probe.png").unlink()
+    probe_layers(path, tmp_path / "killed", config)
+    assert (tmp_path / "killed" / "probe.png").read_bytes() == (tmp_path / "whole" / "probe.png").read_bytes()
+    with pytest.raises(PlanMismatch, match="is a probe made with different settings"):
+        probe_layers(path, tmp_path / "killed", ProbeConfig(per_class=5, repeats=3, c=1.0))
+
+
+def test_a_damaged_journal_is_named(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12), ("a", "b", "c"))
+    (tmp_path / "probe").mkdir()
+    (tmp_path / "probe" / JOURNAL).write_bytes(b"\0\0\n")
+    with pytest.raises(FileFormatError, match=r"probe\.partial\.jsonl is damaged; delete it"):
+        probe_layers(path, tmp_path / "probe", ProbeConfig(per_class=6, repeats=1, c=1.0))
+
+
+def test_the_picture_shows_the_accuracies_of_the_table(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12), ("a", "b", "c"))
+    probe_layers(path, tmp_path, ProbeConfig(per_class=6, repeats=2, c=1.0))
+    before = (tmp_path / "probe.png").read_bytes()
+    kept = json.loads((tmp_path / "probe.json").read_text())
+    kept["rows"][0]["accuracy"] -= 0.2
+    (tmp_path / "probe.json").write_text(json.dumps(kept))
+    draw_layers(kept, tmp_path / "probe.png")
+    assert (tmp_path / "probe.png").read_bytes() != before
+
+
+def test_layers_of_a_file_are_chosen_by_name_range_and_glob(tmp_path):
+    held = ["conv1", "conv2", "conv3", "fc6", "fc7"]
+    assert _layers_of(tmp_path, held, "all") == held
+    assert _layers_of(tmp_path, held, "fc7,conv1-conv2") == ["conv1", "conv2", "fc7"]
+    assert _layers_of(tmp_path, held, "conv*") == ["conv1", "conv2", "conv3"]
+    with pytest.raises(UnknownLayer, match="holds no layer 'fc8'; it holds conv1, conv2"):
+        _layers_of(tmp_path, held, "fc7,fc8")
+
+
+def test_too_few_images_are_said(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=5), ("a", "b", "c"))
+    with pytest.raises(LabelError, match="class 'a' has 5 usable images; --per-class 6"):
+        probe_layers(path, None, ProbeConfig(per_class=6))
+    with pytest.raises(LabelError, match="no images are left to test on; --per-class 5 is too many"):
+        probe_layers(path, None, ProbeConfig(per_class=5, c=1.0))
+
+
+def test_options_for_images_are_refused_with_features(tmp_path):
+    values, labels = clusters(per_class=12)
+    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"))
+    for options in ({"backbone": "vgg16"}, {"weights": "random:1"}, {"pool": "avg"}):
+        with pytest.raises(UsageError, match=f"--{next(iter(options))} is for images; .* holds features"):
+            probe_layers(path, config=ProbeConfig(per_class=5, **options))
+
+
+def test_damaged_rows_are_refused_to_train_on_and_to_test_on(tmp_path):
+    values, labels = clusters(per_class=12)
+    train, test = split_per_class(labels.astype(np.int32), 5, 0, ["a", "b", "c"], most=50)
+    told = {train[3]: f"fc7 of {train[3]:06d}.jpg .row {train[3]}. holds NaN", test[3]: "given to the head holds NaN"}
+    for row, words in told.items():
+        damaged = values.copy()
+        damaged[row, 3] = np.nan
+        path = write_features(tmp_path / f"{row}.h5", damaged, labels, ("a", "b", "c"))
+        with pytest.raises(FileFormatError, match=words):
+            probe_layers(path, config=ProbeConfig(per_class=5, repeats=1, c=1.0, heads="svm"))
