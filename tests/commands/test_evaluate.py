@@ -105,7 +105,7 @@ def test_other_reports_and_other_files_are_refused_and_stay(trained, tmp_path):
     assert kept.read_bytes() == content
     for other in (b"[1", b"{}", b'{"plan": {}, "report": {"metrics": 3}, "format": "featx evaluation"}', b"\xff"):
         kept.write_bytes(other)
-        with pytest.raises(UsageError, match=r"report\.json is there and is no report of featx evaluate"):
+        with pytest.raises(UsageError, match=r"report\.json exists and is not a report of featx evaluate"):
             evaluate_head(trained / "run", trained / "photos", OPTIONS, output=kept)
         assert kept.read_bytes() == other
 

@@ -1,0 +1,1 @@
+"""The library in memory: images in, features or classes out, without files."""

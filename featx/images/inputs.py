@@ -1,0 +1,154 @@
+"""Images in memory: whatever a program holds them as becomes an RGB image, or a stated failure."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeGuard
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from featx.errors import UsageError
+from featx.images.block import Block, empty_block
+from featx.images.decode import BadImage, read_file, to_rgb
+from featx.images.preprocess import TooElongated
+from featx.images.reader import BlockDecoder
+from featx.runtime.text import printable
+from featx.status import Status
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ACCEPTED = (
+    "a path, the bytes of an image file, an open file, a PIL image, a NumPy array (H, W), (H, W, 3) or (H, W, 4) of "
+    "uint8, uint16 or floats from 0 to 1, or a torch tensor (3, H, W) of uint8 or floats from 0 to 1"
+)
+COLOURS = (3, 4)
+
+
+def is_one_image(images: Any) -> bool:
+    """Whether this is a single image, not several."""
+    if isinstance(images, str | bytes | bytearray | memoryview | os.PathLike | Image.Image):
+        return True
+    if isinstance(images, np.ndarray):
+        return images.ndim == 2 or (images.ndim == 3 and images.shape[2] in COLOURS)
+    return (is_tensor(images) and images.ndim == 3) or hasattr(images, "read")
+
+
+def is_tensor(image: Any) -> TypeGuard[Tensor]:
+    """Whether this is a torch tensor, without loading torch."""
+    return type(image).__module__.partition(".")[0] == "torch" and hasattr(image, "permute")
+
+
+def as_list(images: Any) -> list[Any]:
+    """Several images, or one, as a list of images.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    if is_one_image(images):
+        return [images]
+    if isinstance(images, np.ndarray) and images.ndim == 3:
+        raise UsageError(
+            f"an array of shape {images.shape} is neither one image (H, W), (H, W, 3), (H, W, 4) nor several; give "
+            f"grey images as a list of (H, W)"
+        )
+    if isinstance(images, Iterable):
+        return list(images)
+    raise UsageError(f"{type(images).__name__} is not an image; an image is {ACCEPTED}")
+
+
+class InputDecoder(BlockDecoder):
+    """Decodes images in memory in blocks, exactly as a `BlockReader` decodes the files of a source."""
+
+    def images(self, images: Sequence[Any], *, size: int, keep_encoded: bool = False) -> Block:
+        """A block of images, with pixels for `size` of them."""
+        block = empty_block(len(images), size, self.preprocess.crop, keep_encoded=keep_encoded)
+        for place, image in enumerate(images):
+            started = time.perf_counter()
+            try:
+                content = _content_of(image)
+                if content is None:
+                    block.pixels[place] = self.preprocess.pixels(_pillow_image(image))
+                    continue
+            except BadImage as bad:
+                block.status[place], block.reasons[place] = bad.status, str(bad)
+                continue
+            except TooElongated as bad:
+                block.status[place], block.reasons[place] = Status.TOO_LARGE, str(bad)
+                continue
+            self.decode_into(block, place, content)
+            block.decode_s += time.perf_counter() - started
+        return block
+
+
+def name_of(image: Any, place: int) -> str:
+    """What to call an image in a message: its path if it has one, else its place."""
+    if isinstance(image, str | os.PathLike):
+        return printable(os.fsencode(image))
+    name = getattr(image, "filename", None) or getattr(image, "name", None)
+    return printable(str(name)) if name and isinstance(name, str) else f"image {place}"
+
+
+def _content_of(image: Any) -> bytes | None:
+    """The bytes of an encoded image; None for pixels."""
+    if isinstance(image, bytes | bytearray | memoryview):
+        return bytes(image) or _empty()
+    if isinstance(image, str | os.PathLike):
+        return read_file(Path(image))
+    if hasattr(image, "read") and not isinstance(image, Image.Image):
+        return _read(image)
+    return None
+
+
+def _read(file: IO[bytes]) -> bytes:
+    content = file.read()
+    if not isinstance(content, bytes):
+        raise BadImage(Status.UNREADABLE, "the file is open as text; open it with mode 'rb'")
+    return content or _empty()
+
+
+def _empty() -> bytes:
+    raise BadImage(Status.EMPTY, "the file has no bytes")
+
+
+def _pillow_image(image: Any) -> Image.Image:
+    """An RGB image of pixels in memory."""
+    if isinstance(image, Image.Image):
+        return to_rgb(image)
+    if is_tensor(image):
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise BadImage(Status.UNSUPPORTED, f"a tensor of shape {tuple(image.shape)}; it must be (3, H, W)")
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy().transpose(1, 2, 0)
+    if not isinstance(image, np.ndarray):
+        raise BadImage(Status.NOT_AN_IMAGE, f"{type(image).__name__} is not an image; an image is {ACCEPTED}")
+    if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in COLOURS)):
+        raise BadImage(
+            Status.UNSUPPORTED, f"an array of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4)"
+        )
+    if 0 in image.shape:
+        raise BadImage(Status.EMPTY, f"an array of shape {image.shape} has no pixels")
+    return to_rgb(Image.fromarray(_eight_bits(image)))
+
+
+def _eight_bits(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """The same pixels as uint8: uint16 divided by 257, floats from 0 to 1 multiplied by 255, both rounded."""
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    if pixels.dtype == np.uint16:
+        return np.rint(pixels / 257.0).astype(np.uint8)
+    if pixels.dtype.kind == "f":
+        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+            raise BadImage(
+                Status.UNSUPPORTED,
+                f"float pixels from {pixels.min():g} to {pixels.max():g}; they must be from 0 to 1 (divide by 255?)",
+            )
+        return np.rint(pixels * 255.0).astype(np.uint8)
+    raise BadImage(
+        Status.UNSUPPORTED, f"pixels of type {pixels.dtype}; they must be uint8, uint16, or floats from 0 to 1"
+    )
