@@ -10,7 +10,7 @@ RUN python -m venv /opt/libraries
 ENV PATH=/opt/libraries/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY pyproject.toml ./
-# What is removed serves torch.compile, which featx does not use, and those who compile extensions: a fifth of all.
+# What is removed serves those who compile: extensions, and `featx finetune --compile` on a GPU (Triton). A fifth of all.
 RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
         > libraries.txt \
     && pip install --no-cache-dir --requirement libraries.txt \

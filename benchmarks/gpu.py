@@ -42,7 +42,8 @@ from featx.images.decode_pool import decoding
 from featx.images.device_decode import DeviceDecoder
 from featx.images.reader import BlockReader
 from featx.images.sources.scan import scan
-from featx.networks.architectures.mini import MINI_NAMES, SIDE, mini
+from featx.networks.architectures.mini import NAMES, SIDE
+from featx.networks.build import construct
 from featx.options.extraction import ExtractConfig, VerifyConfig
 from featx.options.training import FinetuneConfig
 from featx.runtime.device import strict_precision
@@ -354,8 +355,8 @@ def training(bench: Bench) -> None:
 
 
 def _synthetic(bench: Bench, name: str, batch: int) -> float:
-    fresh = mini(name) if name in MINI_NAMES else get_model(name, weights=None, num_classes=CLASSES)
-    side = SIDE if name in MINI_NAMES else 224
+    fresh = construct(name, seed=0) if name in NAMES else get_model(name, weights=None, num_classes=CLASSES)
+    side = SIDE if name in NAMES else 224
     network = fresh.to(bench.device).to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(network.parameters(), 1e-4, momentum=0.9)
     pixels = torch.randn(batch, 3, side, side, device=bench.device).contiguous(memory_format=torch.channels_last)

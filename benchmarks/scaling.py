@@ -20,8 +20,9 @@ from pathlib import Path
 from environment import machine
 from store import plan
 
-from featx.distributed.work_queue import Group
+from featx.distributed.work_queue import WorkQueue
 from featx.images.sources.scan import scan
+from featx.runtime.environment import read_environment
 from featx.runtime.text import table
 from featx.store.writer import FeatureWriter
 
@@ -66,7 +67,7 @@ def skeleton(count: int, folder: Path) -> list[list[str]]:
 
 def claim(rank: int, count: int, port: int, seconds: float, total: multiprocessing.Queue[int]) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    group = Group(rank, count)
+    group = WorkQueue(read_environment())
     if rank == 0:
         group.announce("0" * 64, range(0, 1 << 25, 32))
     _, blocks = group.listen()

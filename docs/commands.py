@@ -17,8 +17,8 @@ by a variable (`--batch-size` is `FEATX_BATCH_SIZE`) or in a YAML file given wit
 variables, variables before the file.
 
 Exit status: 0 done; 1 unexpected, or a download failed; 2 the request cannot be carried out; 3 too many bad images;
-4 the output belongs to another plan, or a hash does not match; 5 verification failed; 74 the disk is full or failed;
-75 another process is writing the file; 130 and 143 interrupted, run again to resume.
+4 the output was made with other settings, or a hash does not match; 5 verification failed; 74 the disk is full or
+failed; 75 another process is writing the file; 130 and 143 interrupted, run again to resume.
 """
 
 
@@ -26,7 +26,7 @@ def rendered() -> str:
     sections = [HEAD]
     for name in sorted(commands.commands):
         command = commands.commands[name]
-        context = click.Context(command, info_name=f"featx {name}", max_content_width=110, terminal_width=110)
+        context = click.Context(command, info_name=f"featx {name}", max_content_width=100, terminal_width=100)
         sections.append(f"## featx {name}\n\n```text\n{command.get_help(context)}\n```\n")
     return "\n".join(sections)
 

@@ -7,6 +7,7 @@ FEATX_* variables, then --config FILE.yaml, then the defaults in `featx.options`
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
 import signal
@@ -302,6 +303,8 @@ def main(arguments: list[str] | None = None) -> None:
     # Threads that wait for each other sleep instead of spinning: alone a command takes as long, and beside another on
     # the same cores it does not burn the other's time. Read when PyTorch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Loading PyTorch makes a million objects that stay: by default the collector looks through them again and again.
+    gc.set_threshold(50_000, 20, 50)
     if os.getpid() == 1:  # the first process of a container: the system drops signals it has said nothing about
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:

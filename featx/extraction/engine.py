@@ -29,6 +29,7 @@ from featx.images.reader import BlockDecoder
 from featx.networks.backbone import LoadedNetwork, load_network
 from featx.networks.download import Progress
 from featx.runtime.device import strict_precision, upload
+from featx.runtime.memory import return_freed_memory
 from featx.runtime.threads import one_thread
 from featx.status import Decoder
 
@@ -58,7 +59,7 @@ class Engine:
         self._type = _COMPUTE_TYPE[recipe.precision]
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
         self._load(progress)
-        gc.collect()  # traced networks refer to themselves; uncollected they would hold the unpacked weights
+        return_freed_memory()
         self._decoder = None if recipe.decode in ON_CPU else DeviceDecoder(recipe.preprocess, recipe.device)
         self._free_decoders = threading.Semaphore(BLOCKS_ON_GPU)
         self.cache: DeviceCache | None = None  # where `features` leaves a copy on the GPU

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+
 import torch
-import torchvision
 
 from featx import __version__
 from featx.extraction.engine import Engine
@@ -15,9 +20,18 @@ def versions() -> dict[str, str]:
     return {
         "featx": __version__,
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": torchvision_version(),
         "decoder": decoder_version(),
     }
+
+
+@functools.cache
+def torchvision_version() -> str:
+    """torchvision.__version__, which its package's metadata shortens, without loading it."""
+    spec = importlib.util.find_spec("torchvision")
+    file = Path(spec.origin).with_name("version.py") if spec is not None and spec.origin else None
+    found = re.search(r"__version__ = '([^']+)'", file.read_text()) if file is not None and file.is_file() else None
+    return found[1] if found else importlib.metadata.version("torchvision")
 
 
 def hardware(engine: Engine) -> str:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import expit, softmax
 
 KINDS = ("temperature", "platt")
 _STEPS = 100
@@ -29,6 +28,8 @@ class Calibration:
     offsets: list[float]
 
     def __call__(self, scores: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        from scipy.special import expit, softmax
+
         logits = scores * np.array(self.slopes) + np.array(self.offsets)
         if self.kind == "temperature":
             return np.asarray(softmax(logits, axis=1))
@@ -87,6 +88,8 @@ def _slope_gradient(scores: npt.NDArray[np.float64], own: npt.NDArray[np.float64
 
 def _platt(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and offset of a logistic regression of one variable, its targets drawn in from 0 and 1 as Platt does."""
+    from scipy.special import expit
+
     count = int(positive.sum())
     targets = np.where(positive, (count + 1) / (count + 2), 1 / (len(scores) - count + 2))
     scale = max(float(np.abs(scores).max()), 1e-300)

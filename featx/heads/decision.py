@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import softmax
 
 from featx.heads.calibration import Calibration
 from featx.heads.labels import SEPARATOR
@@ -39,6 +38,8 @@ class DecisionRule:
         if self.calibration is not None:
             return self.calibration(scores.astype(np.float64))
         if self.kind == "softmax":
+            from scipy.special import softmax
+
             return np.asarray(softmax(scores.astype(np.float64), axis=1))
         return None
 

@@ -8,6 +8,7 @@ On a CPU the same code runs through torchvision's libjpeg-turbo: that is how it 
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 import threading
 import warnings
@@ -19,10 +20,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-import torchvision
 from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from featx.errors import DeviceUnavailable
 from featx.images.block import Encoded
@@ -54,7 +53,8 @@ class DeviceDecoder:
                 self([Encoded(file.getvalue(), 256)])
         except NotDecodable as error:
             raise DeviceUnavailable(
-                f"torchvision {torchvision.__version__} cannot decode JPEGs on {device}: {error}. Use --decode cpu"
+                f"torchvision {importlib.metadata.version('torchvision')} cannot decode JPEGs on {device}: {error}. "
+                "Use --decode cpu"
             ) from error
 
     def __call__(self, files: Sequence[Encoded]) -> Tensor:
@@ -83,6 +83,8 @@ class DeviceDecoder:
             # The hardware engine does not wait for the stream: memory that it is given may still be read by kernels
             # queued before.
             torch.cuda.current_stream(self._device).synchronize()
+        from torchvision.io import ImageReadMode, decode_jpeg
+
         found: list[Tensor] = decode_jpeg(encoded, ImageReadMode.RGB, device=self._device)
         return found
 
@@ -95,6 +97,8 @@ def fast_pixels(content: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]
     Raises:
         NotDecodable: it is no JPEG for this decoder.
     """
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     try:
         image: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
     except RuntimeError as error:

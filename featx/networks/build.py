@@ -9,8 +9,8 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from featx.errors import UsageError
-from featx.networks.registry import ARCHITECTURES, architecture
-from featx.networks.run_folder import read_run
+from featx.networks.registry import architecture
+from featx.networks.run_folder import is_run, read_run
 
 
 class _ParametersOnMeta(TorchFunctionMode):
@@ -39,7 +39,7 @@ def construct(
         UnknownBackbone: no such network.
     """
     entry = architecture(name)
-    if name not in ARCHITECTURES:
+    if is_run(name):
         classes = classes or len(read_run(name).classes)
     if seed is None:
         with _ParametersOnMeta():

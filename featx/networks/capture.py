@@ -13,9 +13,9 @@ from collections.abc import Mapping
 
 import torch
 from torch import fx, nn
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from featx.networks.layer_names import SOFTMAX
+from featx.networks.registry import chain
 
 _OUT_OF_PLACE = {
     operator.iadd: operator.add,
@@ -36,6 +36,22 @@ def trace_nodes(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]
     Returns:
         graph: computes the same as `network`; node name -> node, in the order of computation.
     """
+    traced, nodes = _trace_chain(network) if chain(network) is not None else _trace_by_torchvision(network)
+    graph = fx.GraphModule(traced, traced.graph)
+    forbid_in_place(graph)
+    return graph, nodes
+
+
+def _trace_chain(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
+    """A network in which every module is called once: its nodes have the names of its modules."""
+    traced = fx.symbolic_trace(network)
+    nodes = [node for node in traced.graph.nodes if node.op != "output"]
+    return traced, {str(node.target) if node.op == "call_module" else node.name: node for node in nodes}
+
+
+def _trace_by_torchvision(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
+    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
+
     train_names, names = get_graph_node_names(network, suppress_diff_warning=True)
     traced = create_feature_extractor(
         network,
@@ -44,10 +60,7 @@ def trace_nodes(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]
         suppress_diff_warning=True,
     ).eval()
     output = next(node for node in reversed(traced.graph.nodes) if node.op == "output")
-    nodes: dict[str, fx.Node] = {name: output.args[0][name] for name in names}
-    graph = fx.GraphModule(traced, traced.graph)
-    forbid_in_place(graph)
-    return graph, nodes
+    return traced, {name: output.args[0][name] for name in names}
 
 
 def forbid_in_place(graph: fx.GraphModule) -> None:

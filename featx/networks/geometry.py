@@ -8,13 +8,14 @@ Branches that meet see the union of what they saw.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from featx.networks.receptive_field import Field, function_field, module_field
+from featx.networks.receptive_field import Field, function_field, module_field, pair
 
 PROBE_BATCH = 2  # images in the shape run: tells batch dimensions from constants
 
@@ -87,6 +88,13 @@ class _Measure(fx.Interpreter):
         )
         return value
 
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # For the shape of a convolution PyTorch loads its compiler and SymPy: a second and 300 MB.
+        module, values = self.fetch_attr(target), args[0] if args else None
+        if isinstance(values, Tensor) and (shape := output_shape(module, values.shape)):
+            return values.new_empty(shape)
+        return super().call_module(target, args, kwargs)
+
     def _parameters(self, node: fx.Node) -> int:
         own = [self.fetch_attr(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
         count = sum(p.numel() for p in own if isinstance(p, nn.Parameter))
@@ -110,6 +118,41 @@ class _Measure(fx.Interpreter):
         if node.op == "call_module":
             return module_field(self.fetch_attr(str(node.target)), field, shape_in, shape_out)
         return function_field(node, field, shape_in, shape_out)
+
+
+_SAME_SHAPE = (nn.ReLU, nn.Dropout, nn.BatchNorm1d, nn.BatchNorm2d)
+
+
+def output_shape(module: nn.Module, shape: Sequence[int]) -> tuple[int, ...] | None:
+    """The shape that the modules of AlexNet and VGG make of an input shape: (W - F + 2 P) / S + 1 and the like.
+
+    None for other modules, and for inputs that do not fit.
+    """
+    if type(module) in _SAME_SHAPE:
+        return tuple(shape)
+    if type(module) is nn.Linear:
+        return (*shape[:-1], module.out_features) if shape[-1] == module.in_features else None
+    if len(shape) != 4:
+        return None
+    if type(module) is nn.AdaptiveAvgPool2d:
+        height, width = pair(module.output_size)
+        return None if height is None or width is None else (*shape[:2], height, width)
+    if type(module) is nn.Conv2d:
+        if shape[1] != module.in_channels or isinstance(module.padding, str):
+            return None
+        channels = module.out_channels
+    elif type(module) is nn.MaxPool2d and not (module.ceil_mode or module.return_indices):
+        channels = shape[1]
+    else:
+        return None
+    sides = [
+        (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+        for size, kernel, stride, padding, dilation in zip(
+            shape[2:], pair(module.kernel_size), pair(module.stride), pair(module.padding), pair(module.dilation),
+            strict=True,
+        )
+    ]  # fmt: skip
+    return (shape[0], channels, *sides) if min(sides) > 0 else None
 
 
 def ancestors(node: fx.Node) -> set[fx.Node]:

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import fx, nn
-from torchvision import ops
-from torchvision.models.convnext import LayerNorm2d
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,14 @@ class Field:
 WHOLE = Field(whole=True)
 _POINTWISE = (
     nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Dropout, nn.Identity,
-    nn.BatchNorm2d, ops.StochasticDepth, ops.FrozenBatchNorm2d,
+    nn.BatchNorm2d,
 )  # fmt: skip
+# torchvision's own modules, by name: it is not loaded for networks without them.
+_POINTWISE_OF_TORCHVISION = {"StochasticDepth", "FrozenBatchNorm2d"}
 _POINTWISE_FUNCTIONS = {
     F.relu, F.relu6, F.dropout, F.hardswish, F.silu, F.gelu, F.sigmoid, F.batch_norm, torch.relu, torch.sigmoid,
     operator.add, operator.sub, operator.mul, operator.truediv, torch.add, torch.mul, torch.cat,
-    ops.stochastic_depth, torch.softmax,
+    torch.softmax,
 }  # fmt: skip
 _WINDOW_FUNCTIONS = {"max_pool2d", "avg_pool2d"}
 # They pick, split, stack or shuffle channels and leave height and width alone if those come out as they went in.
@@ -87,18 +87,19 @@ def _window(field: Field, kernel: Any, stride: Any, padding: Any, dilation: Any 
 def module_field(
     module: nn.Module, field: Field, shape_in: tuple[int, ...], shape_out: tuple[int, ...]
 ) -> Field | None:
-    if isinstance(module, ops.SqueezeExcitation):
+    name = type(module).__name__
+    if name == "SqueezeExcitation":
         return WHOLE  # its scale looks at every pixel
     if isinstance(module, nn.Sequential):
         return _sequential_field(module, field, shape_in, shape_out)
-    if field.whole or isinstance(module, _POINTWISE):
+    if field.whole or isinstance(module, _POINTWISE) or name in _POINTWISE_OF_TORCHVISION:
         return field
-    if isinstance(module, nn.LayerNorm | nn.Linear | ops.MLP) and field.channels_last:
+    if isinstance(module, nn.LayerNorm | nn.Linear) and field.channels_last and name != "LayerNorm2d":
         return field
-    if isinstance(module, LayerNorm2d):
+    if name == "LayerNorm2d":
         return field
-    if isinstance(module, ops.Permute):
-        return _permuted(field, module.dims)
+    if name == "Permute":
+        return _permuted(field, list(module.dims))  # type: ignore[arg-type]  # a list of int
     if isinstance(module, nn.Conv2d):
         return _window(field, module.kernel_size, module.stride, module.padding, module.dilation)
     if isinstance(module, nn.MaxPool2d):
@@ -127,7 +128,7 @@ def function_field(
     node: fx.Node, field: Field, shape_in: tuple[int, ...], shape_out: tuple[int, ...]
 ) -> Field | None:
     target, name = node.target, getattr(node.target, "__name__", str(node.target))
-    if field.whole or target in _POINTWISE_FUNCTIONS:
+    if field.whole or target in _POINTWISE_FUNCTIONS or name == "stochastic_depth":
         return field
     if target is F.layer_norm and field.channels_last:
         return field

@@ -2,30 +2,42 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from torch import nn
 
 from featx.errors import UnknownBackbone
-from featx.networks.architectures import alexnet, mini, torchvision_classifiers, vgg
+from featx.networks.architectures import alexnet, mini, vgg
 from featx.networks.architectures.architecture import Architecture, NamedLayer
 from featx.networks.run_folder import is_run, read_run
 from featx.runtime.text import nearest_names
 
-ARCHITECTURES: dict[str, Architecture] = {
-    entry.name: entry for entry in (*alexnet.ENTRIES, *vgg.ENTRIES, *mini.ENTRIES, *torchvision_classifiers.ENTRIES)
-}
-_BY_MODULE = {entry.module: entry for entry in ARCHITECTURES.values() if entry.module is not None}
+_DEFINED_HERE = {entry.name: entry for entry in (*alexnet.ENTRIES, *vgg.ENTRIES, *mini.ENTRIES)}
+_BY_MODULE = {entry.module: entry for entry in _DEFINED_HERE.values()}
+
+
+@functools.cache
+def architectures() -> dict[str, Architecture]:
+    """All networks by name; this loads torchvision, which those defined here do without."""
+    from featx.networks.architectures import torchvision_classifiers
+
+    return {entry.name: entry for entry in torchvision_classifiers.ENTRIES} | _DEFINED_HERE
+
+
+def is_architecture(name: str) -> bool:
+    """Whether there is a network of that name."""
+    return name in _DEFINED_HERE or name in architectures()
 
 
 def backbone_names() -> list[str]:
     """The names of all networks, AlexNet and VGG first."""
-    return sorted(ARCHITECTURES, key=lambda name: (not name.startswith(("alexnet", "vgg")), name))
+    return sorted(architectures(), key=lambda name: (not name.startswith(("alexnet", "vgg")), name))
 
 
 def refuse_unknown(name: str) -> None:
     """Raise UnknownBackbone, with the nearest names, unless there is a network or a run of that name."""
-    if name not in ARCHITECTURES and not is_run(name):
+    if not is_run(name) and not is_architecture(name):
         raise UnknownBackbone(
             f"no network {name!r}. Nearest: {nearest_names(name, backbone_names())}. "
             f"It can be alexnet, vgg11, vgg13, vgg16, vgg19 (each also with _bn), alexnet-mini, vgg-mini, any "
@@ -40,7 +52,9 @@ def architecture(name: str) -> Architecture:
         UnknownBackbone: no such network.
     """
     refuse_unknown(name)
-    return ARCHITECTURES[name] if name in ARCHITECTURES else architecture(read_run(name).backbone)
+    if is_run(name):
+        return architecture(read_run(name).backbone)
+    return _DEFINED_HERE[name] if name in _DEFINED_HERE else architectures()[name]
 
 
 def literature_layers(network: nn.Module) -> list[NamedLayer]:
@@ -61,6 +75,4 @@ def default_preprocessing(name: str, weights: str | None = None) -> dict[str, An
     Args:
         weights: a torchvision weights name; by default the network's DEFAULT.
     """
-    if name not in ARCHITECTURES:
-        return dict(read_run(name).preprocess)
-    return ARCHITECTURES[name].weights.preprocessing(weights)
+    return dict(read_run(name).preprocess) if is_run(name) else architecture(name).weights.preprocessing(weights)

@@ -30,6 +30,12 @@ def free_memory(device: torch.device) -> int:
     return max(free, _LEAST)
 
 
+def return_freed_memory() -> None:
+    """Return what was freed to the system now, where the C library is glibc."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def keep_freed_memory() -> None:
     """Have the C library use freed memory again instead of returning it to the system, where it is glibc.
 

@@ -13,8 +13,7 @@ from featx.extraction.provenance import versions
 from featx.images.contents import content_hashes, files_state
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
-from featx.networks.registry import backbone_names
-from featx.networks.run_folder import DESCRIPTION, FORMAT, SCHEMA, read_run
+from featx.networks.run_folder import DESCRIPTION, FORMAT, SCHEMA, is_run, read_run
 from featx.options.training import FinetuneConfig
 from featx.runtime.progress import Reporter
 from featx.store.reader import Features
@@ -50,7 +49,7 @@ def describe_run(
     described = {
         "format": FORMAT,
         "schema": SCHEMA,
-        "backbone": name if name in backbone_names() else read_run(name).backbone,
+        "backbone": read_run(name).backbone if is_run(name) else name,
         "classes": classes,
         "preprocess": preprocess.values(),
         "plan": {

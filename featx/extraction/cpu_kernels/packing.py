@@ -11,6 +11,7 @@ something else than the modules do, the network stays as it was.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -47,9 +48,15 @@ def pack(network: fx.GraphModule, example: Tensor, batch_size: int) -> fx.GraphM
         return None
     # Now, before blocks need memory of their own: for a moment there are two of a layer, and fc6 is large. For full
     # blocks: what is laid out for one image costs a full block more than the other way round.
-    for layer in packed.modules():
-        if isinstance(layer, _Packed):
-            layer.prepare(batch_size)
+    layers = [layer for layer in packed.modules() if isinstance(layer, _Packed)]
+    uses = Counter(layer.plain for layer in layers)
+    for layer in layers:
+        plain = layer.plain
+        layer.prepare(batch_size)
+        uses[plain] -= 1
+        if plain is not None and not uses[plain]:
+            # Whoever still holds the layer (a traced network refers to itself) must not hold its weights.
+            plain.weight = None  # type: ignore[assignment]  # nn.Module allows it
     return packed
 
 

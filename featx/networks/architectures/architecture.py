@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import nn
-from torchvision.models import WeightsEnum, get_model_weights
 
 from featx.errors import UsageError
 from featx.runtime.text import nearest_names
+
+if TYPE_CHECKING:
+    from torchvision.models import WeightsEnum
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,49 @@ class Weights(Protocol):
         """What images go through before the network, as plain values; of the default weights without a name."""
 
 
+def unknown_weights(network: str, spec: str, names: list[str]) -> UsageError:
+    """What to raise for a name that is none of a network's weights."""
+    return UsageError(
+        f"--weights is {spec!r}; for {network} it can be default, {', '.join(names)}, random:SEED, or a .pth or "
+        f".safetensors file. Nearest: {nearest_names(spec, names, 1)}"
+    )
+
+
+# What torchvision's classifiers were trained with: the statistics of ImageNet's photographs.
+IMAGENET: dict[str, Any] = {
+    "resize": 256,
+    "crop": 224,
+    "interpolation": "bilinear",
+    "mean": [0.485, 0.456, 0.406],
+    "std": [0.229, 0.224, 0.225],
+}
+_PUBLISHED_AT = "https://download.pytorch.org/models"
+
+
+@dataclass(frozen=True)
+class ListedWeights:
+    """Weights that torchvision publishes, listed here: torchvision need not be loaded for them.
+
+    Attributes:
+        enum: torchvision's name of all weights of the network.
+        files: name -> file and preprocessing; the first is the default.
+    """
+
+    network: str
+    enum: str
+    files: dict[str, tuple[str, dict[str, Any]]]
+
+    def source(self, spec: str) -> WeightsSource:
+        name = next(iter(self.files)) if spec in ("default", "DEFAULT") else spec.rpartition(".")[2]
+        if name not in self.files:
+            raise unknown_weights(self.network, spec, list(self.files))
+        return WeightsSource(spec, f"{self.enum}.{name}", url=f"{_PUBLISHED_AT}/{self.files[name][0]}")
+
+    def preprocessing(self, name: str | None = None) -> dict[str, Any]:
+        chosen = next(iter(self.files)) if name is None else name.rpartition(".")[2]
+        return {key: list(v) if isinstance(v, list) else v for key, v in self.files[chosen][1].items()}
+
+
 @dataclass(frozen=True)
 class PublishedWeights:
     """Weights that torchvision publishes."""
@@ -70,22 +115,17 @@ class PublishedWeights:
 
     def entry(self, name: str | None = None) -> WeightsEnum:
         """torchvision's entry, by default the network's DEFAULT."""
+        from torchvision.models import get_model_weights
+
         entries = get_model_weights(self.network)
         return entries[name.split(".")[-1]] if name else entries.DEFAULT
 
     def source(self, spec: str) -> WeightsSource:
-        published = get_model_weights(self.network)
-        if spec == "default":
-            chosen = published.DEFAULT
-        elif spec.rsplit(".", maxsplit=1)[-1] in published.__members__:
-            chosen = published[spec.rsplit(".", maxsplit=1)[-1]]
-        else:
-            names = list(published.__members__)
-            raise UsageError(
-                f"--weights is {spec!r}; for {self.network} it can be default, {', '.join(names)}, random:SEED, or a "
-                f".pth or .safetensors file. Nearest: {nearest_names(spec, names, 1)}"
-            )
-        return WeightsSource(spec, str(chosen), url=chosen.url)
+        members = type(self.entry()).__members__
+        name = "DEFAULT" if spec == "default" else spec.rpartition(".")[2]
+        if name not in members:
+            raise unknown_weights(self.network, spec, list(members))
+        return WeightsSource(spec, str(members[name]), url=members[name].url)
 
     def preprocessing(self, name: str | None = None) -> dict[str, Any]:
         transforms = self.entry(name).transforms()

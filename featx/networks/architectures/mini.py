@@ -11,20 +11,13 @@ from collections.abc import Iterator
 
 from torch import Tensor, nn
 
-from featx.networks.architectures.architecture import Architecture, NamedLayer, ShippedWeights
-from featx.networks.architectures.sequential import name_layers
+from featx.networks.architectures.architecture import IMAGENET, Architecture, NamedLayer, ShippedWeights
+from featx.networks.architectures.sequential import chain, name_layers
 
 SIDE = 64
 CLASSES = 200
 _DROPOUT = 0.1
-# As torchvision's classifiers: the statistics of ImageNet's photographs.
-PREPROCESSING = {
-    "resize": SIDE,
-    "crop": SIDE,
-    "interpolation": "bilinear",
-    "mean": [0.485, 0.456, 0.406],
-    "std": [0.229, 0.224, 0.225],
-}
+PREPROCESSING = {**IMAGENET, "resize": SIDE, "crop": SIDE}
 
 
 class Mini(nn.Module):
@@ -45,14 +38,6 @@ class Mini(nn.Module):
 
 def layers(network: Mini) -> list[NamedLayer]:
     return name_layers(network, by_block=network.by_block)
-
-
-def chain(network: Mini) -> list[tuple[str, nn.Module]]:
-    return [
-        *((f"features.{i}", module) for i, module in network.features.named_children()),
-        ("flatten", nn.Flatten()),
-        *((f"classifier.{i}", module) for i, module in network.classifier.named_children()),
-    ]
 
 
 def _convolution(inputs: int, outputs: int, side: int, stride: int = 1) -> Iterator[nn.Module]:

@@ -31,6 +31,17 @@ def name_layers(network: FeaturesAndClassifier, *, by_block: bool) -> list[Named
     return [*_maps(network.features, by_block), *_vectors(network.classifier)]
 
 
+def chain(network: Any) -> list[tuple[str, nn.Module]]:
+    """Its modules one behind the other, (name, module)."""
+    between = [("avgpool", network.avgpool)] if hasattr(network, "avgpool") else []
+    return [
+        *((f"features.{i}", module) for i, module in network.features.named_children()),
+        *between,
+        ("flatten", nn.Flatten()),
+        *((f"classifier.{i}", module) for i, module in network.classifier.named_children()),
+    ]
+
+
 def _maps(features: nn.Sequential, by_block: bool) -> list[NamedLayer]:
     found: list[NamedLayer] = []
     pools: list[tuple[int, NamedLayer]] = []  # how many convolutions come before each

@@ -9,7 +9,6 @@ import torchvision
 from torch import nn
 from torchvision.models import get_model
 
-from featx.networks.architectures import alexnet, vgg
 from featx.networks.architectures.architecture import Architecture, PublishedWeights
 
 # torchvision builds these two as they were when their published weights were trained: with auxiliary heads
@@ -27,9 +26,5 @@ def build(name: str, published: str | None, init: bool) -> nn.Module:
     return network
 
 
-_OWN_MODULES = {entry.name for entry in (*alexnet.ENTRIES, *vgg.ENTRIES)}
-ENTRIES = tuple(
-    Architecture(name, functools.partial(build, name), PublishedWeights(name))
-    for name in torchvision.models.list_models(module=torchvision.models)
-    if name not in _OWN_MODULES
-)
+NAMES = tuple(torchvision.models.list_models(module=torchvision.models))
+ENTRIES = tuple(Architecture(name, functools.partial(build, name), PublishedWeights(name)) for name in NAMES)
