@@ -191,7 +191,10 @@ def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found: dict[str, object] = {}
     exec(compile(story, "README.md", "exec"), found)
-    assert found["features"]["fc7"].shape == (93, 384)
+    assert found["file"]["fc7"].shape == (93, 384)
+    assert found["features"]["conv5"].shape == (50, 256, 8, 8)
+    assert np.array_equal(found["one"], found["also"])
+    assert len(found["scores"]) == 2
     assert found["report"].train == 90
 
 
