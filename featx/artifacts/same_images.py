@@ -45,7 +45,7 @@ def refuse_other_files(made: str, stored: object, manifest: Manifest, *, reporte
     if len(unreadable):
         raise PlanMismatch(
             f"{made} is there, and whether it was made from these images cannot be seen: {len(unreadable):,} of them "
-            f"cannot be read (first: {manifest.name(int(unreadable[0]))}). Mend them, choose another output, or "
+            f"cannot be read (first: {manifest.name(int(unreadable[0]))}). Repair them, choose another output, or "
             f"delete it"
         )
     raise PlanMismatch(

@@ -84,7 +84,7 @@ class CheckReport(Report):
         if self.smallest and self.largest:
             text.append(f"sizes: {_size(self.smallest)} to {_size(self.largest)} pixels")
         if self.turned:
-            text.append(f"{self.turned:,} images have an EXIF orientation: extract turns them only with --exif")
+            text.append(f"{self.turned:,} images have an EXIF orientation: extract applies it only with --exif")
         if self.classes:
             sizes = sorted(self.classes.values())
             text.append(f"{len(self.classes)} classes of {sizes[0]:,} to {sizes[-1]:,} images")

@@ -92,7 +92,7 @@ def evaluate_head(
     Args:
         head: a head, or the folder of a fine-tuned network.
         features: a features file; for a fine-tuned network images, as for `extract_features`.
-        output: where the report is kept as JSON. The same call again then reads it, or goes on where an interrupted
+        output: where the report is kept as JSON. The same call again then reads it, or resumes where an interrupted
             one has stopped.
 
     Raises:

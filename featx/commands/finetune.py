@@ -24,7 +24,7 @@ def finetune_network(
 ) -> FinetuneReport:
     """Retrain a network on the labelled images of a source; the run's folder is a backbone itself.
 
-    The same call again goes on where an interrupted one has stopped, to the same weights, or does nothing if the run
+    The same call again resumes where an interrupted one stopped, to the same weights, or does nothing if the run
     is finished.
 
     Args:

@@ -62,7 +62,7 @@ def merge_shards(
         output: the features file; NAME.partial until it is finished.
 
     Raises:
-        UsageError: no shards, one is missing or there twice.
+        UsageError: no shards, one is missing or given twice.
         FileFormatError: a shard is damaged or not finished.
         PlanMismatch: they are not of one job, or the output belongs to another.
         DiskError: it does not fit, or the disk failed.

@@ -65,7 +65,7 @@ def predict_images(
     values of another SVM), error. One line per image, in the source's order; failed images have an empty class. A
     multi-label head gives all classes with a score above 0, joined by |. Beside it, OUTPUT.json records what made it.
 
-    The same call again does nothing, or goes on where an interrupted one has stopped.
+    The same call again does nothing, or resumes where an interrupted one stopped.
 
     Args:
         head: a head, or the folder of a fine-tuned network.

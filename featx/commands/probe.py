@@ -42,7 +42,7 @@ def probe_layers(
 ) -> ProbeReport:
     """Measure how well each layer of a features file separates the classes.
 
-    The same call again goes on where an interrupted one has stopped, or does nothing if all is there.
+    The same call again resumes where an interrupted one stopped, or does nothing if all is there.
 
     Args:
         source: a features file; or images (folder, list, CSV, zip), whose layers are extracted into the output folder

@@ -232,7 +232,7 @@ def default_layer(backbone: str) -> str:
 
 
 def weights_file(config: ExtractConfig) -> Path:
-    """The file that `--weights` names, or a run's weights; a path that is no file for published weights."""
+    """The file that `--weights` names, or a run's weights; a path that is not a file for published weights."""
     return read_run(config.backbone).weights if is_run(config.backbone) else Path(config.weights)
 
 

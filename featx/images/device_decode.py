@@ -63,7 +63,7 @@ class DeviceDecoder:
         To be called within `quiet_torchvision`.
 
         Raises:
-            NotDecodable: one of the files is no JPEG for this decoder, which one is not known; or memory is short.
+            NotDecodable: one of the files is not a JPEG for this decoder, which one is not known; or memory is short.
         """
         try:
             with self._turn:
@@ -95,7 +95,7 @@ def fast_pixels(content: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]
     To be called within `quiet_torchvision`.
 
     Raises:
-        NotDecodable: it is no JPEG for this decoder.
+        NotDecodable: it is not a JPEG for this decoder.
     """
     from torchvision.io import ImageReadMode, decode_jpeg
 

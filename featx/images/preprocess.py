@@ -10,6 +10,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from featx.errors import UsageError
+from featx.images.decode import pillow_settings
 
 MAX_RESIZED_PIXELS = 1 << 26  # 64 Mpx: a 1 x 10,000 image resized to 256 pixels' width would be far beyond
 
@@ -27,7 +28,7 @@ class Preprocess:
         crop: side of the square that is cut from the centre; smaller images get a black border.
         squash: resize to crop x crop without keeping the aspect.
         interpolation: "bilinear" or "bicubic", both with antialias.
-        mirror: turn left and right round, at the end.
+        mirror: flip the image horizontally, at the end.
         mean, std: of the three colours, after scaling to 0..1.
     """
 
@@ -71,16 +72,17 @@ class Preprocess:
             TooElongated: the resized image would have more than 64 million pixels.
         """
         method = Image.Resampling.BICUBIC if self.interpolation == "bicubic" else Image.Resampling.BILINEAR
-        if self.squash:
-            if image.size != (self.crop, self.crop):
-                image = image.resize((self.crop, self.crop), method)
-        else:
-            size = resized_size(image.size, self.resize)
-            if size[0] * size[1] > MAX_RESIZED_PIXELS:
-                raise TooElongated(f"{image.size[0]} x {image.size[1]} would be resized to {size[0]} x {size[1]}")
-            if size != image.size:
-                image = image.resize(size, method)
-            image = centre_crop(image, self.crop)
+        with pillow_settings():  # a host's MAX_IMAGE_PIXELS would refuse a large crop
+            if self.squash:
+                if image.size != (self.crop, self.crop):
+                    image = image.resize((self.crop, self.crop), method)
+            else:
+                size = resized_size(image.size, self.resize)
+                if size[0] * size[1] > MAX_RESIZED_PIXELS:
+                    raise TooElongated(f"{image.size[0]} x {image.size[1]} would be resized to {size[0]} x {size[1]}")
+                if size != image.size:
+                    image = image.resize(size, method)
+                image = centre_crop(image, self.crop)
         pixels = np.asarray(image)
         return np.array(pixels[:, ::-1] if self.mirror else pixels).transpose(2, 0, 1)
 

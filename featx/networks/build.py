@@ -33,7 +33,7 @@ def construct(
     Args:
         published: the torchvision weights it is for (a vision transformer's size depends on them); by default
             the backbone's DEFAULT.
-        classes: K, for a final layer that is made anew; by default the network's own.
+        classes: K, for a final layer that is replaced; by default the network's own.
 
     Raises:
         UnknownBackbone: no such network.

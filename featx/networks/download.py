@@ -60,7 +60,7 @@ def fetch_weights(url: str, progress: Progress | None = None, folder: Path | Non
         if not found.startswith(expected):
             raise WeightsMismatch(
                 f"{path} has sha256 {found[:16]}..., expected {expected[:16]}: it is damaged or was changed. "
-                f"Delete it and run again to download it anew"
+                f"Delete it and run again to download it again"
             )
     if not recorded:
         with contextlib.suppress(DiskError), replacing(record) as partial:  # the folder may be mounted read-only

@@ -53,7 +53,7 @@ class ExtractConfig(Config):
     )
     squash: bool = squash_option()
     exif: bool = exif_option()
-    mirror: bool = option(False, "Turn left and right of every image round.")
+    mirror: bool = option(False, "Flip every image horizontally.")
     plain: bool = option(False, "On a CPU, PyTorch's own operations: slower, and rounded as in training.")
     follow_links: bool = follow_links_option()
     max_bad: float = max_bad_option()

@@ -33,7 +33,7 @@ def read_option_file(path: Path, command: str, is_flag: Mapping[str, bool]) -> d
         if key not in is_flag:
             raise UsageError(f"{path}: {command} has no option {key!r}; it has {', '.join(sorted(is_flag))}")
         if key in found:
-            raise UsageError(f"{path}: {key} stands there twice")
+            raise UsageError(f"{path}: {key} appears twice")
         if isinstance(value, bool) != is_flag[key] or not isinstance(value, bool | int | float | str):
             wanted = "true or false" if is_flag[key] else "one number or text"
             raise UsageError(f"{path}: {key} is {value!r}; it must be {wanted}")

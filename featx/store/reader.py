@@ -73,7 +73,7 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         except READ_ERRORS as error:
             reason = " ".join(str(error).split())
             if not is_hdf5(path):
-                reason = "it is no HDF5 file. featx extract IMAGES -o NAME.h5 makes one"
+                reason = "it is not an HDF5 file. featx extract IMAGES -o NAME.h5 makes one"
             raise FileFormatError(f"{path} cannot be read as a features file: {reason}") from error
 
     def _refuse_wrong_indices(self) -> None:

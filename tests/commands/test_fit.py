@@ -183,7 +183,7 @@ def test_files_of_another_kind_are_named_for_what_they_are(tmp_path):
         fit_svm(tmp_path / "photos")
     (tmp_path / "list.txt").write_text("a.jpg")
     with pytest.raises(
-        FileFormatError, match=r"list\.txt cannot be read as a features file: it is no HDF5 file\. featx"
+        FileFormatError, match=r"list\.txt cannot be read as a features file: it is not an HDF5 file\. featx"
     ):
         fit_svm(tmp_path / "list.txt")
 

@@ -70,7 +70,7 @@ def test_a_list_separated_by_zeros_can_name_files_with_newlines(tmp_path):
 @pytest.mark.parametrize("again", ["a.jpg", "./a.jpg", "sub/../a.jpg"])
 def test_the_same_path_twice_is_refused_with_both_lines(tmp_path, again):
     (tmp_path / "list.txt").write_text(f"a.jpg\nb.jpg\n{again}\n")
-    with pytest.raises(SourceError, match=r"a\.jpg stands on line 1 and again on line 3"):
+    with pytest.raises(SourceError, match=r"a\.jpg is on line 1 and again on line 3"):
         scan(tmp_path / "list.txt")
 
 
@@ -195,7 +195,7 @@ def test_dots_after_a_link_are_left_to_the_operating_system(tmp_path):
         (b"path,label,split\na.jpg,x,tr\xfcin\n", "line 2: the label or split is not UTF-8"),
         (b"path,label\na\0.jpg,x\n", "zero byte"),
         (b"path,label\na.jpg,x\0\n", "zero byte"),
-        (b"path,label,path\na.jpg,x,b.jpg\n", "a column stands there twice"),
+        (b"path,label,path\na.jpg,x,b.jpg\n", "a column appears twice"),
         (b"path,label\na.jpg,x,y\n", "line 2: needs a path and at most 2 columns"),
         (b"path,label\n,x\n", "line 2: needs a path"),
         (b"path,label\n" + b"a" * 200_000 + b",x\n", "not CSV"),

@@ -12,7 +12,7 @@ from featx.heads.solver.linear_algebra.products import ProductCache
 from featx.heads.solver.objectives import SquaredHinge
 from featx.heads.solver.state import State, regular
 
-_NEW = 0.2  # share of a problem's products that is made anew where others of its class are kept
+_NEW = 0.2  # share of a problem's products that is computed again where others of its class are kept
 
 
 class PrimalExactSteps:

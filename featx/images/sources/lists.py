@@ -48,7 +48,7 @@ def scan_csv(path: Path) -> Manifest:
             f"optionally split"
         )
     if len(set(columns)) < len(columns):
-        raise SourceError(f"{path}, line 1: a column stands there twice: {', '.join(columns)}")
+        raise SourceError(f"{path}, line 1: a column appears twice: {', '.join(columns)}")
     lines: list[tuple[int, bytes]] = []
     labels: list[str | None] = []
     splits: list[str | None] = []
@@ -74,8 +74,8 @@ def _normalised(source: Path, lines: list[tuple[int, bytes]]) -> list[bytes]:
         normal = os.path.normpath(line)
         if normal in seen:
             raise SourceError(
-                f"{source}: {printable(normal)} stands on line {seen[normal]} and again on line {number}; "
-                f"each image may stand there once"
+                f"{source}: {printable(normal)} is on line {seen[normal]} and again on line {number}; "
+                f"each image may appear once"
             )
         seen[normal] = number
         # After a link, a/link/../b is not a/b: such a path is kept as it was written.

@@ -1,4 +1,4 @@
-"""Training images: decoded once and kept while they fit into memory, else decoded anew for every step."""
+"""Training images: decoded once and kept while they fit into memory, else decoded again for every step."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class ProductCache:
         return key in self._stores
 
     def _grown(self, store: _Store, rows: Tensor, new: Tensor, room: int) -> _Store | None:
-        """With the products of more rows; begun anew if it has too many others, None if even those are too many."""
+        """With the products of more rows; started again if it has too many others, None if those are too many."""
         old, size = len(store.rows), len(store.rows) + len(new)
         if size**2 > room:
             if len(rows) ** 2 > room:
