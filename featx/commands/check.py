@@ -21,7 +21,7 @@ from featx.options.extraction import CheckConfig
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
 from featx.runtime.signals import graceful_stop
-from featx.runtime.text import format_bytes, format_duration, printable
+from featx.runtime.text import format_bytes, format_duration, plural, printable
 from featx.runtime.threads import run_workers
 
 if TYPE_CHECKING:
@@ -78,16 +78,20 @@ class CheckReport(Report):
     free: int
 
     def lines(self) -> list[str]:
-        text = [f"{self.source} ({self.kind}): {self.images:,} images, {self.images - len(self.bad):,} readable"]
-        text += [f"left out: {n:,} {reason} (e.g. {self.examples[reason]})" for reason, n in self.skipped.items()]
+        text = [
+            f"{self.source} ({self.kind}): {plural(self.images, 'image')}, {self.images - len(self.bad):,} readable"
+        ]
+        text += [f"skipped: {n:,} {reason} (e.g. {self.examples[reason]})" for reason, n in self.skipped.items()]
         text.append(f"formats: {_counts(self.formats)}; modes: {_counts(self.modes)}")
         if self.smallest and self.largest:
             text.append(f"sizes: {_size(self.smallest)} to {_size(self.largest)} pixels")
         if self.turned:
-            text.append(f"{self.turned:,} images have an EXIF orientation: extract applies it only with --exif")
+            text.append(
+                f"{plural(self.turned, 'image')} with an EXIF orientation: extract applies it only with --exif"
+            )
         if self.classes:
             sizes = sorted(self.classes.values())
-            text.append(f"{len(self.classes)} classes of {sizes[0]:,} to {sizes[-1]:,} images")
+            text.append(f"{plural(len(self.classes), 'class', 'classes')} of {sizes[0]:,} to {sizes[-1]:,} images")
             if len(self.classes) <= FEW_CLASSES:
                 text[-1] += f": {', '.join(map(printable, self.classes))}"
             alike = Counter(" ".join(name.split()).casefold() for name in self.classes)
@@ -97,7 +101,7 @@ class CheckReport(Report):
             if len(self.classes) == 1:
                 text.append("one class only: a head needs at least two")
         if self.unlabelled and self.classes:
-            text.append(f"{self.unlabelled:,} images without a label")
+            text.append(f"{plural(self.unlabelled, 'image')} without a label")
         if self.splits:
             text.append(f"splits: {_counts(self.splits)}")
         text += _listing("bad files", [f"{b.path}: {b.kind}: {b.reason}" for b in self.bad])

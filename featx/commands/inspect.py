@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.runtime.report import Report
-from featx.runtime.text import format_bytes, printable, table
+from featx.runtime.text import format_bytes, plural, printable, table
 from featx.status import Decoder, Status
 from featx.store.open import open_features
 from featx.store.reader import Failure, Features
@@ -70,9 +70,9 @@ class InspectReport(Report):
 
     def lines(self) -> list[str]:
         made = self.provenance
-        state = "complete" if self.complete else f"NOT FINISHED, {self.pending:,} images pending"
+        state = "complete" if self.complete else f"NOT FINISHED, {plural(self.pending, 'image')} pending"
         text = [
-            f"{self.path}: {state}; {self.images:,} images, {self.done:,} done, {format_bytes(self.bytes)}",
+            f"{self.path}: {state}; {plural(self.images, 'image')}, {self.done:,} done, {format_bytes(self.bytes)}",
             f"made by {made['command']}",
             f"from {printable(made['source']['path'])} with {made['backbone']}, weights {made['weights']['name']} "
             f"(sha256 {made['weights']['sha256'][:12]}), {made['precision']} on {made['hardware']}, "
@@ -81,15 +81,15 @@ class InspectReport(Report):
         ]
         if self.classes:
             sizes = sorted(self.classes.values())
-            text.append(f"{len(self.classes)} classes of {sizes[0]:,} to {sizes[-1]:,} images")
+            text.append(f"{plural(len(self.classes), 'class', 'classes')} of {sizes[0]:,} to {sizes[-1]:,} images")
         if self.unlabelled:
-            text.append(f"{self.unlabelled:,} images without a label")
+            text.append(f"{plural(self.unlabelled, 'image')} without a label")
         if self.splits:
             text.append("splits: " + ", ".join(f"{name} {count:,}" for name, count in self.splits.items()))
         if self.turned:
-            text.append(f"{self.turned:,} images have an EXIF orientation other than upright")
+            text.append(f"{plural(self.turned, 'image')} with an EXIF orientation other than upright")
         for title, count in self.by_other_decoders.items():
-            text.append(f"{count:,} images were decoded by {title}, not by {made['versions']['decoder']}")
+            text.append(f"{plural(count, 'image')} decoded by {title}, not by {made['versions']['decoder']}")
         text += self._layer_lines() + self._failure_lines()
         return text
 

@@ -19,7 +19,7 @@ from featx.errors import FeatxError
 from featx.extraction.cpu_kernels.packing import pack
 from featx.extraction.cuda import GpuPipeline
 from featx.extraction.device_cache import DeviceCache
-from featx.extraction.normalise import NormalisedPixels
+from featx.extraction.pixel_scaling import NormalisedPixels
 from featx.extraction.recipe import Recipe
 from featx.heads.device_head import HeadOnDevice
 from featx.heads.linear_head import LinearHead

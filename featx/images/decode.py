@@ -57,7 +57,7 @@ class _PillowSettings:
             if self._users > 1:
                 return
             self._before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
-            # Half a picture is no picture.
+            # A picture of which only a part arrived is refused.
             Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = MAX_PIXELS, False
             self._warnings = warnings.catch_warnings()
             self._warnings.__enter__()

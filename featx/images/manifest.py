@@ -83,7 +83,7 @@ class Manifest:
 
 
 class Skipped:
-    """Counts what is left out, with one example for each reason."""
+    """Counts what is skipped, with one example for each reason."""
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -126,8 +126,8 @@ def make_manifest(
     skipped: Skipped,
 ) -> Manifest:
     if not paths:
-        left_out = ", ".join(f"{count} {reason}" for reason, count in skipped.counts.items())
-        raise SourceError(f"no images in {printable(str(source))}" + (f" (left out: {left_out})" if left_out else ""))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.counts.items())
+        raise SourceError(f"no images in {printable(str(source))}" + (f" (skipped: {reasons})" if reasons else ""))
     classes = tuple(sorted({label for label in labels if label is not None}))
     names = tuple(sorted({split for split in splits if split is not None}))
     index_of = {name: index for index, name in enumerate(classes)}

@@ -129,7 +129,7 @@ def suits_the_device(image: Image.Image, content: bytes, preprocess: Preprocess)
     """Whether the device may decode a file: a whole baseline JPEG, grey or YCbCr, of an ordinary shape.
 
     Everything else is Pillow's: progressive files, which no hardware engine takes; CMYK and RGB kept as such; files
-    that are cut off, of which nvJPEG makes half a picture without a word.
+    that are cut off, which nvJPEG decodes in part without an error.
 
     Args:
         image: the file as Pillow has opened it, header read, pixels not yet.

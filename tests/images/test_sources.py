@@ -119,7 +119,7 @@ def test_a_loop_of_links_ends(tmp_path):
 
 def test_nothing_to_do_is_said_with_what_was_left_out(tmp_path):
     touch(tmp_path, "notes.txt", "empty/readme.md")
-    with pytest.raises(SourceError, match=r"no images in .*left out: 2 not an image name"):
+    with pytest.raises(SourceError, match=r"no images in .*skipped: 2 not an image name"):
         scan(tmp_path)
 
 
