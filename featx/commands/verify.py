@@ -1,7 +1,6 @@
 """`featx verify`: recompute rows of a features file by another way, and compare.
 
-The other way is torchvision's own: its unmodified network, its own transforms, one image at a time, values copied
-by a hook the moment they are computed. No tracing, no batches, no pooling code of featx.
+The other way is torchvision's own, see `featx.extraction.reference`.
 """
 
 from __future__ import annotations
@@ -10,24 +9,17 @@ import hashlib
 import os
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
-from torchvision import transforms as T
-from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-from torchvision.transforms._presets import ImageClassification
 
-from featx.errors import FileFormatError, PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
+from featx.errors import FileFormatError, PlanMismatch, SourceError, VerificationFailed
+from featx.extraction.reference import Reference
 from featx.images.decode import BadImage, open_image, pillow_settings, read_file, read_member, to_rgb
-from featx.images.preprocess import Preprocess
-from featx.networks.backbone import load_network
-from featx.networks.layer_names import SOFTMAX
-from featx.networks.weights import weights_of
 from featx.options.extraction import VerifyConfig
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
@@ -113,7 +105,7 @@ def verify_file(
     if not len(done):
         raise FileFormatError(f"{path} holds no successful image, so there is nothing to verify")
     chosen = np.sort(np.random.default_rng(config.seed).permutation(done)[: config.rows])
-    reference = _Reference(made, config.weights, reporter)
+    reference = Reference(made, config.weights, reporter.download)
     load = _image_loader(features, config.source)
     largest = dict.fromkeys(features, 0.0)
     decoders = [Decoder(found) for found in np.unique(features.decoder[chosen])]
@@ -185,101 +177,3 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
         return image.convert("RGB") if plain else to_rgb(image)
 
     return load
-
-
-class _Reference:
-    """RGB image -> {layer: values (D,) or (C, H, W)}, by torchvision alone."""
-
-    def __init__(self, made: dict[str, Any], weights: str | None, reporter: Reporter) -> None:
-        source = weights_of(made["backbone"], weights or made["weights"]["spec"])
-        loaded = load_network(made["backbone"], source, reporter.download)
-        if loaded.sha256 != made["weights"]["sha256"]:
-            raise WeightsMismatch(
-                f"the file was made with weights of sha256 {made['weights']['sha256'][:16]}..., {source.name} has "
-                f"{loaded.sha256[:16]}...; say where the right ones are with --weights"
-            )
-        self.network = loaded.network
-        self.transforms = torchvision_transforms(Preprocess.from_values(made["preprocess"]))
-        self.layers: dict[str, str] = {name: entry["node"] for name, entry in made["layers"].items()}
-        self.pooling: str = made["pooling"]
-        self.caught: dict[str, Tensor] = {}
-        hooked = _modules_called_once(self.network)
-        self.by_hook = {n for n in self.layers.values() if n in hooked}
-        for node in self.by_hook:
-            self.network.get_submodule(node).register_forward_hook(self._hook(node))
-        # Asked for alone, a node is the last to be computed, so nothing can overwrite it.
-        self.alone = {
-            node: create_feature_extractor(self.network, [node], suppress_diff_warning=True).eval()
-            for node in set(self.layers.values()) - self.by_hook
-            if not node.endswith(SOFTMAX)
-        }
-
-    def _hook(self, node: str) -> Callable[[nn.Module, Any, Tensor], None]:
-        def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
-            self.caught[node] = output.detach().clone()
-
-        return keep
-
-    def __call__(self, image: Image.Image) -> dict[str, Tensor]:
-        batch = self.transforms(image).unsqueeze(0)
-        logits = self.network(batch)
-        values: dict[str, Tensor] = {}
-        for layer, node in self.layers.items():
-            if node.endswith(SOFTMAX):
-                found = torch.softmax(logits, dim=-1)
-            elif node in self.by_hook:
-                found = self.caught[node]
-            else:
-                found = self.alone[node](batch)[node]
-            values[layer] = pool_plainly(found[0], self.pooling)
-        return values
-
-
-def _modules_called_once(network: nn.Module) -> set[str]:
-    _, nodes = get_graph_node_names(network, suppress_diff_warning=True)
-    modules = {name for name, _ in network.named_modules()}
-    return {node for node in nodes if node in modules and f"{node}_1" not in nodes}
-
-
-def torchvision_transforms(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
-    """The same preprocessing, made of torchvision's own transforms."""
-    if preprocess.mirror:
-        plain = torchvision_transforms(replace(preprocess, mirror=False))
-        return lambda image: plain(image).flip(-1)
-    how = T.InterpolationMode(preprocess.interpolation)
-    if not preprocess.squash:
-        preset: Callable[[Image.Image], Tensor] = ImageClassification(
-            crop_size=preprocess.crop,
-            resize_size=preprocess.resize,
-            mean=preprocess.mean,
-            std=preprocess.std,
-            interpolation=how,
-        )
-        return preset
-    side = (preprocess.crop, preprocess.crop)
-    steps = [T.Resize(side, how), T.ToTensor(), T.Normalize(preprocess.mean, preprocess.std)]
-    composed: Callable[[Image.Image], Tensor] = T.Compose(steps)
-    return composed
-
-
-def pool_plainly(values: Tensor, spec: str) -> Tensor:
-    """Pool one image's map (C, H, W) by the definitions, window by window; vectors pass unchanged."""
-    if spec == "none" or values.ndim == 1:
-        return values
-    if spec == "flatten":
-        return values.reshape(-1)
-    if spec == "avg":
-        return values.flatten(1).mean(1)
-    if spec == "max":
-        return values.flatten(1).max(1).values
-    _, height, width = values.shape
-    pooled = []
-    for n in (int(level) for level in spec.removeprefix("spp:").split(",")):
-        grid = torch.empty(len(values), n, n)
-        for i in range(n):
-            for j in range(n):
-                top, bottom = i * height // n, -(-(i + 1) * height // n)
-                left, right = j * width // n, -(-(j + 1) * width // n)
-                grid[:, i, j] = values[:, top:bottom, left:right].flatten(1).max(1).values
-        pooled.append(grid.reshape(-1))
-    return torch.cat(pooled)

@@ -57,6 +57,7 @@ class Engine:
         self._head_on_gpu = None
         self.specs = recipe.layer_specs()
         self._type = _COMPUTE_TYPE[recipe.precision]
+        self._layouts = {one.name: recipe.backbone.geometry_of(one).layout for one in recipe.layers}
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
         self._load(progress)
         return_freed_memory()
@@ -194,7 +195,8 @@ class Engine:
 
     def _pooled(self, images: Tensor) -> dict[str, Tensor]:
         activations: dict[str, Tensor] = self._network(images)
-        return {name: self.recipe.pooling(values.float()) for name, values in activations.items()}
+        pool = self.recipe.pooling
+        return {name: pool(values.float(), self._layouts[name]) for name, values in activations.items()}
 
     def _finish(self, name: str, features: Tensor) -> npt.NDArray[Any]:
         least, greatest = (float(v) for v in torch.aminmax(features))

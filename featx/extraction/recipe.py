@@ -182,20 +182,16 @@ class Recipe:
         """Name, shape after pooling and type of every captured layer.
 
         Raises:
-            UsageError: maps are to be pooled in a layer that has none.
+            UsageError: the pooling does not suit a layer.
         """
         specs = []
         for layer in self.layers:
             geometry = self.backbone.geometry_of(layer)
             shape = geometry.shape
-            pooled = self.pooling.kind in ("avg", "max", "spp") and len(shape) > 1
-            if pooled and not geometry.is_map:
-                raise UsageError(
-                    f"--pool {self.pooling.spec} needs (C, H, W) maps; {self.backbone.name} {layer.name} gives "
-                    f"{shape}. Use --pool none or flatten"
-                )
+            self.pooling.refuse_unsuited(f"{self.backbone.name} {layer.name}", shape, geometry.layout)
             kind = self.pooling.spec if len(shape) > 1 else "none"
-            specs.append(LayerSpec(layer.name, layer.node, layer.relu, kind, self.pooling.shape(shape), self.dtype))
+            pooled = self.pooling.shape(shape, geometry.layout)
+            specs.append(LayerSpec(layer.name, layer.node, layer.relu, kind, pooled, self.dtype))
         return specs
 
 

@@ -14,12 +14,13 @@ from torch import Tensor, fx, nn
 from featx.errors import UsageError, WeightsMismatch
 from featx.networks.architectures.architecture import WeightsSource
 from featx.networks.build import construct, final_layer
-from featx.networks.capture import capture_layers, trace_nodes
 from featx.networks.checkpoints import fit_state, read_checkpoint
 from featx.networks.download import Progress, fetch_weights
-from featx.networks.geometry import NodeGeometry, ancestors, count_multiply_adds, measure_nodes
+from featx.networks.graph.capture import capture_layers, trace_nodes
+from featx.networks.graph.geometry import NodeGeometry, ancestors, count_multiply_adds, measure_nodes
+from featx.networks.graph.tracing import first_of_several, output_of, own_names
 from featx.networks.layer_names import LOGITS, PENULTIMATE, PRE, PROB, SOFTMAX, Layer, LayerNames, node_layers
-from featx.networks.registry import default_preprocessing, literature_layers
+from featx.networks.registry import chain, default_preprocessing, literature_layers
 from featx.networks.weights import sha256_of_state
 from featx.runtime.files import sha256_of_file
 
@@ -30,6 +31,7 @@ class LayerInfo:
 
     Attributes:
         shape: values per image, (C, H, W) or (D,).
+        layout: what the axes are: "C H W", "H W C", "tokens", "class+tokens" (class token first), "vector", "other".
         bytes_per_image: as float32.
         receptive_field: (height, width) in input pixels; None if the whole image or unknown, see `sees`.
         stride: (vertical, horizontal) input pixels between neighbouring values, None as above.
@@ -42,6 +44,7 @@ class LayerInfo:
     node: str
     relu: str
     shape: tuple[int, ...]
+    layout: str
     bytes_per_image: int
     receptive_field: tuple[int, int] | None
     stride: tuple[int, int] | None
@@ -93,7 +96,8 @@ class Backbone:
 
     @cached_property
     def names(self) -> LayerNames:
-        usable = {name: node for name, node in self.nodes.items() if self.geometry[node].is_layer}
+        own = own_names(self.nodes)
+        usable = {name: node for node, name in own.items() if self.geometry[node].is_layer}
         relus = frozenset(n for n, node in usable.items() if self._is_relu(node))
         before = frozenset(
             n for n, node in usable.items() if node.users and all(self._is_relu(u) for u in node.users)
@@ -107,13 +111,23 @@ class Backbone:
         others = {
             one.name + PRE: Layer(one.name + PRE, one.before_relu, "before") for one in literature if one.before_relu
         }
-        last = list(usable)[-1]
+        last = own[output_of(self._traced)]
         others |= {PROB: Layer(PROB, last + SOFTMAX, "none"), LOGITS: Layer(LOGITS, last, "none")}
         penultimate = self._input_of_final_layer()
         if penultimate in by_node:
             others[PENULTIMATE] = Layer(PENULTIMATE, penultimate, by_node[penultimate].relu)
-        others = _module_layers(by_node) | by_node | others
-        return LayerNames(self.name, tuple(main), others)
+        return LayerNames(self.name, tuple(main), self._modules(own, by_node) | by_node | others)
+
+    def _modules(self, own: dict[fx.Node, str], by_node: dict[str, Layer]) -> dict[str, Layer]:
+        """The modules that contain others, and those that return several values, as layers."""
+        if chain(self._network) is not None:  # traced by torch.fx, which records no containers
+            return _containers(by_node)
+        found = {}
+        for name, node in self.nodes.items():
+            layer = by_node.get(own.get(first_of_several(node), ""))
+            if layer is not None and layer.name != name:
+                found[name] = Layer(name, layer.node, layer.relu)
+        return found
 
     def _input_of_final_layer(self) -> str:
         """The node that feeds the layer that makes the logits; empty if there is none."""
@@ -121,8 +135,7 @@ class Backbone:
             final = self.nodes.get(final_layer(self._network))
         except UsageError:
             return ""
-        name_of = {node: name for name, node in self.nodes.items()}
-        return "" if final is None else name_of.get(final.all_input_nodes[0], "")
+        return "" if final is None else own_names(self.nodes).get(final.all_input_nodes[0], "")
 
     def _is_relu(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -157,6 +170,7 @@ class Backbone:
                     node=layer.node,
                     relu=layer.relu,
                     shape=geometry.shape,
+                    layout=geometry.layout,
                     bytes_per_image=4 * _product(geometry.shape),
                     receptive_field=window[0] if window else None,
                     stride=window[1] if window else None,
@@ -180,8 +194,8 @@ def _product(shape: tuple[int, ...]) -> int:
     return size
 
 
-def _module_layers(by_node: dict[str, Layer]) -> dict[str, Layer]:
-    """Module names as layers: `layer1` is the last node inside `layer1.`, as in torchvision."""
+def _containers(by_node: dict[str, Layer]) -> dict[str, Layer]:
+    """The containers of a chain of modules as layers: `features` is the last module inside it."""
     found: dict[str, Layer] = {}
     for name, layer in by_node.items():
         parts = name.split(".")
@@ -205,7 +219,7 @@ class LoadedNetwork:
     sha256: str
 
     def capture(self, layers: Iterable[Layer]) -> fx.GraphModule:
-        """(B, 3, H, W) -> {layer name: activations}; see `featx.networks.capture.tap`."""
+        """(B, 3, H, W) -> {layer name: activations}; see `featx.networks.graph.capture.tap`."""
         traced, nodes = trace_nodes(self.network)
         captured = capture_layers(traced, nodes, {layer.name: layer.node for layer in layers})
         _refuse_missing_weights(captured, self.source)

@@ -78,16 +78,30 @@ class LayerNames:
         raise UnknownLayer(self._unknown(entry))
 
     def _range(self, first: str, last: str) -> list[Layer]:
-        order = [layer.name for layer in self.main]
+        layers = self.main
+        if not {first, last} <= {layer.name for layer in layers}:
+            layers = self._modules_beside(first)
+        order = [layer.name for layer in layers]
         for end in (first, last):
             if end not in order:
                 raise UnknownLayer(self._unknown(end))
         start, stop = order.index(first), order.index(last)
         if start > stop:
             raise UnknownLayer(f"{first}-{last} runs backwards in {self.backbone}; write {last}-{first}")
-        span = self.main[start : stop + 1]
+        span = layers[start : stop + 1]
         kind = _kind(first)
         return [layer for layer in span if kind != _kind(last) or _kind(layer.name) == kind]
+
+    def _modules_beside(self, name: str) -> tuple[Layer, ...]:
+        """What is computed in the same module as `name`, in order: layer1 to layer4 of a ResNet."""
+        parent = name.rpartition(".")[0]
+        place = {layer.node: index for index, layer in enumerate(self.main)}
+        beside = [
+            layer
+            for layer in {**self.others, **{one.name: one for one in self.main}}.values()
+            if layer.name.rpartition(".")[0] == parent and layer.node in place
+        ]
+        return tuple(sorted(beside, key=lambda layer: place[layer.node]))
 
     def _unknown(self, name: str) -> str:
         known = dict.fromkeys([*(layer.name for layer in self.main), *self.others])

@@ -41,7 +41,9 @@ class ExtractConfig(Config):
         "-w",
         metavar="WEIGHTS",
     )
-    pool: str = option("none", "Pooling of maps: none, avg, max, flatten, or spp:1,2,4.", metavar="POOL")
+    pool: str = option(
+        "none", "Pooling: none, flatten; of maps avg, max, spp:1,2,4; of tokens cls, mean, cls+mean.", metavar="POOL"
+    )
     precision: str = option("fp32", "Arithmetic of the network.", choices=PRECISIONS)
     dtype: str = option("float32", "Number type in the file.", choices=("float32", "float16"))
     device: str = device_option()

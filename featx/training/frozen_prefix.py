@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from featx.networks.build import final_layer
-from featx.networks.capture import trace_nodes
+from featx.networks.graph.capture import trace_nodes
+from featx.networks.graph.tracing import output_of, own_names
 from featx.networks.registry import chain
 from featx.training.layer_groups import layer_groups
 from featx.training.learning_rates import Rate
@@ -46,9 +47,9 @@ def cut_before_head(network: nn.Module) -> Cut | None:
         return _cut_chain(network, modules_in_order, {f"{final_layer(network)}.weight"})
     name = final_layer(network)
     traced, nodes = trace_nodes(network)
-    names = {node: name for name, node in nodes.items()}
+    names = own_names(nodes)
     node, modules = nodes[name], [network.get_submodule(name)]
-    if node is not list(nodes.values())[-1]:
+    if node is not output_of(traced):
         return None
     while True:
         before = node.all_input_nodes[0]

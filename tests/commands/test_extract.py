@@ -175,7 +175,7 @@ def test_the_same_plan_in_other_words_is_the_same_plan(photos, tmp_path):
 @pytest.mark.parametrize("pool", ["none", "avg", "max", "flatten", "spp:1,2"])
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_pooling_and_type_are_those_of_the_unpooled_features(photos, tmp_path, pool, dtype):
-    from featx.commands.verify import pool_plainly
+    from featx.extraction.reference import pool_plainly
 
     extract_features(photos, tmp_path / "none.h5", config("features.3,classifier.1"))
     extract_features(photos, tmp_path / "f.h5", config("features.3,classifier.1", pool=pool, dtype=dtype))
@@ -188,9 +188,11 @@ def test_pooling_and_type_are_those_of_the_unpooled_features(photos, tmp_path, p
             assert np.abs(pooled[layer][row] - expected).max() <= tolerance * np.abs(expected).max()
 
 
-def test_pooling_what_is_no_map_is_refused(photos, tmp_path):
+def test_a_pooling_that_does_not_suit_a_layer_is_refused_with_those_that_do(photos, tmp_path):
     with pytest.raises(
-        UsageError, match=r"--pool avg needs \(C, H, W\) maps; vit_b_16 encoder\.ln gives \(197, 768\)"
+        UsageError,
+        match=r"--pool avg does not suit vit_b_16 encoder\.ln: its shape \(197, 768\) is tokens behind a class token\. "
+        r"Use --pool none, flatten, cls, mean or cls\+mean",
     ):
         extract_features(photos, tmp_path / "f.h5", config("encoder.ln", backbone="vit_b_16", pool="avg"))
 

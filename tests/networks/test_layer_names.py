@@ -75,3 +75,12 @@ def test_an_unknown_network_lists_the_nearest():
 def test_an_input_of_the_wrong_size_says_what_the_weights_were_made_for(name, side, own):
     with pytest.raises(UsageError, match=rf"{name} cannot take images of {side} x {side} pixels: .* --crop {own}"):
         _ = Backbone(name, side).geometry
+
+
+@pytest.mark.parametrize(("network", "spec", "expected"), [
+    ("resnet18", "layer1-layer4", ["layer1", "layer2", "layer3", "layer4"]),
+    ("resnet18", "conv1-layer2", ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2"]),
+    ("efficientnet_b0", "features.1-features.3", ["features.1", "features.2", "features.3"]),
+])  # fmt: skip
+def test_a_range_of_modules_goes_through_those_beside_them(network, spec, expected):
+    assert names(Backbone(network), spec) == expected

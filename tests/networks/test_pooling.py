@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.commands.verify import pool_plainly
 from featx.errors import UsageError
+from featx.extraction.reference import pool_plainly
 from featx.networks.pooling import parse_pooling
 
 
@@ -34,7 +34,7 @@ def test_vectors_pass_unchanged():
         assert parse_pooling(spec).shape((9,)) == (9,)
 
 
-@pytest.mark.parametrize("spec", ["mean", "spp", "spp:", "spp:0", "spp:1,", "spp:2;4", "AVG"])
+@pytest.mark.parametrize("spec", ["median", "cls+max", "spp", "spp:", "spp:0", "spp:1,", "spp:2;4", "AVG"])
 def test_what_is_no_pooling_is_refused(spec):
-    with pytest.raises(UsageError, match="none, avg, max, flatten"):
+    with pytest.raises(UsageError, match="none, avg, max, flatten or a pyramid"):
         parse_pooling(spec)

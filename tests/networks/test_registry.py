@@ -14,7 +14,7 @@ from featx.extraction.recipe import default_layer
 from featx.networks.architectures import alexnet, vgg
 from featx.networks.backbone import Backbone
 from featx.networks.build import construct, final_layer
-from featx.networks.capture import capture_layers, trace_nodes
+from featx.networks.graph.capture import capture_layers, trace_nodes
 from featx.networks.layer_names import LOGITS, PENULTIMATE, PROB
 from featx.networks.registry import architecture, backbone_names, default_preprocessing
 from featx.networks.weights import weights_of

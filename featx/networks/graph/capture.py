@@ -14,8 +14,9 @@ from collections.abc import Mapping
 import torch
 from torch import fx, nn
 
+from featx.errors import UsageError
+from featx.networks.graph.tracing import trace_network
 from featx.networks.layer_names import SOFTMAX
-from featx.networks.registry import chain
 
 _OUT_OF_PLACE = {
     operator.iadd: operator.add,
@@ -27,44 +28,33 @@ _OUT_OF_PLACE = {
 
 
 def trace_nodes(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
-    """The network as a graph without in-place operations, and its nodes by torchvision's names in order.
+    """The network as a graph without in-place operations, and its nodes by name.
 
     Args:
-        network: any torchvision classifier in eval mode; its modules are shared with the graph, and their
+        network: in eval mode; its modules are shared with the graph, and their
             `inplace` switches are turned off.
 
     Returns:
-        graph: computes the same as `network`; node name -> node, in the order of computation.
+        graph: computes the same as `network`; names of its nodes and modules, see `trace_network`.
     """
-    traced, nodes = _trace_chain(network) if chain(network) is not None else _trace_by_torchvision(network)
+    traced, nodes = trace_network(network)
     graph = fx.GraphModule(traced, traced.graph)
     forbid_in_place(graph)
     return graph, nodes
 
 
-def _trace_chain(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
-    """A network in which every module is called once: its nodes have the names of its modules."""
-    traced = fx.symbolic_trace(network)
-    nodes = [node for node in traced.graph.nodes if node.op != "output"]
-    return traced, {str(node.target) if node.op == "call_module" else node.name: node for node in nodes}
-
-
-def _trace_by_torchvision(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
-    from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
-
-    train_names, names = get_graph_node_names(network, suppress_diff_warning=True)
-    traced = create_feature_extractor(
-        network,
-        train_return_nodes=train_names[-1:],
-        eval_return_nodes={name: name for name in names},
-        suppress_diff_warning=True,
-    ).eval()
-    output = next(node for node in reversed(traced.graph.nodes) if node.op == "output")
-    return traced, {name: output.args[0][name] for name in names}
-
-
 def forbid_in_place(graph: fx.GraphModule) -> None:
-    """Replace every in-place operation of a traced graph by its ordinary form."""
+    """Replace every in-place operation of a traced graph by its ordinary form.
+
+    Raises:
+        UsageError: a tensor is used again after it was changed in place, so the ordinary form would compute something
+            else.
+    """
+    seen: set[fx.Node] = set()
+    for node in graph.graph.nodes:
+        seen.add(node)
+        if _is_in_place(graph, node):
+            _refuse_later_use(node, seen)
     for module in graph.modules():
         if getattr(module, "inplace", False) is True:
             module.inplace = False  # type: ignore[assignment]  # ReLU and its kin declare it as bool
@@ -74,6 +64,28 @@ def forbid_in_place(graph: fx.GraphModule) -> None:
         elif node.op == "call_method" and _is_in_place_name(node.target):
             node.target = node.target[:-1]
     graph.recompile()
+
+
+def _is_in_place(graph: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return getattr(graph.get_submodule(str(node.target)), "inplace", False) is True
+    if node.op == "call_method":
+        return _is_in_place_name(str(node.target))
+    if node.op != "call_function" or not callable(node.target):
+        return False
+    return node.target in _OUT_OF_PLACE or _is_in_place_name(getattr(node.target, "__name__", ""))
+
+
+def _refuse_later_use(node: fx.Node, seen: set[fx.Node]) -> None:
+    changed = node.args[0] if node.args else None
+    if not isinstance(changed, fx.Node):
+        return
+    later = [user for user in changed.users if user not in seen]
+    if later or not node.users:
+        raise UsageError(
+            f"this network changes {changed.name} in place ({node.name}) and uses it again, so its layers have "
+            f"no value of their own there; write the operation as x = f(x) with inplace=False"
+        )
 
 
 def _is_in_place_name(name: str) -> bool:

@@ -9,13 +9,14 @@ Branches that meet see the union of what they saw.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-from featx.networks.receptive_field import Field, function_field, module_field, pair
+from featx.networks.graph.layout import OTHER, find_layouts
+from featx.networks.graph.receptive_field import Field, function_field, module_field, pair
 
 PROBE_BATCH = 2  # images in the shape run: tells batch dimensions from constants
 
@@ -29,17 +30,14 @@ class NodeGeometry:
         field: receptive field; None where the arithmetic does not apply (attention, shifted windows).
         parameters: of this node alone.
         is_layer: it holds float values for each image; false for sizes, masks and other by-products.
-        is_map: the shape is (C, H, W) with H and W running over the image.
+        layout: what the axes of `shape` are, see `featx.networks.graph.layout`.
     """
 
     shape: tuple[int, ...]
     field: Field | None
     parameters: int
     is_layer: bool
-
-    @property
-    def is_map(self) -> bool:
-        return len(self.shape) == 3 and self.field is not None and not self.field.channels_last
+    layout: str = OTHER
 
 
 def measure_nodes(traced: fx.GraphModule, side: int) -> dict[fx.Node, NodeGeometry]:
@@ -54,7 +52,11 @@ def measure_nodes(traced: fx.GraphModule, side: int) -> dict[fx.Node, NodeGeomet
     """
     run = _Measure(traced)
     _run_without_values(run, side)
-    return run.geometry
+    layouts = find_layouts(traced, run.shapes, set(run.fields))
+    return {
+        node: replace(geometry, layout=layouts[node]) if node in layouts else geometry
+        for node, geometry in run.geometry.items()
+    }
 
 
 def _run_without_values(run: fx.Interpreter, side: int) -> None:

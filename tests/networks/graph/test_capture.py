@@ -20,7 +20,7 @@ from featx.extraction.recipe import Recipe
 from featx.networks.architectures.architecture import WeightsSource
 from featx.networks.backbone import LoadedNetwork
 from featx.networks.build import construct
-from featx.networks.capture import capture_layers, forbid_in_place, trace_nodes
+from featx.networks.graph.capture import capture_layers, forbid_in_place, trace_nodes
 from featx.networks.layer_names import Layer
 from featx.networks.registry import backbone_names
 

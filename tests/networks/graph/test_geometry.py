@@ -11,7 +11,7 @@ from torch import fx, nn
 from featx.networks.architectures.mini import NAMES as MINI_NAMES
 from featx.networks.backbone import Backbone
 from featx.networks.build import construct
-from featx.networks.capture import capture_layers, trace_nodes
+from featx.networks.graph.capture import capture_layers, trace_nodes
 from featx.networks.registry import backbone_names
 
 FIELDS = {
@@ -51,9 +51,8 @@ def all_ways_open(name: str) -> tuple[fx.GraphModule, dict[str, fx.Node]]:
             module = traced.get_submodule(node.target)
             if isinstance(module, nn.LayerNorm) or "LayerNorm" in type(module).__name__:
                 traced.set_submodule(node.target, nn.Identity())
-            if isinstance(module, nn.Sequential):  # a leaf: convolution, norm, activation
-                for index, child in enumerate(module):
-                    module[index] = nn.Identity() if isinstance(child, nn.LayerNorm) else child
+        if node.op == "call_function" and node.target is F.layer_norm:  # ConvNeXt's norm between two permutations
+            node.target, node.args, node.kwargs = torch.clone, node.args[:1], {}
     traced.recompile()
     return traced, nodes
 

@@ -1,0 +1,165 @@
+"""Features by another way: PyTorch's and torchvision's own code, one image at a time, to verify featx's with.
+
+The unmodified network, torchvision's own transforms, values copied by a hook the moment they are computed: no
+rewritten graph, no batches, no pooling code of featx. What is shared is the decoder, the names of operations between
+modules, and what the axes of a layer are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, fx, nn
+from torchvision import transforms as T
+from torchvision.transforms._presets import ImageClassification
+
+from featx.errors import WeightsMismatch
+from featx.images.preprocess import Preprocess
+from featx.networks.backbone import Backbone, load_network
+from featx.networks.download import Progress
+from featx.networks.graph.layout import CHANNELS_LAST, CLASS_AND_TOKENS, MAP
+from featx.networks.graph.tracing import own_names, trace_network
+from featx.networks.layer_names import SOFTMAX
+from featx.networks.weights import weights_of
+
+
+class Reference:
+    """RGB image -> {layer: pooled values}, by torchvision alone."""
+
+    def __init__(self, made: dict[str, Any], weights: str | None, progress: Progress | None) -> None:
+        """Build the network a features file was made with.
+
+        Args:
+            made: the file's provenance.
+            weights: `--weights`, if those of the file are elsewhere now.
+
+        Raises:
+            WeightsMismatch: they are other weights.
+        """
+        source = weights_of(made["backbone"], weights or made["weights"]["spec"])
+        loaded = load_network(made["backbone"], source, progress)
+        if loaded.sha256 != made["weights"]["sha256"]:
+            raise WeightsMismatch(
+                f"the file was made with weights of sha256 {made['weights']['sha256'][:16]}..., {source.name} has "
+                f"{loaded.sha256[:16]}...; say where the right ones are with --weights"
+            )
+        self.network = loaded.network
+        preprocess = Preprocess.from_values(made["preprocess"])
+        self.transforms = torchvision_transforms(preprocess)
+        self.layers: dict[str, str] = {name: entry["node"] for name, entry in made["layers"].items()}
+        self.pooling: str = made["pooling"]
+        self._layouts = _layouts(made["backbone"], source.published, preprocess.crop, list(self.layers))
+        self._caught: dict[str, Tensor] = {}
+        self._modules: dict[str, str] = {}
+        modules = dict(self.network.named_modules())
+        for layer, node in self.layers.items():
+            name = layer if layer in modules else node  # a name is a module
+            if name in modules:
+                self._modules[layer] = name
+        for name in set(self._modules.values()):
+            modules[name].register_forward_hook(self._hook(name))
+        operations = [n for layer, n in self.layers.items() if layer not in self._modules and not n.endswith(SOFTMAX)]
+        self._operations = _Operations(self.network, operations) if operations else None
+
+    def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            first = output[0] if isinstance(output, tuple) else output
+            self._caught.setdefault(name, first.detach().clone())  # of several calls the first
+
+        return keep
+
+    def __call__(self, image: Image.Image) -> dict[str, Tensor]:
+        batch = self.transforms(image).unsqueeze(0)
+        self._caught.clear()
+        logits = self.network(batch)
+        operations = self._operations(batch) if self._operations else {}
+        values: dict[str, Tensor] = {}
+        for layer, node in self.layers.items():
+            if node.endswith(SOFTMAX):
+                found = torch.softmax(logits, dim=-1)
+            elif layer in self._modules:
+                found = self._caught[self._modules[layer]]
+            else:
+                found = operations[node]
+            values[layer] = pool_plainly(found[0], self.pooling, self._layouts[layer])
+        return values
+
+
+def _layouts(backbone: str, published: str | None, side: int, layers: list[str]) -> dict[str, str]:
+    described = Backbone(backbone, side, published)
+    return {name: described.geometry_of(described.names.resolve(name)[0]).layout for name in layers}
+
+
+class _Operations(fx.Interpreter):
+    """Runs a network step by step, and copies what some operations give the moment they have run."""
+
+    def __init__(self, network: nn.Module, wanted: list[str]) -> None:
+        traced, nodes = trace_network(network)
+        super().__init__(traced)
+        self._name_of = {node: name for node, name in own_names(nodes).items() if name in wanted}
+        self._found: dict[str, Tensor] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self._name_of:
+            self._found[self._name_of[n]] = value.detach().clone()
+        return value
+
+    def __call__(self, batch: Tensor) -> dict[str, Tensor]:
+        self.run(batch)
+        return self._found
+
+
+def torchvision_transforms(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
+    """The same preprocessing, made of torchvision's own transforms."""
+    if preprocess.mirror:
+        plain = torchvision_transforms(replace(preprocess, mirror=False))
+        return lambda image: plain(image).flip(-1)
+    how = T.InterpolationMode(preprocess.interpolation)
+    if not preprocess.squash:
+        preset: Callable[[Image.Image], Tensor] = ImageClassification(
+            crop_size=preprocess.crop,
+            resize_size=preprocess.resize,
+            mean=preprocess.mean,
+            std=preprocess.std,
+            interpolation=how,
+        )
+        return preset
+    side = (preprocess.crop, preprocess.crop)
+    steps = [T.Resize(side, how), T.ToTensor(), T.Normalize(preprocess.mean, preprocess.std)]
+    composed: Callable[[Image.Image], Tensor] = T.Compose(steps)
+    return composed
+
+
+def pool_plainly(values: Tensor, spec: str, layout: str = MAP) -> Tensor:
+    """Pool one image's map or tokens by the definitions, window by window; vectors pass unchanged."""
+    if spec == "none" or values.ndim == 1:
+        return values
+    if spec == "flatten":
+        return values.reshape(-1)
+    if spec in ("cls", "mean", "cls+mean"):
+        tokens = list(values)
+        first = [tokens.pop(0)] if layout == CLASS_AND_TOKENS else []
+        mean = [torch.stack(tokens).mean(0)]
+        return torch.cat({"cls": first, "mean": mean, "cls+mean": first + mean}[spec])
+    if layout == CHANNELS_LAST:
+        values = torch.stack([values[..., channel] for channel in range(values.shape[-1])])
+    if spec == "avg":
+        return values.flatten(1).mean(1)
+    if spec == "max":
+        return values.flatten(1).max(1).values
+    _, height, width = values.shape
+    pooled = []
+    for n in (int(level) for level in spec.removeprefix("spp:").split(",")):
+        grid = torch.empty(len(values), n, n)
+        for i in range(n):
+            for j in range(n):
+                top, bottom = i * height // n, -(-(i + 1) * height // n)
+                left, right = j * width // n, -(-(j + 1) * width // n)
+                grid[:, i, j] = values[:, top:bottom, left:right].flatten(1).max(1).values
+        pooled.append(grid.reshape(-1))
+    return torch.cat(pooled)
