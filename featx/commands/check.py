@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featx.errors import Interrupted
-from featx.images.decode import BadImage, decode, open_image, pillow_settings
+from featx.images.bad_image import BadImage
+from featx.images.decode import decode, open_image, pillow_settings
 from featx.images.manifest import NO_LABEL, Manifest
 from featx.images.reader import BlockReader
 from featx.images.sources.scan import scan
@@ -133,6 +134,15 @@ def _listing(title: str, entries: list[str]) -> list[str]:
     return lines + ([f"  and {len(entries) - SHOWN:,} more (--json lists all)"] if len(entries) > SHOWN else [])
 
 
+def _format_of(content: bytes) -> tuple[str, str]:
+    """Format and mode as Pillow names them; of a TIFF that Pillow has no mode for, that there is none."""
+    try:
+        header = open_image(content)
+    except BadImage:
+        return "TIFF", "other"
+    return str(header.format), header.mode
+
+
 class _Findings:
     """What the worker threads find out about the images."""
 
@@ -151,9 +161,9 @@ class _Findings:
             content = reader.read_bytes(row)
             with self.lock:
                 self.hashes[row] = hashlib.sha256(content).digest()
-            header = open_image(content)
-            kind, mode, size = str(header.format), header.mode, header.size
             image, orientation = decode(content)
+            kind, mode = _format_of(content)
+            size = image.size
             reader.preprocess.pixels(image)
         except (BadImage, ValueError) as bad:
             status = bad.status.name.lower().replace("_", " ") if isinstance(bad, BadImage) else "too large"

@@ -1,6 +1,7 @@
 """`featx verify`: recompute rows of a features file by another way, and compare.
 
-The other way is torchvision's own, see `featx.extraction.reference`.
+The other way is torchvision's own, see `featx.extraction.reference`. The decoder is shared: what the bytes of an
+image file mean is held by the tests, against values computed from its header.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from featx.errors import FileFormatError, PlanMismatch, SourceError, VerificationFailed
 from featx.extraction.reference import Reference
-from featx.images.decode import BadImage, open_image, pillow_settings, read_file, read_member, to_rgb
+from featx.images.bad_image import BadImage
+from featx.images.decode import decode, pillow_settings
+from featx.images.sources.read import read_file, read_member
 from featx.options.extraction import VerifyConfig
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
@@ -34,7 +37,6 @@ TOLERANCE = {"fp32": 1e-5, "tf32": 5e-3, "fp16": 5e-3, "bf16": 3e-2}
 FLOAT16_ROUNDING = 2**-11
 # On top for rows whose pixels are not Pillow's: a level or two off, nvJPEG's more where colours meet.
 DECODER_DISTANCE = {Decoder.PILLOW: 0.0, Decoder.NVJPEG: 5e-2, Decoder.FAST: 3e-2}
-_PLAIN_MODES = ("RGB", "L", "CMYK", "YCbCr", "1")
 
 
 @dataclass(frozen=True)
@@ -167,13 +169,8 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
         if hashlib.sha256(content).digest() != features.sha256[row].tobytes():
             raise PlanMismatch(f"{printable(name)} has changed since its features were extracted; extract again")
         try:
-            image = open_image(content)
-            image.load()
-        except (BadImage, OSError, SyntaxError, ValueError) as bad:
+            return decode(content, exif=made["exif"])[0]
+        except BadImage as bad:
             raise PlanMismatch(f"{printable(name)}: {bad}; the file says its features were extracted") from bad
-        if made["exif"]:
-            image = ImageOps.exif_transpose(image)
-        plain = image.mode in _PLAIN_MODES and "transparency" not in image.info
-        return image.convert("RGB") if plain else to_rgb(image)
 
     return load

@@ -18,8 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
-from featx.images.decode import BadImage, read_file, read_member
+from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest
+from featx.images.sources.read import read_file, read_member
 from featx.runtime.progress import SILENT, Reporter
 
 _BITS = 128

@@ -6,23 +6,20 @@ Every kind of image has one defined conversion; see `to_rgb`. Nothing is guessed
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
-import lzma
-import os
-import stat
 import struct
 import threading
 import warnings
-import zipfile
 import zlib
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import PIL
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
+from featx.images.bad_image import MAX_PIXELS, BadImage
+from featx.images.high_depth import decode_high_depth
+from featx.images.metadata import PNG_SIGNATURE, orientation_of, unsupported_variety, upright, without_metadata
 from featx.status import Status
 
 Image.init()  # Pillow knows only five formats until something makes it look for the others
@@ -30,17 +27,6 @@ Image.init()  # Pillow knows only five formats until something makes it look for
 
 ALLOWED_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "AVIF")
 FORMATS = tuple(name for name in ALLOWED_FORMATS if name in Image.OPEN)  # some builds have no AVIF
-MAX_FILE_BYTES = 1 << 30
-MAX_PIXELS = 89_478_485  # Pillow's own threshold: a quarter of a gibibyte as RGB
-ORIENTATION_TAG = 0x0112
-
-
-class BadImage(Exception):
-    """This image cannot become pixels: the kind of failure, and the reason in one line."""
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
 
 
 class _PillowSettings:
@@ -87,68 +73,21 @@ def decoder_version() -> str:
     return f"Pillow {PIL.__version__}"
 
 
-def read_file(path: Path) -> bytes:
-    """The bytes of a regular file.
-
-    Raises:
-        BadImage: missing, unreadable, empty, larger than 1 GiB, or a FIFO, socket or device.
-    """
-    try:
-        # Without O_NONBLOCK the opening of a FIFO waits for ever for a writer.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise BadImage(Status.MISSING, "no such file") from None
-    except OSError as error:
-        status = Status.SPECIAL_FILE if error.errno == errno.ENXIO else Status.UNREADABLE  # a socket
-        raise BadImage(status, error.strerror or str(error)) from None
-    with open(descriptor, "rb", buffering=0) as file:
-        info = os.fstat(descriptor)
-        if not stat.S_ISREG(info.st_mode):
-            raise BadImage(Status.SPECIAL_FILE, "not a regular file")
-        if info.st_size > MAX_FILE_BYTES:
-            raise BadImage(Status.TOO_LARGE, f"the file has {info.st_size} bytes, more than {MAX_FILE_BYTES}")
-        try:
-            return _not_empty(file.readall())
-        except OSError as error:
-            raise BadImage(Status.UNREADABLE, error.strerror or str(error)) from None
-
-
-def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
-    """The bytes of a zip's member; BadImage as for `read_file`."""
-    try:
-        info = archive.getinfo(name)
-        if info.file_size > MAX_FILE_BYTES:
-            raise BadImage(Status.TOO_LARGE, f"unpacks to {info.file_size} bytes, more than {MAX_FILE_BYTES}")
-        return _not_empty(archive.read(info))
-    except KeyError:
-        raise BadImage(Status.MISSING, "no such member of the zip") from None
-    except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed by an unknown method
-        raise BadImage(Status.UNREADABLE, str(error)) from None
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, ValueError) as error:
-        raise BadImage(Status.DAMAGED, str(error)) from None
-
-
-def _not_empty(content: bytes) -> bytes:
-    if not content:
-        raise BadImage(Status.EMPTY, "the file has no bytes")
-    return content
-
-
 def open_image(content: bytes) -> Image.Image:
     """The image in some bytes, header read, pixels not yet.
+
+    Comments, profiles and EXIF that Pillow cannot read are left aside: they say nothing about the pixels.
 
     Raises:
         BadImage: no image of an allowed format, or more than 89 million pixels.
     """
     try:
-        with pillow_settings():
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-    except UnidentifiedImageError:
-        raise BadImage(Status.NOT_AN_IMAGE, f"no image of a known format; begins with {content[:8]!r}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadImage(Status.TOO_LARGE, str(error)) from None
-    except Exception as error:  # Pillow's plugins raise almost anything on damaged headers
-        raise BadImage(Status.DAMAGED, f"{type(error).__name__}: {error}") from None
+        image = _open(content)
+    except BadImage:
+        plain = without_metadata(content)
+        if plain is None or len(plain) == len(content):
+            raise
+        image = _open(plain)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(Status.TOO_LARGE, f"{width} x {height} pixels, more than {MAX_PIXELS} in all")
@@ -157,18 +96,19 @@ def open_image(content: bytes) -> Image.Image:
     return image
 
 
-def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation, 1 (upright) to 8; 1 if there is none or it is nonsense.
-
-    TIFF's own orientation is part of that format, and Pillow applies it in any case: it counts as upright.
-    """
-    if image.format == "TIFF":
-        return 1
+def _open(content: bytes) -> Image.Image:
     try:
-        value = image.getexif().get(ORIENTATION_TAG, 1)
-    except Exception:  # a damaged EXIF block says nothing about the pixels
-        return 1
-    return value if value in range(1, 9) else 1
+        with pillow_settings():
+            return Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        variety = unsupported_variety(content)
+        if variety is not None:
+            raise BadImage(Status.UNSUPPORTED, f"{variety}, which cannot be read") from None
+        raise BadImage(Status.NOT_AN_IMAGE, f"no image of a known format; begins with {content[:8]!r}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadImage(Status.TOO_LARGE, str(error)) from None
+    except Exception as error:  # Pillow's plugins raise almost anything on damaged headers
+        raise BadImage(Status.DAMAGED, f"{type(error).__name__}: {error}") from None
 
 
 def decode(content: bytes, *, exif: bool = False) -> tuple[Image.Image, int]:
@@ -182,21 +122,55 @@ def decode(content: bytes, *, exif: bool = False) -> tuple[Image.Image, int]:
 
 
 def _decode(content: bytes, *, exif: bool) -> tuple[Image.Image, int]:
-    image = open_image(content)
-    orientation = orientation_of(image)
-    if image.format == "PNG":
+    if content.startswith(PNG_SIGNATURE):
         refuse_broken_png(content)
     try:
+        opened: Image.Image | None = open_image(content)
+    except BadImage as bad:
+        opened, reason = None, bad
+    orientation = 1 if opened is None else orientation_of(opened)
+    image = decode_high_depth(content, opened)
+    if image is None:
+        if opened is None:
+            raise reason
+        image = _load(content, opened)
+    return upright(image, orientation) if exif else image, orientation
+
+
+def _load(content: bytes, image: Image.Image) -> Image.Image:
+    """RGB of an opened image."""
+    try:
         image.load()
-        if exif and orientation != 1:
-            image = ImageOps.exif_transpose(image)
-        return to_rgb(image), orientation
-    except BadImage:
-        raise
-    except MemoryError:
+        return to_rgb(as_meant(image, content))
+    except (BadImage, MemoryError):
         raise
     except Exception as error:  # as above: SyntaxError, struct.error, OSError, ValueError, ...
+        plain = without_metadata(content)  # a comment behind the pixels is read with them
+        if plain is not None and len(plain) < len(content):
+            return _load(plain, _open(plain))
+        variety = unsupported_variety(content)
+        if variety is not None:
+            raise BadImage(Status.UNSUPPORTED, f"{variety}, which cannot be read") from None
         raise BadImage(Status.DAMAGED, str(error) or type(error).__name__) from None
+
+
+def as_meant(image: Image.Image, content: bytes) -> Image.Image:
+    """A loaded image with what Pillow leaves as it stands in the file put right.
+
+    The transparent value of a grey PNG of less than 8 bits is in the file's own units; of 8 bits only the lower byte
+    counts. A BMP whose alpha bytes are all 0 has none: programs write 32 bits and leave the last 8 empty.
+    """
+    clear = image.info.get("transparency")
+    if image.format == "PNG" and content.startswith(PNG_SIGNATURE):
+        bits = content[24]
+        if isinstance(clear, int) and bits <= 8 and image.mode in ("1", "L"):
+            largest = 2**bits - 1
+            image.info["transparency"] = (clear & largest) * 255 // largest
+        elif isinstance(clear, tuple):
+            image.info["transparency"] = tuple(value & 255 for value in clear)
+    if image.format in ("BMP", "DIB") and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        image = image.convert("RGB")
+    return image
 
 
 def refuse_broken_png(content: bytes) -> None:

@@ -13,10 +13,12 @@ import numpy.typing as npt
 from PIL import Image
 
 from featx.errors import UsageError
+from featx.images.bad_image import BadImage
 from featx.images.block import Block, empty_block
-from featx.images.decode import BadImage, read_file, to_rgb
+from featx.images.decode import to_rgb
 from featx.images.preprocess import TooElongated
 from featx.images.reader import BlockDecoder
+from featx.images.sources.read import read_file
 from featx.runtime.text import printable
 from featx.status import Status
 

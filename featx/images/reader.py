@@ -12,10 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from featx.images.bad_image import BadImage
 from featx.images.block import Block, Encoded, empty_block
-from featx.images.decode import BadImage, decode, open_image, orientation_of, read_file, read_member
+from featx.images.decode import decode, open_image
 from featx.images.manifest import Manifest
+from featx.images.metadata import orientation_of
 from featx.images.preprocess import MAX_RESIZED_PIXELS, Preprocess, TooElongated, resized_size
+from featx.images.sources.read import read_file, read_member
 from featx.status import Decoder, Status
 
 _END_OF_IMAGE = b"\xff\xd9"

@@ -9,9 +9,11 @@ import pytest
 from corpus import BAD, GOOD, Case, write_corpus, write_leftovers
 from PIL import Image
 
-from featx.images.decode import BadImage, decode, open_image, pillow_settings, read_file, to_rgb
+from featx.images.bad_image import BadImage
+from featx.images.decode import decode, open_image, pillow_settings, to_rgb
 from featx.images.preprocess import Preprocess
 from featx.images.reader import BlockReader
+from featx.images.sources.read import read_file
 from featx.images.sources.scan import scan
 from featx.status import Status
 
@@ -109,11 +111,12 @@ def test_no_cut_of_a_file_ever_decodes_to_half_a_picture(kind, tmp_path):
         assert np.array_equal(np.asarray(image), expected), f"{kind} cut at {length} of {len(whole)}"
 
 
-def test_formats_off_the_list_are_not_opened(tmp_path):
-    Image.new("RGB", (32, 32)).save(tmp_path / "a.ico")
+@pytest.mark.parametrize(("kind", "status"), [("ico", Status.NOT_AN_IMAGE), ("jp2", Status.UNSUPPORTED)])
+def test_formats_off_the_list_are_not_opened(tmp_path, kind, status):
+    Image.new("RGB", (32, 32)).save(tmp_path / f"a.{kind}")
     with pytest.raises(BadImage) as caught:
-        open_image((tmp_path / "a.ico").read_bytes())
-    assert caught.value.status == Status.NOT_AN_IMAGE
+        open_image((tmp_path / f"a.{kind}").read_bytes())
+    assert caught.value.status == status
 
 
 def test_a_png_whose_pixels_were_changed_is_noticed_by_its_checksum(tmp_path):

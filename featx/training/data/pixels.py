@@ -11,7 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from featx.images.decode import BadImage, pillow_settings
+from featx.images.bad_image import BadImage
+from featx.images.decode import pillow_settings
 from featx.images.decode_pool import decoding
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
