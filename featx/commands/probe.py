@@ -140,7 +140,7 @@ def _features_of(
     """The features, and whether they were given; else they have just been extracted."""
     if source.is_file() and h5py.is_hdf5(source):
         defaults = ProbeConfig()
-        for name in ("backbone", "weights", "pool"):
+        for name in ("backbone", "weights", "preprocess", "pool"):
             if getattr(config, name) != getattr(defaults, name):
                 raise UsageError(f"--{name} is for images; {source} holds features that were made already")
         return open_features(source), True
@@ -152,7 +152,12 @@ def _features_of(
 
     folder.mkdir(parents=True, exist_ok=True)
     wanted = ExtractConfig(
-        backbone=config.backbone, weights=config.weights, layers=config.layers, pool=config.pool, device=config.device
+        backbone=config.backbone,
+        weights=config.weights,
+        preprocess=config.preprocess,
+        layers=config.layers,
+        pool=config.pool,
+        device=config.device,
     )
     return extract(source, folder / "features.h5", wanted, cache=cache, reporter=reporter), False
 

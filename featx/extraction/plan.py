@@ -63,6 +63,8 @@ class ExtractionPlan:
         lines = [title, *table(["layer", "node", "ReLU", "shape", "type", "in all"], rows, left=3)]
         free = shutil.disk_usage(_existing_parent(self.output)).free
         lines.append(f"{format_bytes(self._bytes_needed())} for {self.output}; {format_bytes(free)} are free there")
+        if recipe.assumed is not None:
+            lines.append(recipe.assumed)
         if recipe.weights.seed is not None:
             lines.append(
                 "note: these weights are random: the features show the machinery, not what a network learned"

@@ -40,6 +40,7 @@ class Recipe:
         dtype: of the result, "float32" or "float16".
         plain: on a CPU, PyTorch's own modules, whose rounding is that of training, instead of packed ones.
         decode: who decodes: "cpu", "fast", "gpu", or "auto" for cpu and gpu at once.
+        assumed: what the user should be told about the preprocessing, where the weights do not say it.
     """
 
     backbone: Backbone
@@ -54,6 +55,7 @@ class Recipe:
     exif: bool
     decode: str = "cpu"
     plain: bool = False
+    assumed: str | None = None
 
     @classmethod
     def plan(
@@ -74,19 +76,22 @@ class Recipe:
         mirror: bool = False,
         decode: str = "cpu",
         plain: bool = False,
+        preprocess: str | None = None,
     ) -> Recipe:
         """Resolve names, as the options of `featx extract` mean them; nothing is downloaded or computed.
 
         Args:
             layers: by default `default_layer`.
+            preprocess: the published weights whose preprocessing is meant; by default that of the weights, if they
+                are published ones, else of the network's default.
 
         Raises:
             UsageError and its children: an unknown network, layer, weights name or device, an impossible size.
         """
         from featx.networks.backbone import Backbone
         from featx.networks.pooling import parse_pooling
-        from featx.networks.registry import refuse_unknown
-        from featx.networks.weights import weights_of
+        from featx.networks.registry import default_preprocessing, refuse_unknown
+        from featx.networks.weights import assumed_preprocessing, published_name, weights_of
         from featx.runtime.device import choose_device
 
         chosen = choose_device(device)
@@ -96,16 +101,19 @@ class Recipe:
             raise UsageError(f"--decode {decode} needs a GPU; on the CPU it is --decode cpu, or fast")
         refuse_unknown(backbone)  # before its weights, which cannot be known either
         source = weights_of(backbone, weights)
+        named = None if preprocess is None else published_name(backbone, preprocess)
+        if source.published is None and source.url is None:
+            source = replace(source, published=named)  # a vision transformer's size depends on it
+        assumed = assumed_preprocessing(backbone, source)
         network = Backbone(backbone, crop, source.published)
-        preprocess = Preprocess.from_values(network.preprocessing).overridden(
-            resize=resize, crop=crop, squash=squash, mirror=mirror
-        )
+        values = network.preprocessing if named is None else default_preprocessing(backbone, named)
+        prepared = Preprocess.from_values(values).overridden(resize=resize, crop=crop, squash=squash, mirror=mirror)
         captured = tuple(network.names.resolve(layers or default_layer(backbone)))
         return cls(
             backbone=network,
             layers=captured,
             weights=source,
-            preprocess=preprocess,
+            preprocess=prepared,
             pooling=parse_pooling(pool),
             precision=precision,
             dtype=dtype,
@@ -114,6 +122,7 @@ class Recipe:
             exif=exif,
             decode=decode,
             plain=plain,
+            assumed=assumed,
         )
 
     @classmethod
@@ -153,6 +162,7 @@ class Recipe:
             crop=preprocess["crop"],
             exif=stored["exif"],
             decode=decode,
+            preprocess=stored["weights"].get("published"),
         )
         return replace(recipe, preprocess=Preprocess.from_values(preprocess))
 
@@ -165,6 +175,7 @@ class Recipe:
                 "spec": self.weights.spec,
                 "url": self.weights.url,
                 "sha256": weights_sha256,
+                **({"published": self.weights.published} if self.weights.file and self.weights.published else {}),
             },
             "preprocess": self.preprocess.values(),
             "exif": self.exif,

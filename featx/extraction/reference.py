@@ -41,6 +41,7 @@ class Reference:
             WeightsMismatch: they are other weights.
         """
         source = weights_of(made["backbone"], weights or made["weights"]["spec"])
+        source = replace(source, published=made["weights"].get("published", source.published))
         loaded = load_network(made["backbone"], source, progress)
         if loaded.sha256 != made["weights"]["sha256"]:
             raise WeightsMismatch(

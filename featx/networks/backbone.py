@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from featx.errors import UsageError, WeightsMismatch
 from featx.networks.architectures.architecture import WeightsSource
 from featx.networks.build import construct, final_layer
-from featx.networks.checkpoints import fit_state, read_checkpoint
+from featx.networks.checkpoints import Gaps, find_state, fit_state, read_checkpoint
 from featx.networks.download import Progress, fetch_weights
 from featx.networks.graph.capture import capture_layers, trace_nodes
 from featx.networks.graph.geometry import NodeGeometry, ancestors, count_multiply_adds, measure_nodes
@@ -212,16 +212,19 @@ class LoadedNetwork:
     Attributes:
         network: torchvision's module, eval mode, float32, no gradients.
         sha256: of the weights file, or of the tensors when they come from a seed.
+        gaps: what the weights do not give; the layers before are good.
     """
 
     network: nn.Module
     source: WeightsSource
     sha256: str
+    gaps: Gaps = field(default_factory=Gaps)
 
     def capture(self, layers: Iterable[Layer]) -> fx.GraphModule:
         """(B, 3, H, W) -> {layer name: activations}; see `featx.networks.graph.capture.tap`."""
         traced, nodes = trace_nodes(self.network)
         captured = capture_layers(traced, nodes, {layer.name: layer.node for layer in layers})
+        self.gaps.refuse(str(self.source.file or self.source.name), captured.state_dict())
         _refuse_missing_weights(captured, self.source)
         return captured
 
@@ -237,17 +240,19 @@ def load_network(name: str, source: WeightsSource, progress: Progress | None = N
         return LoadedNetwork(network, source, sha256_of_state(network.state_dict()))
     if source.file is None:
         path, sha256 = fetch_weights(str(source.url), progress)
-        return LoadedNetwork(_loaded(name, source, path), source, sha256)
+        network, gaps = _loaded(name, source, path)
+        return LoadedNetwork(network, source, sha256, gaps)
     with ThreadPoolExecutor(1) as beside:  # a core of its own for the tenth of a second that a hash takes
         hashed = beside.submit(sha256_of_file, source.file)
-        network = _loaded(name, source, source.file)
-    return LoadedNetwork(network, source, hashed.result())
+        network, gaps = _loaded(name, source, source.file)
+    return LoadedNetwork(network, source, hashed.result(), gaps)
 
 
-def _loaded(name: str, source: WeightsSource, path: Path) -> nn.Module:
+def _loaded(name: str, source: WeightsSource, path: Path) -> tuple[nn.Module, Gaps]:
     network = construct(name, published=source.published)
-    fit_state(network, read_checkpoint(Path(path)), str(path))
-    return network.eval().requires_grad_(False)
+    state = find_state(network, read_checkpoint(path), str(path), source.choice)
+    gaps = fit_state(network, state, str(path))
+    return network.eval().requires_grad_(False), gaps
 
 
 def _refuse_missing_weights(captured: fx.GraphModule, source: WeightsSource) -> None:

@@ -40,7 +40,8 @@ def construct(
     """
     entry = architecture(name)
     if is_run(name):
-        classes = classes or len(read_run(name).classes)
+        run = read_run(name)
+        classes, published = classes or len(run.classes), published or run.published
     if seed is None:
         with _ParametersOnMeta():
             network = entry.build(published, False).to("meta")

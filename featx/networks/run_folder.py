@@ -33,6 +33,13 @@ class Run:
     plan: dict[str, Any]
 
     @property
+    def published(self) -> str | None:
+        """torchvision's name of the weights it started from, if they are torchvision's: what it was built for."""
+        weights = self.plan.get("weights")
+        name = weights.get("published") if isinstance(weights, dict) else None
+        return name if isinstance(name, str) else None
+
+    @property
     def weights(self) -> Path:
         return self.folder / WEIGHTS
 

@@ -8,6 +8,7 @@ their name, and checked again, in full, on every load.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from pathlib import Path
 
@@ -16,27 +17,30 @@ from torch import Tensor
 
 from featx.errors import UsageError
 from featx.networks.architectures.architecture import WeightsSource
+from featx.networks.checkpoints import CHOICE
 from featx.networks.registry import architecture
 from featx.networks.run_folder import is_run, read_run
+from featx.runtime.files import sha256_of_file
 
 
 def weights_of(backbone: str, spec: str) -> WeightsSource:
     """What `--weights SPEC` means for a backbone.
 
     Args:
-        spec: "default", a torchvision name such as "IMAGENET1K_V1", a path to a .pth, .pt or .safetensors file,
-            or "random:SEED".
+        spec: "default", a torchvision name such as "IMAGENET1K_V1", a path to a file of torch.save or safetensors
+            (FILE#NAME chooses one of several sets of weights in it), or "random:SEED".
 
     Raises:
         UsageError: none of these.
     """
     if match := re.fullmatch(r"random:(\d{1,18})", spec):
         return WeightsSource(spec, spec, seed=int(match[1]))
-    if Path(spec).suffix in (".pth", ".pt", ".safetensors"):
-        file = Path(spec)
-        if not file.is_file():
-            raise UsageError(f"--weights: no file {spec}")
-        return WeightsSource(spec, file.name, file=file)
+    file, _, choice = spec.partition(CHOICE) if not Path(spec).is_file() else (spec, "", "")
+    if _is_file_name(file):
+        path = Path(file)
+        if not path.is_file():
+            raise UsageError(f"--weights: no file {file}")
+        return WeightsSource(spec, path.name, file=path, published=_recognised(backbone, path), choice=choice or None)
     if is_run(backbone) and spec == "default":
         run = read_run(backbone)
         run.refuse_unfinished()
@@ -46,6 +50,61 @@ def weights_of(backbone: str, spec: str) -> WeightsSource:
             f"--weights is {spec!r}; for {backbone} it can be default, random:SEED, a .pth or .safetensors file"
         )
     return architecture(backbone).weights.source(spec)
+
+
+def published_name(backbone: str, name: str) -> str:
+    """torchvision's full name of published weights, for `--preprocess NAME`.
+
+    Raises:
+        UsageError: the network has no weights of that name, or is a run, which has its own preprocessing.
+    """
+    if is_run(backbone):
+        raise UsageError(f"--preprocess: {backbone} is a run and has its own preprocessing; leave the option out")
+    weights = architecture(backbone).weights
+    names = [full.rpartition(".")[2] for full in weights.files()]
+    full = next((full for full in weights.files() if name in (full, full.rpartition(".")[2])), None)
+    if full is None:
+        allowed = ", ".join(names) or "nothing: its weights are part of featx"
+        raise UsageError(f"--preprocess is {name!r}; for {backbone} it can be {allowed}")
+    return full
+
+
+def assumed_preprocessing(backbone: str, source: WeightsSource) -> str | None:
+    """What to tell the user about weights that are none of the published ones; None if there is nothing to assume."""
+    if source.file is None or source.published or is_run(backbone):
+        return None
+    weights = architecture(backbone).weights
+    names = [full.rpartition(".")[2] for full in weights.files()]
+    if not names:
+        return None
+    values = weights.preprocessing()
+    default = weights.source("default").name.rpartition(".")[2]
+    return (
+        f"note: {source.name} is none of {backbone}'s published weights; its images are prepared as for "
+        f"{default} (resize {values['resize']}, crop {values['crop']}, {values['interpolation']}). --preprocess "
+        f"chooses: {', '.join(names)}"
+    )
+
+
+def _is_file_name(spec: str) -> bool:
+    """Whether `--weights` names a file: by its ending, by a slash, or because there is one and it has a dot."""
+    endings = (".pth", ".pt", ".safetensors", ".pth.tar", ".tar", ".ckpt", ".bin", ".th", ".pkl")
+    return spec.lower().endswith(endings) or "/" in spec or ("." in spec and Path(spec).is_file())
+
+
+def _recognised(backbone: str, file: Path) -> str | None:
+    """The published weights that a file holds, by its name, or by its hash where it matters which they are."""
+    if is_run(backbone):
+        return None
+    weights = architecture(backbone).weights
+    published = weights.files()
+    for name, file_name in published.items():
+        if file.name == file_name:
+            return name
+    if len({json.dumps(weights.preprocessing(name)) for name in published}) < 2:
+        return None
+    digits = {match[1]: name for name, f in published.items() if (match := re.search(r"-([0-9a-f]{8})\.", f))}
+    return digits.get(sha256_of_file(file)[:8])
 
 
 def sha256_of_state(state: dict[str, Tensor]) -> str:

@@ -52,6 +52,15 @@ def follow_links_option() -> Any:
     return option(False, "Follow links to folders (off: a link can lead in circles).")
 
 
+def preprocess_option() -> Any:
+    return option(
+        None,
+        "Prepare images as for these published weights, as IMAGENET1K_V1; by default as for those given, or the "
+        "network's default.",
+        metavar="WEIGHTS",
+    )
+
+
 def resize_option() -> Any:
     return option(
         None,

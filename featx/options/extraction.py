@@ -14,6 +14,7 @@ from featx.options.common import (
     exif_option,
     follow_links_option,
     max_bad_option,
+    preprocess_option,
     resize_option,
     squash_option,
     workers_option,
@@ -37,10 +38,12 @@ class ExtractConfig(Config):
     )
     weights: str = option(
         "default",
-        "default, a torchvision weights name, a .pth or .safetensors file, or random:SEED.",
+        "default, a torchvision weights name, a file of torch.save or safetensors (FILE#NAME: one of several in it), "
+        "or random:SEED.",
         "-w",
         metavar="WEIGHTS",
     )
+    preprocess: str | None = preprocess_option()
     pool: str = option(
         "none", "Pooling: none, flatten; of maps avg, max, spp:1,2,4; of tokens cls, mean, cls+mean.", metavar="POOL"
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featx.errors import UsageError
-from featx.options.common import device_option, memory_option
+from featx.options.common import device_option, memory_option, preprocess_option
 from featx.options.option import Config, option
 from featx.options.parsing import parse_c, parse_fraction
 
@@ -102,7 +102,8 @@ class ProbeConfig(Config):
     normalize: str = _normalize()
     backbone: str = option("alexnet", "Network, if images are given.", "-b", metavar="NET")
     weights: str = option("default", "Its weights, if images are given.", "-w", metavar="WEIGHTS")
-    pool: str = option("none", "Pooling of maps, if images are given.", metavar="POOL")
+    preprocess: str | None = preprocess_option()
+    pool: str = option("none", "Pooling, as for featx extract, if images are given.", metavar="POOL")
     device: str = device_option()
     memory: int | None = memory_option()
     seed: int = option(0, "Seed of the splits and folds.", low=0, high=2**31, metavar="N")

@@ -10,6 +10,7 @@ from featx.options.common import (
     exif_option,
     follow_links_option,
     max_bad_option,
+    preprocess_option,
     resize_option,
     squash_option,
     workers_option,
@@ -79,6 +80,7 @@ class FinetuneConfig(Config):
     compile: bool = option(
         False, "Have torch.compile make kernels for the training's steps: a minute at the start, for long ones."
     )
+    preprocess: str | None = preprocess_option()
     resize: int | None = resize_option()
     crop: int | None = option(
         None, "Side of the input in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"

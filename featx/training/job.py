@@ -7,6 +7,7 @@ import json
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,10 @@ from featx.heads.metrics import Metrics, measure
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
 from featx.networks.backbone import Backbone, load_network
-from featx.networks.build import construct, replace_final_layer
-from featx.networks.run_folder import WEIGHTS
-from featx.networks.weights import weights_of
+from featx.networks.build import construct, final_layer, replace_final_layer
+from featx.networks.registry import default_preprocessing
+from featx.networks.run_folder import WEIGHTS, is_run, read_run
+from featx.networks.weights import assumed_preprocessing, published_name, weights_of
 from featx.options.training import FinetuneConfig
 from featx.runtime.compiler import refuse_without_compiler
 from featx.runtime.device import strict_precision
@@ -132,8 +134,15 @@ class FinetuningJob:
         """The network with its weights and a final layer for our classes."""
         config, classes = self.config, len(self.task.classes)
         source = None if config.from_scratch else weights_of(config.backbone, config.weights)
+        named = None if config.preprocess is None else published_name(config.backbone, config.preprocess)
+        if source is not None and source.published is None:
+            source = replace(source, published=named)
+        assumed = None if source is None else assumed_preprocessing(config.backbone, source)
+        if assumed is not None:
+            self.reporter.note(assumed)
         backbone = Backbone(config.backbone, config.crop, source.published if source else None)
-        self.preprocess = Preprocess.from_values(backbone.preprocessing).overridden(
+        values = backbone.preprocessing if named is None else default_preprocessing(config.backbone, named)
+        self.preprocess = Preprocess.from_values(values).overridden(
             resize=config.resize, crop=config.crop, squash=config.squash
         )
         self.weights: dict[str, Any] = {"spec": "random", "sha256": None}
@@ -141,8 +150,11 @@ class FinetuningJob:
             network = construct(config.backbone, config.seed, classes=classes)
         else:
             loaded = load_network(config.backbone, source, self.reporter.download)
-            self.weights = {"spec": config.weights, "sha256": loaded.sha256}
+            published = source.published or (read_run(config.backbone).published if is_run(config.backbone) else None)
+            self.weights = {"spec": config.weights, "sha256": loaded.sha256, "published": published}
             network = loaded.network
+            replaced = f"{final_layer(network)}."
+            loaded.gaps.refuse(str(source.file), [n for n in network.state_dict() if not n.startswith(replaced)])
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 replace_final_layer(network, classes)

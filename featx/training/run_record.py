@@ -32,7 +32,8 @@ def describe_run(
     """Write down what a run is, or see that it is the one that was begun.
 
     Args:
-        weights: spec and sha256 of those it starts from.
+        weights: spec and sha256 of those it starts from, and torchvision's name if they are published ones: the
+            construction of a vision transformer depends on them.
         lr: the specification of the rates, policies expanded.
 
     Raises:
@@ -41,7 +42,7 @@ def describe_run(
     path, name = folder / DESCRIPTION, config.backbone
     plan = read_run(folder).plan if path.exists() else {}
     begun = plan.get("weights", weights)
-    if begun != weights:
+    if any(begun[key] != weights[key] for key in ("spec", "sha256")):
         raise PlanMismatch(
             f"{folder} was begun with other weights ({str(begun['sha256'])[:12]}... then, "
             f"{str(weights['sha256'])[:12]}... now); choose another folder, or delete it"

@@ -121,3 +121,14 @@ def test_penultimate_is_the_input_of_the_final_layer_of_every_network(name):
 def test_the_default_layer_is_known_without_the_network():
     for name in backbone_names():
         assert default_layer(name) == ("fc7" if name.startswith(("alexnet", "vgg")) else PENULTIMATE)
+
+
+def test_a_run_is_built_for_the_weights_it_started_from(tmp_path):
+    """The size of a vision transformer's position embedding depends on them."""
+    described = {
+        "format": "featx run", "schema": 1, "backbone": "vit_b_16", "classes": ["a", "b"], "preprocess": {},
+        "plan": {"weights": {"spec": "x", "sha256": "y", "published": "ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1"}},
+    }  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert construct(str(tmp_path)).image_size == 384
+    assert construct("vit_b_16").image_size == 224

@@ -61,9 +61,9 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         backbone: alexnet, vgg16, any torchvision classifier, or the folder of a fine-tuned network.
         layers: names, as a list or as text with ranges (conv1-conv5) and globs; by default fc7 of AlexNet and VGG,
             penultimate of other networks.
-        weights: "default", a torchvision weights name, a .pth or .safetensors file, or "random:SEED".
-        pool, precision, dtype, device, decode, resize, crop, squash, exif, mirror, batch_size: as the options of
-            `featx extract`.
+        weights: "default", a torchvision weights name, a file of torch.save or safetensors, or "random:SEED".
+        pool, precision, dtype, device, decode, preprocess, resize, crop, squash, exif, mirror, batch_size: as the
+            options of `featx extract`.
         workers: threads that decode and compute; by default one per core.
         on_error: "raise" an ImageError for images that cannot be used, or give "nan" for their rows.
 
@@ -89,6 +89,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         dtype: str = "float32",
         device: str = "auto",
         decode: str = "cpu",
+        preprocess: str | None = None,
         resize: int | None = None,
         crop: int | None = None,
         squash: bool = False,
@@ -106,6 +107,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         self.dtype = dtype
         self.device = device
         self.decode = decode
+        self.preprocess = preprocess
         self.resize = resize
         self.crop = crop
         self.squash = squash

@@ -36,18 +36,20 @@ class NamedLayer:
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights come from; exactly one of `url`, `file` and `seed` is set."""
+    """Where weights come from; exactly one of `url`, `file` and `seed` is set.
+
+    Attributes:
+        published: torchvision's name of these weights; of a file, if its name or its hash is that of published ones.
+        choice: of a file with several sets of weights, which.
+    """
 
     spec: str
     name: str
     url: str | None = None
     file: Path | None = None
     seed: int | None = None
-
-    @property
-    def published(self) -> str | None:
-        """torchvision's name of these weights, None if they are not torchvision's."""
-        return self.name if self.url else None
+    published: str | None = None
+    choice: str | None = None
 
 
 class Weights(Protocol):
@@ -62,6 +64,9 @@ class Weights(Protocol):
 
     def preprocessing(self, name: str | None = None) -> dict[str, Any]:
         """What images go through before the network, as plain values; of the default weights without a name."""
+
+    def files(self) -> dict[str, str]:
+        """The published weights: name -> the file's name."""
 
 
 def unknown_weights(network: str, spec: str, names: list[str]) -> UsageError:
@@ -89,22 +94,26 @@ class ListedWeights:
 
     Attributes:
         enum: torchvision's name of all weights of the network.
-        files: name -> file and preprocessing; the first is the default.
+        listed: name -> file and preprocessing; the first is the default.
     """
 
     network: str
     enum: str
-    files: dict[str, tuple[str, dict[str, Any]]]
+    listed: dict[str, tuple[str, dict[str, Any]]]
 
     def source(self, spec: str) -> WeightsSource:
-        name = next(iter(self.files)) if spec in ("default", "DEFAULT") else spec.rpartition(".")[2]
-        if name not in self.files:
-            raise unknown_weights(self.network, spec, list(self.files))
-        return WeightsSource(spec, f"{self.enum}.{name}", url=f"{_PUBLISHED_AT}/{self.files[name][0]}")
+        name = next(iter(self.listed)) if spec in ("default", "DEFAULT") else spec.rpartition(".")[2]
+        if name not in self.listed:
+            raise unknown_weights(self.network, spec, list(self.listed))
+        full = f"{self.enum}.{name}"
+        return WeightsSource(spec, full, url=f"{_PUBLISHED_AT}/{self.listed[name][0]}", published=full)
 
     def preprocessing(self, name: str | None = None) -> dict[str, Any]:
-        chosen = next(iter(self.files)) if name is None else name.rpartition(".")[2]
-        return {key: list(v) if isinstance(v, list) else v for key, v in self.files[chosen][1].items()}
+        chosen = next(iter(self.listed)) if name is None else name.rpartition(".")[2]
+        return {key: list(v) if isinstance(v, list) else v for key, v in self.listed[chosen][1].items()}
+
+    def files(self) -> dict[str, str]:
+        return {f"{self.enum}.{name}": file for name, (file, _) in self.listed.items()}
 
 
 @dataclass(frozen=True)
@@ -125,7 +134,11 @@ class PublishedWeights:
         name = "DEFAULT" if spec == "default" else spec.rpartition(".")[2]
         if name not in members:
             raise unknown_weights(self.network, spec, list(members))
-        return WeightsSource(spec, str(members[name]), url=members[name].url)
+        full = str(members[name])
+        return WeightsSource(spec, full, url=members[name].url, published=full)
+
+    def files(self) -> dict[str, str]:
+        return {str(one): one.url.rsplit("/", 1)[-1] for one in type(self.entry()).__members__.values()}
 
     def preprocessing(self, name: str | None = None) -> dict[str, Any]:
         transforms = self.entry(name).transforms()
@@ -163,6 +176,9 @@ class ShippedWeights:
 
     def preprocessing(self, name: str | None = None) -> dict[str, Any]:
         return dict(self.values)
+
+    def files(self) -> dict[str, str]:
+        return {}
 
 
 @dataclass(frozen=True)
