@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import os
 import threading
-import zipfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,7 +19,7 @@ import numpy.typing as npt
 
 from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest
-from featx.images.sources.read import read_file, read_member
+from featx.images.sources.read import Archive, read_file, read_member
 from featx.runtime.progress import SILENT, Reporter
 
 _BITS = 128
@@ -54,8 +53,8 @@ def _hexadecimal(total: int) -> str:
 
 def _states(manifest: Manifest) -> Iterator[bytes]:
     if manifest.kind == "zip":
-        with zipfile.ZipFile(manifest.root) as archive:
-            members = {os.fsencode(member.filename): member for member in archive.infolist()}
+        with Archive(manifest.root) as archive:
+            members = archive.members
         for path in manifest.paths:
             member = members.get(path)
             yield b"missing" if member is None else b"%d,%d" % (member.file_size, member.CRC)
@@ -67,6 +66,21 @@ def _states(manifest: Manifest) -> Iterator[bytes]:
             yield b"%d,%d" % (found.st_size, found.st_mtime_ns)
         except (OSError, ValueError):
             yield b"missing"
+
+
+def copies_in(manifest: Manifest, *, reporter: Reporter = SILENT) -> npt.NDArray[np.intp]:
+    """(N,) which images are of the same bytes: the row of the first of them; only files of equal size are read."""
+    first = np.arange(len(manifest))
+    states = [state.rpartition(b",")[0] if manifest.kind != "zip" else state for state in _states(manifest)]
+    sizes, size_of = np.unique(np.array(states, dtype=object).astype(bytes), return_inverse=True)
+    alike = np.flatnonzero((np.bincount(size_of, minlength=len(sizes)) > 1)[size_of])
+    if not len(alike):
+        return first
+    hashes = content_hashes(manifest, alike, reporter=reporter)
+    readable = hashes.any(axis=1)
+    _, place, group = np.unique(hashes[readable], axis=0, return_index=True, return_inverse=True)
+    first[alike[readable]] = alike[readable][place[group.reshape(-1)]]
+    return first
 
 
 def content_hashes(
@@ -81,9 +95,9 @@ def content_hashes(
         if manifest.kind != "zip":
             return read_file(manifest.full_path(row))
         if not hasattr(local, "archive"):
-            local.archive = zipfile.ZipFile(manifest.root)
+            local.archive = Archive(manifest.root)
             archives.append(local.archive)
-        return read_member(local.archive, os.fsdecode(manifest.paths[row]))
+        return read_member(local.archive, manifest.paths[row])
 
     def some(start: int) -> int:
         chosen = rows[start : start + _AT_ONCE]
@@ -92,7 +106,7 @@ def content_hashes(
                 found[place] = np.frombuffer(hashlib.sha256(read(int(row))).digest(), np.uint8)
         return len(chosen)
 
-    archives: list[zipfile.ZipFile] = []
+    archives: list[Archive] = []
     reporter = reporter if len(rows) > SAMPLED_FILES else SILENT
     reporter.begin("hash images", len(rows), 0)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featx.errors import SourceError
-from featx.runtime.text import printable
+from featx.runtime.text import class_name, in_order, printable
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"}
@@ -32,9 +32,9 @@ class Manifest:
         kind: "folder", "list", "csv" or "zip".
         source: the folder, list, CSV or zip.
         root: what the paths are relative to: a folder, or the zip.
-        paths: N relative POSIX paths as bytes (os.fsencode), each once. A list may also hold absolute ones.
+        paths: N relative POSIX paths as bytes. A list may also hold absolute ones, and the same one more than once.
         labels: N indices into `classes`, -1 for none.
-        classes: K names, sorted by code point.
+        classes: K names, see `in_order`.
         split_of: N indices into `splits`, -1 for none.
         splits: names such as "train" and "test", sorted.
         skipped: reason -> how many things of the source are not images of the manifest.
@@ -128,7 +128,8 @@ def make_manifest(
     if not paths:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.counts.items())
         raise SourceError(f"no images in {printable(str(source))}" + (f" (skipped: {reasons})" if reasons else ""))
-    classes = tuple(sorted({label for label in labels if label is not None}))
+    labels = [None if label is None else class_name(label) for label in labels]
+    classes = tuple(in_order({label for label in labels if label is not None}))
     names = tuple(sorted({split for split in splits if split is not None}))
     index_of = {name: index for index, name in enumerate(classes)}
     split_index = {name: index for index, name in enumerate(names)}

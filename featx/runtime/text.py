@@ -1,9 +1,11 @@
-"""Numbers, paths and tables as text for people."""
+"""Numbers, paths, names and tables as text."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], left: int = 1) -> list[str]:
@@ -32,7 +34,10 @@ def printable(path: bytes | str) -> str:
 
 
 def _no_surrogates(text: str) -> str:
-    return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    try:
+        return text.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, which stands for no byte
+        return text.encode(errors="backslashreplace").decode()
 
 
 def format_duration(seconds: float) -> str:
@@ -82,3 +87,25 @@ def plural(count: int, noun: str, nouns: str | None = None) -> str:
     ('1 image', '2,000 images', '0 classes')
     """
     return f"{count:,} {noun if count == 1 else nouns or noun + 's'}"
+
+
+def class_name(label: str) -> str:
+    """A label as classes are compared: in Unicode's composed form, without spaces around it.
+
+    macOS writes é as two characters and everybody else as one; both look the same.
+    """
+    return unicodedata.normalize("NFC", label).strip()
+
+
+_INTEGER = re.compile("0|-?[1-9][0-9]{0,17}")
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Classes in order: by code point, or by value if all are integers, so that label 2 comes before label 10.
+
+    >>> in_order(["10", "9", "0"]), in_order(["10", "9", "cat"])
+    (['0', '9', '10'], ['10', '9', 'cat'])
+    """
+    if all(_INTEGER.fullmatch(name) for name in names):
+        return sorted(names, key=int)
+    return sorted(names)

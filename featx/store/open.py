@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.errors import FileFormatError, PlanMismatch
+from featx.runtime.text import in_order
 from featx.status import Status
 from featx.store.reader import Features
 from featx.store.schema import differences, essence
@@ -78,7 +79,7 @@ class JoinedFeatures(Features):
 
     @cached_property
     def classes(self) -> list[str]:
-        return sorted({name for file in self.files for name in file.classes})
+        return in_order({name for file in self.files for name in file.classes})
 
     @cached_property
     def splits(self) -> list[str]:

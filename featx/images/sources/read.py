@@ -6,8 +6,10 @@ import errno
 import lzma
 import os
 import stat
+import struct
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 from featx.images.bad_image import MAX_FILE_BYTES, BadImage
@@ -58,10 +60,49 @@ def _read_up_to(descriptor: int, most: int) -> bytes:
     return content
 
 
-def read_member(archive: zipfile.ZipFile, name: str) -> bytes:
+class Archive(zipfile.ZipFile):
+    """A zip whose members go by the names they were given, whatever wrote it.
+
+    Attributes:
+        members: name, as bytes with slashes -> member; folders are left out.
+        twice: names that more than one member has.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__(path)
+        files = [info for info in self.infolist() if not info.is_dir()]
+        names = [_name_of(info) for info in files]
+        # PowerShell 5 and old .NET programs write backslashes; a backslash beside slashes is part of a name.
+        windows = not any(b"/" in name for name in names)
+        if windows:
+            names = [name.replace(b"\\", b"/") for name in names]
+        names = [name.removeprefix(b"./").lstrip(b"/") for name in names]
+        self.members = dict(zip(names, files, strict=True))
+        self.twice = [name for name, count in Counter(names).items() if count > 1]
+
+
+_UTF8_FLAG, _UNICODE_PATH = 0x800, 0x7075
+
+
+def _name_of(info: zipfile.ZipInfo) -> bytes:
+    """UTF-8 where the zip says so; else the bytes as they are in it, which zipfile has read as code page 437."""
+    if info.flag_bits & _UTF8_FLAG:
+        return info.filename.encode(errors="surrogateescape")
+    raw = info.filename.encode("cp437", errors="replace")
+    extra = info.extra
+    while len(extra) >= 4:
+        kind, size = struct.unpack_from("<HH", extra)
+        field = extra[4 : 4 + size]
+        if kind == _UNICODE_PATH and len(field) > 5 and int.from_bytes(field[1:5], "little") == zlib.crc32(raw):
+            return field[5:]
+        extra = extra[4 + size :]
+    return raw
+
+
+def read_member(archive: Archive, name: bytes) -> bytes:
     """The bytes of a zip's member; BadImage as for `read_file`."""
     try:
-        info = archive.getinfo(name)
+        info = archive.members[name]
         if info.file_size > MAX_FILE_BYTES:
             raise BadImage(Status.TOO_LARGE, f"unpacks to {info.file_size} bytes, more than {MAX_FILE_BYTES}")
         return _not_empty(archive.read(info))

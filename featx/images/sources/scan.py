@@ -24,7 +24,7 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
     keep their own order, and their paths are relative to the file they stand in.
 
     Raises:
-        SourceError: nothing there, unreadable, no images, or the same path twice.
+        SourceError: nothing there, unreadable, or no images.
     """
     path = Path(source)
     try:
@@ -35,7 +35,7 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
         return scan_folder(path, follow_links)
     if not stat.S_ISREG(mode):
         raise SourceError(f"{path} is neither a folder nor a file")
-    if path.suffix.lower() == ".csv":
+    if path.suffix.lower() in (".csv", ".tsv"):
         return scan_csv(path)
     if is_hdf5(path):
         raise SourceError(f"{path} is a features file; give the images it was made from")
