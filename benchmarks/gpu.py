@@ -38,8 +38,8 @@ from featx.extraction.engine import Engine
 from featx.extraction.recipe import Recipe
 from featx.heads.model_selection import fit_heads
 from featx.heads.solver.solver import solve
-from featx.images.decode_pool import decoding
 from featx.images.device_decode import DeviceDecoder
+from featx.images.processes.pool import decoding
 from featx.images.reader import BlockReader
 from featx.images.sources.scan import scan
 from featx.networks.architectures.mini import NAMES, SIDE

@@ -18,6 +18,7 @@ class Status(IntEnum):
     TOO_LARGE = 7
     UNSUPPORTED = 8
     SPECIAL_FILE = 9
+    TOO_SLOW = 10
 
 
 class Decoder(IntEnum):

@@ -18,11 +18,12 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.extraction.engine import Engine
+from featx.images.bad_image import IMAGE_TIMEOUT_S
 from featx.images.block import Block
 from featx.images.decode import pillow_settings
-from featx.images.decode_pool import decoding
 from featx.images.device_decode import quiet_torchvision
 from featx.images.manifest import Manifest
+from featx.images.processes.pool import decoding
 from featx.images.reader import BlockDecoder, BlockReader
 from featx.runtime.threads import compute_on_one_thread, one_thread, run_workers, usable_cores
 from featx.status import Status
@@ -70,6 +71,7 @@ def stream_features(
     blocks: Iterable[int],
     workers: int | None,
     stop: threading.Event,
+    image_timeout: float = IMAGE_TIMEOUT_S,
 ) -> Stages:
     """Compute the features of some blocks and hand each to `sink`, from several threads, in any order.
 
@@ -78,11 +80,13 @@ def stream_features(
         blocks: their first rows, multiples of the recipe's batch size.
         workers: threads; by default one per core this process may use.
         stop: set it to finish the blocks in hand and return.
+        image_timeout: seconds to decode one image.
     """
     recipe, stages = engine.recipe, Stages()
     reader = BlockReader(
-        manifest, recipe.preprocess, recipe.batch_size, exif=recipe.exif, fast=recipe.decode == "fast"
-    )
+        manifest, recipe.preprocess, recipe.batch_size, exif=recipe.exif, fast=recipe.decode == "fast",
+        timeout_s=image_timeout,
+    )  # fmt: skip
 
     def work(first: int) -> None:
         block = reader.block(first, keep_encoded=engine.claim_decoder())

@@ -6,6 +6,7 @@ from featx.status import Status
 
 MAX_FILE_BYTES = 1 << 30
 MAX_PIXELS = 89_478_485  # Pillow's own threshold: a quarter of a gibibyte as RGB
+IMAGE_TIMEOUT_S = 30.0  # by default, to decode one image
 MAX_SAMPLE_BYTES = 1 << 30  # of one picture with more than 8 bits in a channel
 
 

@@ -59,3 +59,10 @@ def empty_block(count: int, size: int, side: int, *, keep_encoded: bool) -> Bloc
         decoder=np.full(count, Decoder.PILLOW, np.uint8),
         encoded={} if keep_encoded else None,
     )
+
+
+def parts_of(block: Block, *, pixels: bool) -> list[memoryview]:
+    """The memory of a block that processes hand over, in this order; of the pixels only the block's own images."""
+    own = block.pixels.transpose(0, 2, 3, 1)[: len(block.status)]
+    arrays = [block.status, block.sha256, block.orientation, block.decoder, *([own] if pixels else [])]
+    return [array.reshape(-1).data for array in arrays]

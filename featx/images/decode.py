@@ -9,6 +9,7 @@ import contextlib
 import io
 import struct
 import threading
+import time
 import warnings
 import zlib
 
@@ -17,7 +18,7 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from featx.images.bad_image import MAX_PIXELS, BadImage
+from featx.images.bad_image import IMAGE_TIMEOUT_S, MAX_PIXELS, BadImage
 from featx.images.high_depth import decode_high_depth
 from featx.images.metadata import PNG_SIGNATURE, orientation_of, unsupported_variety, upright, without_metadata
 from featx.status import Status
@@ -73,21 +74,47 @@ def decoder_version() -> str:
     return f"Pillow {PIL.__version__}"
 
 
-def open_image(content: bytes) -> Image.Image:
+class _TimedContent(io.BytesIO):
+    """The bytes of a file, until a decoder has had its time.
+
+    A JPEG can hold thousands of scans of few bytes, each as much work as a whole picture: such a file is given out in
+    small pieces, so that the time is looked at between them.
+    """
+
+    def __init__(self, content: bytes, timeout_s: float) -> None:
+        super().__init__(content)
+        self._timeout_s = timeout_s
+        self._deadline = time.monotonic() + timeout_s
+        many_scans = content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MANY_SCANS
+        self._at_once = _SMALL_PIECE if many_scans else len(content)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if time.monotonic() > self._deadline:
+            raise BadImage(Status.TOO_SLOW, f"not decoded within {self._timeout_s:g} s (--image-timeout)")
+        return super().read(size if size is None or size < 0 else min(size, self._at_once))
+
+
+_MANY_SCANS, _SMALL_PIECE = 100, 512
+
+
+def open_image(content: bytes, timeout_s: float = IMAGE_TIMEOUT_S) -> Image.Image:
     """The image in some bytes, header read, pixels not yet.
 
     Comments, profiles and EXIF that Pillow cannot read are left aside: they say nothing about the pixels.
+
+    Args:
+        timeout_s: for all of its decoding.
 
     Raises:
         BadImage: no image of an allowed format, or more than 89 million pixels.
     """
     try:
-        image = _open(content)
-    except BadImage:
+        image = _open(content, timeout_s)
+    except BadImage as bad:
         plain = without_metadata(content)
-        if plain is None or len(plain) == len(content):
+        if bad.status == Status.TOO_SLOW or plain is None or len(plain) == len(content):
             raise
-        image = _open(plain)
+        image = _open(plain, timeout_s)
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise BadImage(Status.TOO_LARGE, f"{width} x {height} pixels, more than {MAX_PIXELS} in all")
@@ -96,10 +123,12 @@ def open_image(content: bytes) -> Image.Image:
     return image
 
 
-def _open(content: bytes) -> Image.Image:
+def _open(content: bytes, timeout_s: float) -> Image.Image:
     try:
         with pillow_settings():
-            return Image.open(io.BytesIO(content), formats=FORMATS)
+            return Image.open(_TimedContent(content, timeout_s), formats=FORMATS)
+    except BadImage:
+        raise
     except UnidentifiedImageError:
         variety = unsupported_variety(content)
         if variety is not None:
@@ -111,21 +140,21 @@ def _open(content: bytes) -> Image.Image:
         raise BadImage(Status.DAMAGED, f"{type(error).__name__}: {error}") from None
 
 
-def decode(content: bytes, *, exif: bool = False) -> tuple[Image.Image, int]:
+def decode(content: bytes, *, exif: bool = False, timeout_s: float = IMAGE_TIMEOUT_S) -> tuple[Image.Image, int]:
     """The RGB image in some bytes, and its EXIF orientation, applied only if `exif`.
 
     Raises:
         BadImage: see `Status`.
     """
     with pillow_settings():
-        return _decode(content, exif=exif)
+        return _decode(content, exif=exif, timeout_s=timeout_s)
 
 
-def _decode(content: bytes, *, exif: bool) -> tuple[Image.Image, int]:
+def _decode(content: bytes, *, exif: bool, timeout_s: float) -> tuple[Image.Image, int]:
     if content.startswith(PNG_SIGNATURE):
         refuse_broken_png(content)
     try:
-        opened: Image.Image | None = open_image(content)
+        opened: Image.Image | None = open_image(content, timeout_s)
     except BadImage as bad:
         opened, reason = None, bad
     orientation = 1 if opened is None else orientation_of(opened)
@@ -133,11 +162,11 @@ def _decode(content: bytes, *, exif: bool) -> tuple[Image.Image, int]:
     if image is None:
         if opened is None:
             raise reason
-        image = _load(content, opened)
+        image = _load(content, opened, timeout_s)
     return upright(image, orientation) if exif else image, orientation
 
 
-def _load(content: bytes, image: Image.Image) -> Image.Image:
+def _load(content: bytes, image: Image.Image, timeout_s: float) -> Image.Image:
     """RGB of an opened image."""
     try:
         image.load()
@@ -147,7 +176,7 @@ def _load(content: bytes, image: Image.Image) -> Image.Image:
     except Exception as error:  # as above: SyntaxError, struct.error, OSError, ValueError, ...
         plain = without_metadata(content)  # a comment behind the pixels is read with them
         if plain is not None and len(plain) < len(content):
-            return _load(plain, _open(plain))
+            return _load(plain, _open(plain, timeout_s), timeout_s)
         variety = unsupported_variety(content)
         if variety is not None:
             raise BadImage(Status.UNSUPPORTED, f"{variety}, which cannot be read") from None

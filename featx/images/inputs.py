@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 ACCEPTED = (
     "a path, the bytes of an image file, an open file, a PIL image, a NumPy array (H, W), (H, W, 3) or (H, W, 4) of "
-    "uint8, uint16 or floats from 0 to 1, or a torch tensor (3, H, W) of uint8 or floats from 0 to 1"
+    "uint8, uint16 (0 to 65535) or floats from 0 to 1, or a torch tensor (3, H, W) of uint8 or floats from 0 to 1"
 )
 COLOURS = (3, 4)
 
@@ -54,14 +54,29 @@ def as_list(images: Any) -> list[Any]:
     """
     if is_one_image(images):
         return [images]
-    if isinstance(images, np.ndarray) and images.ndim == 3:
+    if isinstance(images, np.ndarray) and (images.ndim == 3 or (images.ndim < 2 and images.dtype.kind in "biufc")):
         raise UsageError(
-            f"an array of shape {images.shape} is neither one image (H, W), (H, W, 3), (H, W, 4) nor several; give "
-            f"grey images as a list of (H, W)"
+            f"an array of shape {images.shape} is neither one image (H, W), (H, W, 3), (H, W, 4) nor several"
+            f"{_hint(images.shape)}"
+        )
+    if is_tensor(images) and images.ndim != 4:
+        raise UsageError(
+            f"a tensor of shape {tuple(images.shape)} is neither one image (3, H, W) nor several (N, 3, H, W)"
         )
     if isinstance(images, Iterable):
         return list(images)
     raise UsageError(f"{type(images).__name__} is not an image; an image is {ACCEPTED}")
+
+
+def _hint(shape: tuple[int, ...]) -> str:
+    """What to do about an array that is no image, where its shape shows it."""
+    if len(shape) < 2:
+        return "; give the pixels in their shape, not flattened"
+    if shape[-1] == 1:
+        return "; take the last axis off: array[..., 0]"
+    if shape[-3] in COLOURS:
+        return "; are the colours first? They belong last: numpy.moveaxis(array, -3, -1)"
+    return "; give grey images as a list of (H, W)"
 
 
 class InputDecoder(BlockDecoder):
@@ -131,7 +146,8 @@ def _pillow_image(image: Any) -> Image.Image:
         raise BadImage(Status.NOT_AN_IMAGE, f"{type(image).__name__} is not an image; an image is {ACCEPTED}")
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in COLOURS)):
         raise BadImage(
-            Status.UNSUPPORTED, f"an array of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4)"
+            Status.UNSUPPORTED,
+            f"an array of shape {image.shape}; it must be (H, W), (H, W, 3) or (H, W, 4){_hint(image.shape)}",
         )
     if 0 in image.shape:
         raise BadImage(Status.EMPTY, f"an array of shape {image.shape} has no pixels")
@@ -145,10 +161,12 @@ def _eight_bits(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     if pixels.dtype == np.uint16:
         return np.rint(pixels / 257.0).astype(np.uint8)
     if pixels.dtype.kind == "f":
-        if not (np.isfinite(pixels).all() and pixels.min() >= 0 and pixels.max() <= 1):
+        least, greatest = float(pixels.min()), float(pixels.max())
+        if not 0 <= least <= greatest <= 1:
+            hint = "divide by 255?" if least >= 0 and 1 < greatest <= 255 else "already normalised? Give raw pixels"
+            hint = "NaN?" if np.isnan(pixels).any() else hint
             raise BadImage(
-                Status.UNSUPPORTED,
-                f"float pixels from {pixels.min():g} to {pixels.max():g}; they must be from 0 to 1 (divide by 255?)",
+                Status.UNSUPPORTED, f"float pixels from {least:g} to {greatest:g}; they must be from 0 to 1 ({hint})"
             )
         return np.rint(pixels * 255.0).astype(np.uint8)
     raise BadImage(

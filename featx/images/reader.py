@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 import time
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
 
-from featx.images.bad_image import BadImage
+from featx.images.bad_image import IMAGE_TIMEOUT_S, BadImage
 from featx.images.block import Block, Encoded, empty_block
 from featx.images.decode import decode, open_image
 from featx.images.manifest import Manifest
 from featx.images.metadata import orientation_of
 from featx.images.preprocess import MAX_RESIZED_PIXELS, Preprocess, TooElongated, resized_size
-from featx.images.sources.read import read_file, read_member
+from featx.images.sources.read import Archive, read_file, read_member
 from featx.status import Decoder, Status
 
 _END_OF_IMAGE = b"\xff\xd9"
@@ -28,13 +26,22 @@ _TAIL = 64  # bytes at the end among which the end marker stands; some cameras a
 class BlockDecoder:
     """Puts images into blocks, decoded and preprocessed; may be used by several threads at once."""
 
-    def __init__(self, preprocess: Preprocess, batch_size: int, *, exif: bool = False, fast: bool = False) -> None:
+    def __init__(
+        self,
+        preprocess: Preprocess,
+        batch_size: int,
+        *,
+        exif: bool = False,
+        fast: bool = False,
+        timeout_s: float = IMAGE_TIMEOUT_S,
+    ) -> None:
         """Args:
 
         fast: JPEGs by libjpeg-turbo and PyTorch, which is faster and a level or two off.
+        timeout_s: to decode one image.
         """
         self.preprocess, self.batch_size = preprocess, batch_size
-        self.exif, self.fast = exif, fast
+        self.exif, self.fast, self.timeout_s = exif, fast, timeout_s
 
     def decode_into(self, block: Block, place: int, content: bytes) -> None:
         """Decode a file, or keep it for the device if the block keeps files."""
@@ -72,7 +79,7 @@ class BlockDecoder:
 
     def _decode(self, block: Block, place: int, content: bytes) -> None:
         try:
-            image, block.orientation[place] = decode(content, exif=self.exif)
+            image, block.orientation[place] = decode(content, exif=self.exif, timeout_s=self.timeout_s)
             block.pixels[place] = self.preprocess.pixels(image)
         except BadImage as bad:
             block.status[place], block.reasons[place] = bad.status, str(bad)
@@ -84,10 +91,18 @@ class BlockReader(BlockDecoder):
     """Reads and decodes blocks of a manifest."""
 
     def __init__(
-        self, manifest: Manifest, preprocess: Preprocess, batch_size: int, *, exif: bool = False, fast: bool = False
+        self,
+        manifest: Manifest,
+        preprocess: Preprocess,
+        batch_size: int,
+        *,
+        exif: bool = False,
+        fast: bool = False,
+        timeout_s: float = IMAGE_TIMEOUT_S,
     ) -> None:
-        super().__init__(preprocess, batch_size, exif=exif, fast=fast)
+        super().__init__(preprocess, batch_size, exif=exif, fast=fast, timeout_s=timeout_s)
         self.manifest = manifest
+        self.tell: Callable[[], object] = lambda: None  # called after every image
         self._local = threading.local()
 
     def read_bytes(self, row: int) -> bytes:
@@ -96,8 +111,8 @@ class BlockReader(BlockDecoder):
             return read_file(self.manifest.full_path(row))
         archive = getattr(self._local, "archive", None)
         if archive is None:  # one handle per thread: they share no file position
-            archive = self._local.archive = zipfile.ZipFile(self.manifest.root)
-        return read_member(archive, os.fsdecode(self.manifest.paths[row]))
+            archive = self._local.archive = Archive(self.manifest.root)
+        return read_member(archive, self.manifest.paths[row])
 
     def block(self, first: int, *, keep_encoded: bool = False) -> Block:
         """The block that begins at row `first`, in the fixed size the network always sees.
@@ -120,11 +135,13 @@ class BlockReader(BlockDecoder):
                 block.sha256[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
             except BadImage as bad:
                 block.status[place], block.reasons[place] = bad.status, str(bad)
+                self.tell()
                 continue
             finally:
                 block.read_s += (mark := time.perf_counter()) - started
             self.decode_into(block, place, content)
             block.decode_s += time.perf_counter() - mark
+            self.tell()
         return block
 
 

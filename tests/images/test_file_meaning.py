@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -308,3 +309,25 @@ def test_a_folder_among_the_images_is_one_bad_image(tmp_path: Path):
     with pytest.raises(BadImage, match="a folder") as refused:
         read_file(tmp_path)
     assert refused.value.status == Status.SPECIAL_FILE
+
+
+def many_scans(count: int, side: int = 3000) -> bytes:
+    """A progressive JPEG whose last scan is there many times: a few bytes, and the work of a whole picture, each."""
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.new("RGB", (side, side)).save(out, "JPEG", quality=1, progressive=True)
+    whole = out.getvalue()
+    last = whole.rfind(b"\xff\xda")
+    return whole[:last] + whole[last:-2] * count + b"\xff\xd9"
+
+
+def test_a_picture_that_takes_too_long_is_one_bad_image():
+    started = time.monotonic()
+    with pytest.raises(BadImage, match=r"not decoded within 0\.5 s \(--image-timeout\)") as refused:
+        decode(many_scans(4000), timeout_s=0.5)
+    assert refused.value.status == Status.TOO_SLOW
+    assert time.monotonic() - started < 20
+    assert decode(many_scans(3, 64), timeout_s=20.0)[0].size == (64, 64)

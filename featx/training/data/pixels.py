@@ -13,9 +13,9 @@ from torch import Tensor
 
 from featx.images.bad_image import BadImage
 from featx.images.decode import pillow_settings
-from featx.images.decode_pool import decoding
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
+from featx.images.processes.pool import decoding
 from featx.images.reader import BlockReader
 from featx.runtime.device import upload
 from featx.runtime.memory import free_memory

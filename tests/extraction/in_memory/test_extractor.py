@@ -300,3 +300,26 @@ def test_the_default_layer_is_fc7_or_the_penultimate():
     assert list(featx.Extractor(NET, weights="random:0").specs) == ["fc7"]
     other = featx.Extractor("resnet18", weights="random:0", crop=64)
     assert {name: spec.shape for name, spec in other.specs.items()} == {"penultimate": (512,)}
+
+
+@pytest.mark.parametrize(("images", "message"), [
+    (np.zeros(600, np.uint8), "not flattened"),
+    (np.zeros((3, 40, 50), np.uint8), r"colours first\? They belong last"),
+    (np.zeros((40, 50, 1), np.uint8), r"array\[\.\.\., 0\]"),
+    (torch.zeros(40, 50), r"a tensor of shape \(40, 50\) is neither"),
+])  # fmt: skip
+def test_an_array_that_is_no_image_says_what_to_do(images, message):
+    with pytest.raises(UsageError, match=message):
+        featx.Extractor("alexnet-mini", weights="random:0", device="cpu")(images)
+
+
+@pytest.mark.parametrize(("low", "high", "hint"), [(0, 255, "divide by 255"), (-2, 2.5, "already normalised")])
+def test_floats_out_of_range_say_what_they_look_like(low, high, hint):
+    image = np.linspace(low, high, 40 * 50 * 3).reshape(40, 50, 3)
+    with pytest.raises(ImageError, match=hint):
+        featx.Extractor("alexnet-mini", weights="random:0", device="cpu")(image)
+
+
+def test_no_layers_are_not_the_default_layer():
+    with pytest.raises(UnknownLayer, match="has no layer ''"):
+        featx.Extractor("alexnet-mini", layers=[], weights="random:0", device="cpu").load()

@@ -12,28 +12,25 @@ import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 import weakref
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from featx.errors import FeatxError
-from featx.images.block import Block, Encoded, empty_block
-from featx.images.decode import pillow_settings
-from featx.images.manifest import NO_LABEL, Manifest
-from featx.images.preprocess import Preprocess
+from featx.images.block import Block, Encoded, empty_block, parts_of
 from featx.images.reader import BlockReader
+from featx.status import Status
 
 THREADS_SUFFICE = 3  # workers that hardly wait for each other
-_LOOKED_EVERY_S = 1.0  # whether who has asked is still there
+_GRACE_S = 15.0  # for a process beyond the time of one image, after which it is taken for stuck
+_PIPE_BYTES = 1 << 16
 _START = (
-    "import sys; sys.path[:] = sys.argv[4:]; from featx.images.decode_pool import serve; "
+    "import sys; sys.path[:] = sys.argv[4:]; from featx.images.processes.server import serve; "
     "serve(*(int(number) for number in sys.argv[1:4]))"
 )
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
@@ -56,7 +53,9 @@ class ReaderInProcesses(BlockReader):
     """Makes the same blocks as another reader; as many processes as threads ask at once."""
 
     def __init__(self, reader: BlockReader) -> None:
-        super().__init__(reader.manifest, reader.preprocess, reader.batch_size, exif=reader.exif)
+        super().__init__(
+            reader.manifest, reader.preprocess, reader.batch_size, exif=reader.exif, timeout_s=reader.timeout_s
+        )
         self._idle: list[_Process] = []
         self._all: list[_Process] = []
         self.close = weakref.finalize(self, _end_all, self._all)
@@ -67,14 +66,34 @@ class ReaderInProcesses(BlockReader):
         Raises:
             FeatxError: the process has ended.
         """
+        paths = [os.fsdecode(self.manifest.paths[row]) for row in rows]
+        stuck: list[int] = []
+        while True:
+            try:
+                block = self._ask(["" if i in stuck else p for i, p in enumerate(paths)], rows, size, keep_encoded)
+            except Stuck as found:
+                if found.place in stuck or found.place >= len(paths):
+                    first = self.manifest.name(rows[0])
+                    raise FeatxError(f"processes that decode images do not answer (block of {first})") from None
+                stuck.append(found.place)
+                continue
+            for place in stuck:
+                block.status[place] = Status.TOO_SLOW
+                block.reasons[place] = f"not decoded within {self.timeout_s:g} s (--image-timeout)"
+            return block
+
+    def _ask(self, paths: list[str], rows: Sequence[int], size: int, keep_encoded: bool) -> Block:
         try:
             process = self._idle.pop()
         except IndexError:
             process = _Process(self)
             self._all.append(process)
-        paths = [os.fsdecode(self.manifest.paths[row]) for row in rows]
         try:
             block = process.block(paths, size, keep_encoded=keep_encoded)
+        except Stuck:
+            process.kill()
+            process.end()
+            raise
         except (EOFError, BrokenPipeError):
             end, had = process.end(), f"{self.manifest.name(rows[0])} and {len(rows) - 1} more"
             raise FeatxError(
@@ -95,14 +114,22 @@ def _end_all(started: list[_Process]) -> None:
         process.end()
 
 
+class Stuck(Exception):
+    """A process has not come back from an image."""
+
+    def __init__(self, place: int) -> None:
+        super().__init__(place)
+        self.place = place
+
+
 class _Process:
     """A process, and the file in memory that its blocks come back through."""
 
     def __init__(self, reader: BlockReader) -> None:
         self._side = reader.preprocess.crop
         self._tape = _file_in_memory()
-        answers, theirs = (_above_standard(descriptor) for descriptor in os.pipe())
-        self._answers = os.fdopen(answers, "rb")
+        self._answers, theirs = (_above_standard(descriptor) for descriptor in os.pipe())
+        self._read = b""  # of the answers, so far
         paths = [os.fsdecode(entry) for entry in sys.path if isinstance(entry, str | bytes | os.PathLike)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         # It inherits the mask: who has asked finishes its blocks when it is interrupted, and this goes on with it.
@@ -121,8 +148,9 @@ class _Process:
         manifest = reader.manifest
         self._waiting = {  # sent with the first question: whoever starts a process need not wait for it
             "kind": manifest.kind, "root": str(manifest.root), "preprocess": reader.preprocess.values(),
-            "exif": reader.exif,
+            "exif": reader.exif, "timeout_s": reader.timeout_s,
         }  # fmt: skip
+        self._patience_s = reader.timeout_s + _GRACE_S
 
     def block(self, paths: list[str], size: int, *, keep_encoded: bool) -> Block:
         assert self._running.stdin is not None
@@ -130,7 +158,7 @@ class _Process:
         self._waiting = {}
         self._running.stdin.write(json.dumps(question).encode() + b"\n")
         self._running.stdin.flush()
-        line = self._answers.readline()
+        line = self._answer()
         if not line.endswith(b"\n"):
             raise EOFError
         answer = json.loads(line)
@@ -140,7 +168,7 @@ class _Process:
         block.read_s, block.decode_s = answer["read_s"], answer["decode_s"]
         block.reasons = {int(place): reason for place, reason in answer["reasons"].items()}
         place = 0
-        for part in _parts(block, pixels=answer["pixels"]):
+        for part in parts_of(block, pixels=answer["pixels"]):
             place = _read_into(self._tape.fileno(), part, place)
         for index, length, pixels in answer["encoded"]:
             content = bytearray(length)
@@ -148,6 +176,28 @@ class _Process:
             assert block.encoded is not None
             block.encoded[index] = Encoded(content, pixels)
         return block
+
+    def _answer(self) -> bytes:
+        """The answer, which is a line; before it comes an empty line for each image that is done.
+
+        Raises:
+            Stuck: none came for longer than one image may take.
+        """
+        done = 0
+        while True:
+            line, newline, rest = self._read.partition(b"\n")
+            if not newline:
+                if not select.select([self._answers], [], [], self._patience_s)[0]:
+                    raise Stuck(done)
+                more = os.read(self._answers, _PIPE_BYTES)
+                if not more:
+                    return self._read
+                self._read += more
+                continue
+            self._read = rest
+            if line:
+                return line + newline
+            done += 1
 
     def kill(self) -> None:
         self._running.kill()
@@ -158,7 +208,9 @@ class _Process:
         assert self._running.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._running.stdin.close()
-        self._answers.close()
+        if self._answers >= 0:
+            os.close(self._answers)
+            self._answers = -1
         self._tape.close()
         if status == -signal.SIGKILL:
             return "was killed by signal 9 (is memory short? try fewer --workers)"
@@ -178,13 +230,6 @@ def _file_in_memory() -> Any:
     return tempfile.TemporaryFile(buffering=0)
 
 
-def _parts(block: Block, *, pixels: bool) -> list[memoryview]:
-    """The memory of what stands in the file, in this order; of the pixels only the block's own images."""
-    own = block.pixels.transpose(0, 2, 3, 1)[: len(block.status)]
-    arrays = [block.status, block.sha256, block.orientation, block.decoder, *([own] if pixels else [])]
-    return [array.reshape(-1).data for array in arrays]
-
-
 def _error_of(described: dict[str, Any]) -> Exception:
     """What went wrong in a process, as it would be here."""
     if described["errno"] is not None:
@@ -192,80 +237,6 @@ def _error_of(described: dict[str, Any]) -> Exception:
     if described["kind"] == "MemoryError":
         return MemoryError(described["reason"])
     return RuntimeError(f"{described['kind']} in a process that decodes images: {described['reason']}")
-
-
-def serve(tape: int, answers: int, asker: int) -> None:
-    """The process: answers questions on standard input until there are no more, or nobody is there who asks.
-
-    Args:
-        tape: descriptor of the file in memory.
-        answers: where they are written to.
-        asker: the process that has started this one.
-    """
-    threading.Thread(target=_end_with, args=(asker,), daemon=True).start()
-    reader: BlockReader | None = None
-    with pillow_settings(), os.fdopen(answers, "wb") as told:
-        for line in sys.stdin.buffer:
-            try:
-                question = json.loads(line)
-                manifest = _manifest(question, reader)
-                if reader is None:
-                    preprocess = Preprocess.from_values(question["preprocess"])
-                    reader = BlockReader(manifest, preprocess, question["size"], exif=question["exif"])
-                reader.manifest = manifest
-                rows = range(len(manifest))
-                answer = _put(reader.rows(rows, size=question["size"], keep_encoded=question["keep_encoded"]), tape)
-            except Exception as error:  # who has asked raises it
-                known = error if isinstance(error, OSError) else None
-                answer = {
-                    "error": {
-                        "kind": type(error).__name__,
-                        "reason": str(error) if known is None else known.strerror,
-                        "errno": None if known is None else known.errno,
-                        "file": None if known is None or known.filename is None else os.fsdecode(known.filename),
-                    }
-                }
-            told.write(json.dumps(answer).encode() + b"\n")
-            told.flush()
-
-
-def _end_with(asker: int) -> None:
-    """A block may take long, and another process may have inherited the questions' pipe."""
-    while os.getppid() == asker:
-        time.sleep(_LOOKED_EVERY_S)
-    os._exit(1)
-
-
-def _manifest(question: dict[str, Any], reader: BlockReader | None) -> Manifest:
-    kind, root = (
-        (question["kind"], Path(question["root"])) if reader is None else (reader.manifest.kind, reader.manifest.root)
-    )
-    paths = tuple(os.fsencode(path) for path in question["paths"])
-    none = (NO_LABEL,) * len(paths)
-    return Manifest(kind, root, root, paths, none, (), none, ())
-
-
-def _put(block: Block, tape: int) -> dict[str, Any]:
-    """Write a block's arrays and files onto the tape; what the answer says of it."""
-    kept = block.encoded or {}
-    pixels = len(kept) < len(block.status)
-    os.ftruncate(tape, 0)
-    place = 0
-    for part in _parts(block, pixels=pixels):
-        place = _write(tape, part, place)
-    for file in kept.values():
-        place = _write(tape, memoryview(file.content), place)
-    return {
-        "read_s": block.read_s, "decode_s": block.decode_s, "reasons": block.reasons, "pixels": pixels,
-        "encoded": [[place, len(file.content), file.pixels] for place, file in kept.items()],
-    }  # fmt: skip
-
-
-def _write(tape: int, content: memoryview, place: int) -> int:
-    while content:
-        done = os.pwrite(tape, content, place)
-        content, place = content[done:], place + done
-    return place
 
 
 def _read_into(tape: int, target: memoryview, place: int) -> int:

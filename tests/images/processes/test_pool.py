@@ -19,7 +19,7 @@ from PIL import Image
 from featx.errors import FeatxError
 from featx.extraction.recipe import Recipe
 from featx.images.decode import pillow_settings
-from featx.images.decode_pool import ReaderInProcesses, _Process, decoding
+from featx.images.processes.pool import ReaderInProcesses, _Process, decoding
 from featx.images.reader import BlockReader
 from featx.images.sources.scan import scan
 from featx.runtime.threads import run_workers
@@ -112,6 +112,23 @@ def test_a_process_that_dies_is_said_with_what_it_had(photos):
     processes.close()
 
 
+def test_a_process_that_stops_is_replaced_and_the_image_it_had_is_marked(photos, monkeypatch):
+    monkeypatch.setattr("featx.images.processes.pool._GRACE_S", 1.0)
+    threads, processes = readers(photos, size=4, timeout_s=0.5)
+    expected = threads.block(4)
+    processes.block(0)
+    stopped = processes._all[-1]._running.pid
+    os.kill(stopped, signal.SIGSTOP)
+    block = processes.block(4)
+    assert Status(block.status[0]) == Status.TOO_SLOW
+    assert "not decoded within 0.5 s" in block.reasons[0]
+    assert (block.status[1:4] == Status.DONE).all()
+    np.testing.assert_array_equal(block.pixels[1:4], expected.pixels[1:4])
+    with pytest.raises(ProcessLookupError):
+        os.kill(stopped, 0)
+    processes.close()
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_an_interrupt_leaves_the_process_to_who_has_asked(photos, begun):
     """From its first moment on, and whatever it has loaded by then."""
@@ -165,7 +182,7 @@ for number in (0, 1):
     os.close(number)
 sys.path[:0] = [None, 7]
 from featx.images.reader import BlockReader
-from featx.images.decode_pool import ReaderInProcesses
+from featx.images.processes.pool import ReaderInProcesses
 from featx.images.preprocess import Preprocess
 from featx.images.sources.scan import scan
 how = Preprocess(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -193,7 +210,7 @@ _ASK = """
 import os, sys
 sys.path[:] = sys.argv[2:]
 from featx.images.reader import BlockReader
-from featx.images.decode_pool import ReaderInProcesses
+from featx.images.processes.pool import ReaderInProcesses
 from featx.images.sources.scan import scan
 from featx.images.preprocess import Preprocess
 how = Preprocess(64, 64, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
