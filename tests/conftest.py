@@ -99,8 +99,15 @@ def write_features(
     splits: tuple[str, ...] = (),
     failed: tuple[int, ...] = (),
     layer: str = "fc7",
+    kind: str = "folder",
+    sha256: np.ndarray | None = None,
 ) -> Path:
-    """A finished features file with given rows, as if AlexNet had made them."""
+    """A finished features file with given rows, as if AlexNet had made them.
+
+    Args:
+        kind: of the source.
+        sha256: (N, 32) of the images; zeros by default, which are copies of none.
+    """
     count = len(values)
     paths = [f"{i:06d}.jpg".encode() for i in range(count)]
     spec = LayerSpec(layer, "classifier.5", "after", "none", values.shape[1:], "float32")
@@ -111,7 +118,7 @@ def write_features(
                        "squash": False},
         "exif": False, "pooling": "none", "precision": "fp32", "decode": "cpu", "dtype": "float32", "batch_size": 32,
         "layers": {layer: {"node": "classifier.5", "relu": "after"}}, "command": "featx extract SOURCE",
-        "images": "x", "request": {}, "source": {"path": "/nowhere", "kind": "folder"}, "hardware": "CPU",
+        "images": "x", "request": {}, "source": {"path": "/nowhere", "kind": kind}, "hardware": "CPU",
         "versions": {"decoder": "Pillow", "torch": "2"},
     }  # fmt: skip
     plan = FilePlan(paths, list(labels), classes, split_of or [-1] * count, splits, [spec], made)
@@ -121,7 +128,7 @@ def write_features(
     rows[list(failed)] = np.nan
     with FeatureWriter.open(path, plan) as writer:
         writer.write_block(
-            0, {layer: rows}, status=status, sha256=np.zeros((count, 32), np.uint8),
+            0, {layer: rows}, status=status, sha256=np.zeros((count, 32), np.uint8) if sha256 is None else sha256,
             orientation=np.ones(count, np.uint8), decoder=np.zeros(count, np.uint8), reasons=dict.fromkeys(failed, "broken"),
         )  # fmt: skip
         writer.finish()

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import os
-from dataclasses import dataclass
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featx import __version__
-from featx.artifacts.artifact import READ_ERRORS, Artifact, Stored, write_json
-from featx.errors import LabelError, TooManyBadImages, UsageError
+from featx.artifacts.artifact import Artifact, Stored, write_json
+from featx.artifacts.head_file import plan_in
+from featx.errors import FileFormatError, LabelError, TooManyBadImages, UsageError
 from featx.extraction.model import Model, layer_for, load_model
 from featx.extraction.scoring import StoredScores, score_images
-from featx.heads.labels import labels_among
+from featx.heads.excluded import count_excluded, excluded_text
+from featx.heads.labels import is_known, labels_among
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines
+from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines, read_metrics
+from featx.heads.trained_on import count_among
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
 from featx.networks.layer_names import PROB
+from featx.networks.run_folder import trained_on
 from featx.options.extraction import EvaluateConfig, PredictConfig
 from featx.runtime.files import disk_errors, is_hdf5, refuse_special_file
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
+from featx.runtime.stored import build, convert, read_json_file
 from featx.runtime.text import plural
+from featx.status import Status
 from featx.store.open import open_features
 from featx.store.reader import Features
 
@@ -34,7 +41,13 @@ FORMAT = "featx evaluation"
 
 @dataclass(frozen=True)
 class EvaluateReport(Report):
-    """A head's quality on a features file; `left_out` are unlabelled, failed or of classes it does not know."""
+    """A head's quality on a features file.
+
+    Attributes:
+        left_out: images that are not measured.
+        excluded: these by reason.
+        trained_on: measured images that the head was trained on, by their bytes; None where the head does not say.
+    """
 
     head: Path
     features: Path
@@ -43,39 +56,46 @@ class EvaluateReport(Report):
     images: int
     left_out: int
     metrics: Metrics | LabelMetrics
+    excluded: dict[str, int] = field(default_factory=dict)
+    trained_on: int | None = None
 
     def lines(self) -> list[str]:
-        left_out = f", {self.left_out:,} left out" if self.left_out else ""
         images = plural(self.images, "image")
-        return [
-            f"{self.head} ({self.kind} on {self.layer}) on {images} of {self.features}{left_out}",
+        text = [
+            f"{self.head} ({self.kind} on {self.layer}) on {images} of {self.features}{excluded_text(self.excluded)}",
             *metric_lines(self.metrics),
         ]
+        if self.trained_on:
+            text.append(
+                f"note: {self.trained_on:,} of these images are among those it was trained on, so this says little "
+                f"of images it has not seen"
+            )
+        return text
 
 
 class Evaluation(Artifact[EvaluateReport]):
     """A report, stored as JSON."""
 
     noun = "report"
+    endings = (".json",)
 
     def read(self) -> Stored[EvaluateReport] | None:
         with disk_errors(self.path):
             if not os.path.lexists(self.path):
                 return None
             refuse_special_file(self.path)
-            text = b"" if is_hdf5(self.path) else self.path.read_bytes()
         try:
-            found = json.loads(text)
-            if found["format"] != FORMAT:
-                raise ValueError
-            plan, report = dict(found["plan"]), dict(found["report"])
-            kind = LabelMetrics if "mean_average_precision" in report["metrics"] else Metrics
-            report["metrics"] = kind(**report["metrics"])
-            report["head"], report["features"] = Path(report["head"]), Path(report["features"])
-            return Stored(plan, EvaluateReport(**report), found.get("files") or None)
-        except READ_ERRORS as error:
+            found = read_json_file(self.path)
+            if not isinstance(found, dict) or found.get("format") != FORMAT:
+                raise FileFormatError("it has another format")
+            where = f"{self.path}, report"
+            plan = convert(found.get("plan"), dict[str, Any], f"{self.path}, plan")
+            report = convert(found.get("report"), dict[str, Any], where)
+            metrics = read_metrics(report.get("metrics"), f"{where}, metrics")
+            return Stored(plan, build(EvaluateReport, report, where, metrics=metrics), found.get("files") or None)
+        except FileFormatError as error:
             raise UsageError(
-                f"{self.path} exists and is not a report of featx evaluate; choose another name with -o"
+                f"{self.path} exists and is not a report of featx evaluate; choose another name with -o ({error})"
             ) from error
 
 
@@ -105,6 +125,11 @@ def evaluate_head(
     config, model = config or EvaluateConfig(), load_model(head)
     kept = None if output is None else Evaluation(Path(output), reporter)
     if model.head is not None:
+        if not is_hdf5(Path(features)) and Path(features).exists():
+            raise UsageError(
+                f"{features} holds images; a head is measured on their features, made as for its fit: "
+                f"{model.head.extract_command.replace('SOURCE', shlex.quote(str(features)), 1)}"
+            )
         opened = open_features(features)
         plan = _plan(model, opened.digest, config)
         finished = None if kept is None else kept.take_finished(plan)
@@ -119,13 +144,17 @@ def evaluate_head(
             device=config.device, batch_size=config.batch_size, workers=config.workers, max_bad=config.max_bad
         )
         stored = None if kept is None else StoredScores(kept.path, model, asked, reporter)
-        finished = None if kept is None else kept.take_finished(plan, lambda: _wanted(model, manifest, config.split))
+        finished = (
+            None
+            if kept is None
+            else kept.take_finished(plan, lambda: manifest.part(_wanted(model, manifest, config.split).tolist()))
+        )
         if finished is not None:
             if stored is not None:
                 stored.discard()  # left there if the run was killed at its very end
             return finished
         wanted = _wanted(model, manifest, config.split)
-        report, files = _evaluate_run(model, manifest, wanted, asked, reporter, stored)
+        report, files = _evaluate_run(model, manifest, wanted, asked, config.split, reporter, stored)
     if kept is not None:
         write_json(kept.path, {"format": FORMAT, "plan": plan, "report": report.to_json(), "files": files})
         if model.run is not None and stored is not None:
@@ -141,15 +170,14 @@ def _evaluate_head(
     loaded: LinearHead, head: Path, opened: Features, split: str | None, reporter: Reporter
 ) -> EvaluateReport:
     layer = layer_for(loaded, opened)
-    if split is None and dict(loaded.report.get("plan", {})).get("features") == opened.digest:
-        reporter.note(
-            f"note: {head} was fitted on images of this very file, and they are among those that are scored; for "
-            f"images it has not seen, see the fit's own report: run the same fit command again to print it"
-        )
-    rows = opened.usable(split)
-    labels = labels_among(loaded.classes, opened.classes, opened.labels[rows], loaded.multilabel)
-    known = labels.any(axis=1) if loaded.multilabel else labels >= 0
-    rows, labels = rows[known], labels[known]
+    same_file = split is None and plan_in(loaded.report).get("features") == opened.digest
+    if same_file and loaded.trained_on is None:
+        reporter.note(f"note: {head} was fitted on images of this very file; they are among those that are scored")
+    usable = opened.usable(split)
+    labels = labels_among(loaded.classes, opened.classes, opened.labels, loaded.multilabel)
+    known = is_known(labels)
+    rows = usable[known[usable]]
+    labels = labels[rows]
     if not len(rows):
         raise LabelError(
             f"{opened.path} has no image of the classes the head knows ({', '.join(map(repr, loaded.classes[:5]))})"
@@ -163,25 +191,34 @@ def _evaluate_head(
         images=len(rows),
         left_out=len(opened) - len(rows),
         metrics=loaded.measure(values[rows], labels),
-    )
+        excluded=count_excluded(
+            opened.status, opened.labels, opened.classes, rows, known=known,
+            in_split=None if split is None else opened.split_of == opened.splits.index(split),
+        ),
+        trained_on=count_among(opened.sha256[rows], loaded.trained_on),
+    )  # fmt: skip
 
 
 def _evaluate_run(
     model: Model,
     manifest: Manifest,
-    wanted: Manifest,
+    rows: npt.NDArray[np.intp],
     config: PredictConfig,
+    split: str | None,
     reporter: Reporter,
     stored: StoredScores | None,
 ) -> tuple[EvaluateReport, dict[str, str]]:
-    source = Path(manifest.source)
-    labels = labels_among(model.classes, list(manifest.classes), np.array(wanted.labels), multilabel=False)
+    source, classes = Path(manifest.source), list(manifest.classes)
+    labels = labels_among(model.classes, classes, np.array(manifest.labels), multilabel=False)
+    wanted = manifest.part(rows.tolist())
     scored = score_images(model, wanted, config, reporter) if stored is None else stored.of_images(wanted)
     scored.refuse_too_many_bad(config.max_bad)
-    good = np.array([row not in scored.errors for row in range(len(wanted))])
+    good = np.array([row not in scored.errors for row in range(len(rows))])
     if not good.any():
         first = scored.errors[min(scored.errors)]
-        raise TooManyBadImages(f"none of the {plural(len(wanted), 'image')} of {source} could be read: {first}")
+        raise TooManyBadImages(f"none of the {plural(len(rows), 'image')} of {source} could be read: {first}")
+    status = np.full(len(manifest), Status.DONE, np.uint8)
+    status[rows[~good]] = Status.DAMAGED
     report = EvaluateReport(
         head=model.path,
         features=source,
@@ -189,12 +226,17 @@ def _evaluate_run(
         layer=PROB,
         images=int(good.sum()),
         left_out=len(manifest) - int(good.sum()),
-        metrics=measure(scored.scores[good], labels[good].astype(np.int64), model.classes),
-    )
+        metrics=measure(scored.scores[good], labels[rows[good]].astype(np.int64), model.classes),
+        excluded=count_excluded(
+            status, np.array(manifest.labels), classes, rows[good], known=is_known(labels),
+            in_split=None if split is None else np.array(manifest.split_of) == manifest.splits.index(split),
+        ),
+        trained_on=count_among(scored.sha256[good], None if model.run is None else trained_on(model.run.folder)),
+    )  # fmt: skip
     return report, scored.images
 
 
-def _wanted(model: Model, manifest: Manifest, split: str | None) -> Manifest:
+def _wanted(model: Model, manifest: Manifest, split: str | None) -> npt.NDArray[np.intp]:
     """The images of a split, or of all, whose classes the network knows."""
     source, wanted = manifest.source, np.ones(len(manifest), bool)
     if split is not None:
@@ -208,4 +250,4 @@ def _wanted(model: Model, manifest: Manifest, split: str | None) -> Manifest:
         raise LabelError(
             f"{source} has no image of the classes of {model.path} ({', '.join(model.classes[:5])}, ...)"
         )
-    return manifest.part(rows.tolist())
+    return rows

@@ -14,11 +14,14 @@ from featx.artifacts.head_file import SHOWN_CONFUSIONS, FitReport, HeadFile
 from featx.errors import LabelError, NonFiniteRow, UsageError
 from featx.extraction.recipe import describe_layer
 from featx.heads.calibration import Calibration, calibrate
-from featx.heads.labels import Labels, classes_of, is_multilabel, labels_among
+from featx.heads.excluded import count_excluded
+from featx.heads.labels import Labels, classes_of, is_known, is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.metrics import LabelMetrics, Metrics
-from featx.heads.splits import Rows, split_by_name, split_by_share, split_per_class
+from featx.heads.splits import Rows, copies_of, split_by_name, split_by_share, split_per_class
+from featx.heads.trained_on import count_among, remember
 from featx.options.heads import FitConfig
+from featx.options.rules import Facts, notes_on
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.text import plural, printable
 from featx.store.open import open_features
@@ -86,8 +89,9 @@ def _fit(
     from featx.runtime.memory import free_memory
 
     rows = features.usable()
-    train, test = _split(features, rows, config)
-    multilabel = is_multilabel([features.classes[label] for label in np.unique(features.labels[rows])])
+    multilabel = is_multilabel([features.classes[k] for k in np.unique(features.labels[rows])], features.source_kind)
+    copies = copies_of(features.sha256[rows])
+    train, test = _split(features, rows, copies, config, multilabel)
     if multilabel:
         _refuse_what_needs_one_class(kind, config, path)
     classes, labels = _labels_to_train_on(features, train, multilabel)
@@ -107,6 +111,7 @@ def _fit(
             device=device,
             memory_bytes=config.memory or free_memory(device) // 2,
             keep_scores=config.calibrate != "none",
+            copies=copies_of(features.sha256[train]),
             reporter=reporter,
         )
     except NonFiniteRow as error:
@@ -121,6 +126,7 @@ def _fit(
         recipe=describe_layer(features.provenance, layer, features.layers[layer].pooling),
         calibration=_calibrated(found, labels[train], config),
         multilabel=multilabel,
+        trained_on=remember(features.sha256[train]),
     )
     known = test if multilabel else test[labels[test] >= 0]
     metrics = head.measure(values[known], labels[known]) if len(known) else None
@@ -138,8 +144,9 @@ def _fit(
         metrics=metrics,
         gap=found.solution.gap,
         uncertified=[_describe(one, classes, kind) for one in found.uncertified],
-        notes=_notes(features, config, classes, metrics),
+        notes=_notes(features, config, classes, metrics, train, known),
         seconds=time.perf_counter() - started,
+        excluded=_excluded(features, classes, np.concatenate([train, known]), config, multilabel),
     )
     if output is not None:
         kept = {key: value for key, value in report.to_json().items() if key not in ("output", "seconds")}
@@ -160,8 +167,20 @@ def _describe(one: Uncertified, classes: list[str], kind: str) -> str:
     return f"{name}at C = {one.c:g}{where} ({one.gap:.0e})"
 
 
-def _split(features: Features, rows: Rows, config: FitConfig) -> tuple[Rows, Rows]:
-    """Rows of the file to train and to test on."""
+def _excluded(
+    features: Features, classes: list[str], taken: Rows, config: FitConfig, multilabel: bool
+) -> dict[str, int]:
+    """The images that neither train nor test, by reason."""
+    labels = labels_among(classes, features.classes, features.labels, multilabel)
+    known = is_known(labels)
+    used = np.ones(len(features), bool)
+    if config.split_column:
+        used = np.isin(features.split_of, np.unique(features.split_of[taken]))
+    return count_excluded(features.status, features.labels, features.classes, taken, known=known, in_split=used)
+
+
+def _split(features: Features, rows: Rows, copies: Rows, config: FitConfig, multilabel: bool) -> tuple[Rows, Rows]:
+    """Rows of the file to train and to test on; copies of an image stay on one side, but for the user's own split."""
     if not len(rows):
         raise LabelError(
             f"{features.path} has no labelled images: put them into one folder per class, or list them in a CSV with "
@@ -171,20 +190,35 @@ def _split(features: Features, rows: Rows, config: FitConfig) -> tuple[Rows, Row
     if config.split_column:
         train, test = split_by_name(features.split_of[rows], features.splits)
     elif config.per_class is not None:
-        train, test = split_per_class(labels, config.per_class, config.seed, features.classes)
+        train, test = split_per_class(labels, config.per_class, config.seed, features.classes, copies=copies)
     else:
         share = DEFAULT_TEST if config.test is None else config.test
         # Where images have several classes, what they have in common is no class to hold a share of.
-        multilabel = is_multilabel([features.classes[label] for label in np.unique(labels)])
-        train, test = split_by_share(np.zeros_like(labels) if multilabel else labels, share, config.seed)
+        train, test = split_by_share(np.zeros_like(labels) if multilabel else labels, share, config.seed, copies)
     return rows[train], rows[test]
 
 
 def _notes(
-    features: Features, config: FitConfig, classes: list[str], metrics: Metrics | LabelMetrics | None
+    features: Features,
+    config: FitConfig,
+    classes: list[str],
+    metrics: Metrics | LabelMetrics | None,
+    train: Rows,
+    test: Rows,
 ) -> list[str]:
     """What a reader of the accuracy should know."""
-    notes = []
+    notes = [note.removeprefix("note: ") for note in notes_on(config, Facts())]
+    if not len(test) and config.test != 0:
+        notes.append(
+            f"nothing was tested: of {plural(len(train), 'image')} of {plural(len(classes), 'class', 'classes')} "
+            f"{'--split-column' if config.split_column else '--test'} holds out none"
+        )
+    copied = count_among(features.sha256[test], remember(features.sha256[train])) if len(test) else 0
+    if copied:
+        notes.append(
+            f"{plural(copied, 'test image')} {'is a copy' if copied == 1 else 'are copies'} of training images, "
+            f"as the file's own splits have it: the accuracy is too high"
+        )
     if features.splits and not config.split_column:
         notes.append(
             f"the file has splits ({', '.join(map(printable, features.splits))}) that were not used: images of "
@@ -213,7 +247,8 @@ def _labels_to_train_on(features: Features, train: Rows, multilabel: bool) -> tu
     Raises:
         LabelError: there is only one of them.
     """
-    classes = classes_of([features.classes[label] for label in np.unique(features.labels[train])])
+    names = [features.classes[label] for label in np.unique(features.labels[train])]
+    classes = classes_of(names, multilabel=multilabel)
     if len(classes) < 2:
         named = ", ".join(map(repr, classes)) or "none"
         raise LabelError(f"{features.path}: a head needs at least two classes to tell apart; to train on: {named}")

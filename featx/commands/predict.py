@@ -118,4 +118,4 @@ def score_features(head: LinearHead, features: Features) -> Scored:
     rows = np.flatnonzero(features.status == Status.DONE)
     if len(rows):
         scores[rows] = head.scores(features[layer][rows])
-    return Scored(features.paths, scores, {f.row: f.reason for f in features.failures()}, {})
+    return Scored(features.paths, scores, {f.row: f.reason for f in features.failures()}, {}, features.sha256)

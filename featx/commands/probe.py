@@ -22,9 +22,10 @@ from featx.extraction.device_cache import DeviceCache
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.metrics import measure
-from featx.heads.splits import Rows, split_per_class
+from featx.heads.splits import Rows, copies_of, split_per_class
 from featx.options.extraction import ExtractConfig
 from featx.options.heads import ProbeConfig
+from featx.options.rules import Facts, notes_on
 from featx.runtime.progress import SILENT, Reporter
 from featx.store.open import open_features
 from featx.store.reader import Features
@@ -65,7 +66,7 @@ def probe_layers(
     classes = [features.classes[label] for label in np.unique(features.labels[rows])]
     if len(classes) < 2:
         raise LabelError(f"{features.path} has {len(classes)} classes with images; probing needs two or more")
-    if is_multilabel(classes):
+    if is_multilabel(classes, features.source_kind):
         raise LabelError(
             f"images of {features.path} have several classes (a|b); probing counts images of one. Measure a layer "
             f"with featx fit-svm {features.path} -l LAYER"
@@ -75,8 +76,11 @@ def probe_layers(
     finished = None if folder is None else ProbeFolder(folder, reporter).take_finished(plan)
     if finished is not None:
         return finished
+    for note in notes_on(config, Facts()):
+        reporter.note(note)
+    copies = copies_of(features.sha256[rows])
     splits = [
-        split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, most=config.test_per_class)
+        split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, config.test_per_class, copies)
         for repeat in range(config.repeats)
     ]
     found, tested = [], len(splits[0][1])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -46,6 +48,14 @@ class ProcessGroup:
             found = found.cuda()
         dist.all_reduce(found)
         return [value > 0 for value in found.tolist()]
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """What the first process makes, in each of them."""
+        if self.world_size == 1:
+            return make()
+        held = [make() if self.is_first else None]
+        dist.broadcast_object_list(held, src=0)
+        return held[0]
 
     def wait(self) -> None:
         """Until all have come here."""

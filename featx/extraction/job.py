@@ -243,6 +243,7 @@ class ExtractionJob:
             blocks=blocks,
             workers=self.config.workers or max(1, usable_cores() // here),
             stop=stop,
+            image_timeout=self.config.image_timeout,
         )
 
     def _meet_the_others(self, queue: WorkQueue, writer: FeatureWriter, stop: Stop) -> None:

@@ -16,6 +16,7 @@ from featx.extraction.recipe import Recipe, extract_command
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
 from featx.options.extraction import ExtractConfig
+from featx.options.rules import Facts, notes_on
 from featx.runtime.text import format_bytes, table
 from featx.store.schema import FilePlan, partial_path
 
@@ -63,6 +64,12 @@ class ExtractionPlan:
         lines = [title, *table(["layer", "node", "ReLU", "shape", "type", "in all"], rows, left=3)]
         free = shutil.disk_usage(_existing_parent(self.output)).free
         lines.append(f"{format_bytes(self._bytes_needed())} for {self.output}; {format_bytes(free)} are free there")
+        facts = Facts(
+            device=recipe.device.type,
+            source_kind=manifest.kind,
+            all_vectors=all(len(recipe.backbone.geometry_of(layer).shape) == 1 for layer in recipe.layers),
+        )
+        lines += notes_on(self.config, facts)
         if recipe.assumed is not None:
             lines.append(recipe.assumed)
         if recipe.weights.seed is not None:

@@ -5,7 +5,7 @@ Importing this module loads neither torch nor a network: a finished output is re
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,7 +108,7 @@ class Recipe:
         network = Backbone(backbone, crop, source.published)
         values = network.preprocessing if named is None else default_preprocessing(backbone, named)
         prepared = Preprocess.from_values(values).overridden(resize=resize, crop=crop, squash=squash, mirror=mirror)
-        captured = tuple(network.names.resolve(layers or default_layer(backbone)))
+        captured = tuple(network.names.resolve(default_layer(backbone) if layers is None else layers))
         return cls(
             backbone=network,
             layers=captured,
@@ -128,7 +128,7 @@ class Recipe:
     @classmethod
     def from_config(cls, config: ExtractConfig) -> Recipe:
         """What makes the features that options ask for."""
-        elsewhere = ("follow_links", "max_bad", "workers", "retry_failed", "shard", "pool")
+        elsewhere = ("follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "shard", "pool")
         options = {name: value for name, value in vars(config).items() if name not in elsewhere}
         return cls.plan(**options, pool=config.pool)
 
@@ -214,7 +214,10 @@ def describe_layer(provenance: dict[str, Any], layer: str, pooling: str) -> dict
         pooling: of this layer; vectors are not pooled whatever was asked for.
     """
     kept = ("backbone", "weights", "preprocess", "exif", "precision", "batch_size")
-    alone = ExtractConfig(**{**provenance["request"], "layers": layer})
+    names = {spec.name for spec in fields(ExtractConfig)}
+    # Options that an older version had are left out; what they meant is in the rest of the provenance.
+    request = {name: value for name, value in provenance["request"].items() if name in names}
+    alone = ExtractConfig(**{**request, "layers": layer})
     return {key: provenance[key] for key in kept} | {
         "node": provenance["layers"][layer]["node"],
         "pooling": pooling,
@@ -240,7 +243,10 @@ def default_layer(backbone: str) -> str:
 
 def weights_file(config: ExtractConfig) -> Path:
     """The file that `--weights` names, or a run's weights; a path that is not a file for published weights."""
-    return read_run(config.backbone).weights if is_run(config.backbone) else Path(config.weights)
+    if is_run(config.backbone):
+        return read_run(config.backbone).weights
+    whole = Path(config.weights)
+    return whole if whole.is_file() else Path(config.weights.partition("#")[0])
 
 
 def default_batch_size(largest_activation: int, device_type: str) -> int:

@@ -36,12 +36,14 @@ class Scored:
         scores: (N, K); 0 for those that failed.
         errors: row -> why it failed.
         images: the record of the images (`same_images.record_of`); empty for rows of a features file.
+        sha256: (N, 32) of the images' bytes, zeros where they could not be read.
     """
 
     paths: list[str]
     scores: Scores
     errors: dict[int, str]
     images: dict[str, str]
+    sha256: npt.NDArray[np.uint8]
 
     def refuse_too_many_bad(self, max_bad: float) -> None:
         """Raise TooManyBadImages, naming the first, if more failed than that share allows."""
@@ -109,7 +111,10 @@ class StoredScores:
             blocks = writer.pending_blocks(recipe.batch_size)
             try:
                 with graceful_stop() as stop:
-                    stream_features(manifest, engine, store, blocks=blocks, workers=config.workers, stop=stop)
+                    stream_features(
+                        manifest, engine, store, blocks=blocks, workers=config.workers, stop=stop,
+                        image_timeout=config.image_timeout,
+                    )  # fmt: skip
             finally:
                 engine.close()
             self._reporter.end()
@@ -122,7 +127,8 @@ class StoredScores:
             )
         found = Features(partial_path(self._path))
         errors = {failure.row: failure.reason for failure in found.failures()}
-        return Scored(found.paths, np.nan_to_num(np.array(found["scores"])), errors, record_of(state, found.sha256))
+        scores = np.nan_to_num(np.array(found["scores"]))
+        return Scored(found.paths, scores, errors, record_of(state, found.sha256), found.sha256)
 
     def discard(self) -> None:
         """Delete them: the table is there."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,21 +34,6 @@ class Calibration:
             return np.asarray(softmax(logits, axis=1))
         chances = expit(logits).clip(np.finfo(np.float64).tiny)
         return np.asarray(chances / chances.sum(axis=1, keepdims=True))
-
-    @classmethod
-    def from_json(cls, described: Any) -> Calibration:
-        """Read back what `dataclasses.asdict` made.
-
-        Raises:
-            ValueError: it is no calibration.
-        """
-        if not isinstance(described, dict) or set(described) != {"kind", "slopes", "offsets"}:
-            raise ValueError("its calibration is none")
-        found = cls(**described)
-        numbers = [*found.slopes, *found.offsets]
-        if found.kind not in KINDS or not all(isinstance(n, int | float) and np.isfinite(n) for n in numbers):
-            raise ValueError("its calibration is not of finite numbers")
-        return found
 
 
 def calibrate(kind: str, scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> Calibration:
@@ -105,6 +89,9 @@ def _platt(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> 
         found = found - length * step
         if np.abs(gradient).max() < 1e-9 * len(scores):
             break
+    if found[0] < 0:  # the scores say the opposite of what they should: they say nothing
+        share = float(targets.mean())
+        return 0.0, float(np.log(share / (1 - share)))
     return float(found[0] / scale), float(found[1])
 
 

@@ -15,6 +15,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
+from featx.heads.calibration import Calibration
 from featx.heads.normalize import Normalizer
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.solver import TOLERANCE, Solver
@@ -55,8 +56,11 @@ class _LinearEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
         self.classes_, labels = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"{type(self).__name__} needs samples of at least 2 classes; the data holds one class")
-        if not self.C > 0:
-            raise ValueError(f"C is {self.C}; it must be above 0")
+        if not 0 < self.C < np.inf:
+            raise ValueError(
+                f"C is {self.C}; it must be above 0 and finite: without a penalty separable classes have no optimum. "
+                f"A large C, as 1e6, comes as near as it can be certified"
+            )
         weights = None
         if sample_weight is not None:
             weights = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
@@ -179,6 +183,48 @@ class Softmax(_LinearEstimator):
             scores = np.column_stack([-scores / 2, scores / 2])
         found: Array = log_softmax(scores, axis=1)
         return found
+
+
+class CalibratedSVM(LinearSVM):
+    """A linear SVM whose scores have been calibrated: what `LinearHead.to_sklearn` makes of a calibrated head.
+
+    Fitted anew, as in a cross-validation, it is a LinearSVM without probabilities.
+
+    Attributes:
+        calibration_: from scores (n, K) to probabilities.
+    """
+
+    calibration_: Calibration | None = None
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """As `LinearSVM.fit`; the calibration belongs to the old scores and is dropped."""
+        self.calibration_ = None
+        return super().fit(X, y, sample_weight)
+
+    def decision_function(self, X: Any) -> Array:
+        """Scores (n, K), before the calibration; fitted anew, as LinearSVM."""
+        if self.calibration_ is None:
+            return super().decision_function(X)
+        X = validate_data(self, _array(X), reset=False, dtype=[np.float64, np.float32])
+        scores: Array = X @ self.coef_.T + self.intercept_
+        return scores
+
+    def predict(self, X: Any) -> Array:
+        """The class with the highest score, calibrated or not, as `featx predict`."""
+        if self.calibration_ is None:
+            return super().predict(X)
+        found: Array = self.classes_[self.decision_function(X).argmax(axis=1)]
+        return found
+
+    def predict_proba(self, X: Any) -> Array:
+        """(n, K) probabilities.
+
+        Raises:
+            AttributeError: it was fitted anew.
+        """
+        if self.calibration_ is None:
+            raise AttributeError("fitted without a calibration; featx fit-svm --calibrate makes probabilities")
+        return self.calibration_(self.decision_function(X))
 
 
 def _array(values: Any) -> Any:

@@ -5,24 +5,30 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from featx.runtime.text import class_name, in_order
+
 SEPARATOR = "|"
 Labels = npt.NDArray[np.int32] | npt.NDArray[np.bool_]
 
 
-def is_multilabel(names: list[str]) -> bool:
-    """Whether labels of these names stand for several classes each."""
-    return any(SEPARATOR in name for name in names)
+def is_multilabel(names: list[str], source_kind: str) -> bool:
+    """Whether labels of these names stand for several classes each: a|b in a list or CSV.
+
+    Args:
+        source_kind: of the manifest. A folder may be called a|b, and is one class.
+    """
+    return source_kind in ("csv", "list") and any(SEPARATOR in name for name in names)
 
 
-def classes_of(names: list[str]) -> list[str]:
-    """The classes behind labels of these names, in their order, or sorted if any of them stands for several.
+def classes_of(names: list[str], *, multilabel: bool) -> list[str]:
+    """The classes behind labels of these names, in their order, or sorted if labels stand for several.
 
-    >>> classes_of(["sky|sea", "sea", "sky | dog"])
+    >>> classes_of(["sky|sea", "sea", "sky | dog"], multilabel=True)
     ['dog', 'sea', 'sky']
     """
-    if not is_multilabel(names):
+    if not multilabel:
         return names
-    return sorted({part for name in names for part in _parts(name)})
+    return in_order({part for name in names for part in _parts(name)})
 
 
 def labels_among(classes: list[str], names: list[str], labels: npt.NDArray[np.integer], multilabel: bool) -> Labels:
@@ -38,10 +44,10 @@ def labels_among(classes: list[str], names: list[str], labels: npt.NDArray[np.in
     >>> labels_among(["sea", "sky"], ["sky|sea", "sea", "dog"], np.array([0, 1, 2, -1]), multilabel=True).tolist()
     [[True, True], [True, False], [False, False], [False, False]]
     """
-    index_of = {name: index for index, name in enumerate(classes)}
+    index_of = {class_name(name): index for index, name in enumerate(classes)}
     if not multilabel:
         # The last entry is for label -1.
-        table = np.array([*(index_of.get(name, -1) for name in names), -1], np.int32)
+        table = np.array([*(index_of.get(class_name(name), -1) for name in names), -1], np.int32)
         found: Labels = table[labels]
         return found
     membership = np.zeros((len(names) + 1, len(classes)), bool)
@@ -52,4 +58,9 @@ def labels_among(classes: list[str], names: list[str], labels: npt.NDArray[np.in
 
 
 def _parts(name: str) -> list[str]:
-    return [part for part in (part.strip() for part in name.split(SEPARATOR)) if part]
+    return [part for part in map(class_name, name.split(SEPARATOR)) if part]
+
+
+def is_known(labels: Labels) -> npt.NDArray[np.bool_]:
+    """(N,) whether rows belong to any of the classes, from `labels_among`."""
+    return np.asarray(labels.any(axis=1) if labels.ndim == 2 else labels >= 0)

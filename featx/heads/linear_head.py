@@ -20,10 +20,13 @@ from featx.heads.decision import DecisionRule
 from featx.heads.labels import Labels
 from featx.heads.metrics import LabelMetrics, Metrics, measure, measure_labels
 from featx.heads.normalize import Array, l2_normalized
+from featx.options.extraction import ExtractConfig
+from featx.options.option import known_command
 from featx.runtime.files import is_hdf5, refuse_special_file, replacing
+from featx.runtime.stored import Head, convert, parse_json
+from featx.runtime.text import printable
 
 METADATA = "featx head 1"  # the one key of the safetensors metadata, and the format's version
-_DESCRIBED = {"kind": str, "classes": list, "normalize": str, "layer": str, "recipe": dict, "report": dict}
 _ROWS_AT_ONCE = 4096
 
 
@@ -41,6 +44,7 @@ class LinearHead:
         report: how the head was fitted and how good it was.
         calibration: makes probabilities of an SVM's scores; None without one.
         multilabel: images can be of several classes, those whose score is above 0.
+        trained_on: (n, 8) the beginnings of the SHA-256 of the training images; None if they are not known.
     """
 
     kind: str
@@ -53,6 +57,7 @@ class LinearHead:
     report: dict[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
     multilabel: bool = False
+    trained_on: npt.NDArray[np.uint8] | None = None
 
     def scores(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n, K) decision values of features (n, D) or (n, C, H, W); for "softmax" the logits.
@@ -73,7 +78,10 @@ class LinearHead:
                 row = start + int((~np.isfinite(block).all(axis=1)).argmax())
                 raise FileFormatError(f"row {row} of the features given to the head holds NaN or infinite values")
             block = l2_normalized(block) if self.normalize == "l2" else block
-            found[start : start + _ROWS_AT_ONCE] = block @ self.weights.T + self.bias
+            with np.errstate(over="ignore", invalid="ignore"):  # looked at below
+                found[start : start + _ROWS_AT_ONCE] = block @ self.weights.T + self.bias
+        if not np.isfinite(found).all():
+            raise FileFormatError("the head's weights are so large that its scores are infinite; fit it again")
         return found
 
     def outputs(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
@@ -94,7 +102,9 @@ class LinearHead:
     def to_sklearn(self) -> Any:
         """The same classifier as a plain scikit-learn object, fitted: LinearSVC or LogisticRegression.
 
-        If the head brings rows to length 1 first, a Pipeline of Normalizer and that. Its classes are the names.
+        If the head brings rows to length 1 first, a Pipeline of Normalizer and that. Its classes are the names, its C
+        that of the fit. A calibrated head becomes a `featx.heads.estimators.CalibratedSVM`, an estimator with
+        `predict_proba` and the head's own decisions.
 
         Raises:
             UsageError: the head gives several classes per image.
@@ -102,28 +112,48 @@ class LinearHead:
         if self.multilabel:
             raise UsageError("the head gives several classes per image; scikit-learn's LinearSVC gives one")
         from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import Pipeline
-        from sklearn.preprocessing import Normalizer
         from sklearn.svm import LinearSVC
 
-        model = LinearSVC() if self.kind == "svm" else LogisticRegression()
+        c = self.report.get("c")
+        c = float(c) if isinstance(c, int | float) and c > 0 else 1.0
         weights, bias = self.weights, self.bias
+        if self.calibration is not None:
+            from featx.heads.estimators import CalibratedSVM
+
+            calibrated = CalibratedSVM(c)
+            calibrated.coef_, calibrated.intercept_ = weights.copy(), bias.copy()
+            calibrated.classes_, calibrated.n_features_in_ = np.array(self.classes), weights.shape[1]
+            calibrated.calibration_ = self.calibration
+            return self._after_normalizer(calibrated)
+        model = LinearSVC(C=c) if self.kind == "svm" else LogisticRegression(C=c)
         if len(self.classes) == 2:
             factor = 1.0 if self.kind == "svm" else 2.0
             weights, bias = factor * weights[1:], factor * bias[1:]
         model.coef_, model.intercept_ = weights.copy(), bias.copy()
         model.classes_, model.n_features_in_ = np.array(self.classes), weights.shape[1]
+        return self._after_normalizer(model)
+
+    def _after_normalizer(self, model: Any) -> Any:
+        """The model, behind what brings rows to length 1 if the head does."""
         if self.normalize != "l2":
             return model
+        from sklearn.pipeline import Pipeline
+        from sklearn.preprocessing import Normalizer
+
         normalizer = Normalizer()
-        normalizer.n_features_in_ = weights.shape[1]
+        normalizer.n_features_in_ = self.weights.shape[1]
         return Pipeline([("normalize", normalizer), ("head", model)])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write as safetensors with JSON metadata; the name appears when the file is whole and read back."""
         path = Path(path)
         # safetensors writes Fortran-ordered arrays, which scikit-learn's coef_ is, garbled and says nothing.
-        tensors = {"weights": np.ascontiguousarray(self.weights), "bias": np.ascontiguousarray(self.bias)}
+        tensors: dict[str, npt.NDArray[Any]] = {
+            "weights": np.ascontiguousarray(self.weights),
+            "bias": np.ascontiguousarray(self.bias),
+        }
+        if self.trained_on is not None:
+            tensors["trained_on"] = self.trained_on
         described = {
             "kind": self.kind,
             "classes": self.classes,
@@ -159,17 +189,30 @@ class LinearHead:
                 metadata = file.metadata() or {}
                 if METADATA not in metadata:
                     raise FileFormatError(f"{path} is a safetensors file but not a head of featx")
-                described = json.loads(metadata[METADATA])
-                weights, bias = file.get_tensor("weights"), file.get_tensor("bias")
-            _refuse_damage(described, weights, bias)
-            calibration = _calibration_in(described)
+                described: dict[str, Any] = parse_json(metadata[METADATA], f"{path}, its metadata")
+                declared = convert(described, Head, f"{path}, its metadata")
+                tensors = {name: file.get_tensor(name) for name in ("weights", "bias")}
+                if "trained_on" in file.keys():  # noqa: SIM118  # it is no dictionary
+                    tensors["trained_on"] = file.get_tensor("trained_on")
+            _refuse_damage(declared, tensors)
         except FileNotFoundError as error:
             raise FileFormatError(f"no file {path}") from error
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise FileFormatError(f"{path} cannot be read as a head: {' '.join(str(error).split())}") from error
-        kept = {name: described[name] for name in _DESCRIBED}
-        kept["multilabel"] = described.get("multilabel", False)
-        return cls(weights=weights, bias=bias, calibration=calibration, **kept)
+        learnt = declared.calibration
+        return cls(
+            kind=declared.kind,
+            weights=tensors["weights"],
+            bias=tensors["bias"],
+            classes=declared.classes,
+            normalize=declared.normalize,
+            layer=declared.layer,
+            recipe=described["recipe"],
+            report=declared.report,
+            calibration=None if learnt is None else Calibration(learnt.kind, learnt.slopes, learnt.offsets),
+            multilabel=declared.multilabel,
+            trained_on=tensors.get("trained_on"),
+        )
 
     def refuse_other_features(self, layer: str, recipe: dict[str, Any], where: str) -> None:
         """Raise FeaturesMismatch unless `recipe` makes the same features as the head was fitted on.
@@ -188,37 +231,30 @@ class LinearHead:
 
     @property
     def extract_command(self) -> str:
-        """The command that makes the features this head takes."""
-        return str(self.recipe["command"])
+        """The command that makes the features this head takes.
+
+        What the file says is taken apart and put together again: only options of `featx extract` are shown.
+        """
+        return f"{printable(known_command(str(self.recipe['command']), ExtractConfig))} -o NEW.h5"
 
 
-def _refuse_damage(described: Any, weights: npt.NDArray[Any], bias: npt.NDArray[Any]) -> None:
-    """Raise ValueError, KeyError or TypeError for what no head of featx's own could hold."""
-    for name, kind in _DESCRIBED.items():
-        if not isinstance(described[name], kind):
-            raise ValueError(f"its {name} is no {kind.__name__}")
-    classes = described["classes"]
-    if not all(isinstance(name, str) for name in classes) or len(set(classes)) != len(classes) or len(classes) < 2:
-        raise ValueError("its classes are not two or more different names")
-    if described["kind"] not in ("svm", "softmax") or described["normalize"] not in ("none", "l2"):
-        raise ValueError(f"its kind is {described['kind']!r}, its normalize {described['normalize']!r}")
-    if not isinstance(described.get("multilabel", False), bool):
-        raise ValueError(f"its multilabel is {described['multilabel']!r}")
+def _refuse_damage(described: Head, tensors: dict[str, npt.NDArray[Any]]) -> None:
+    """Raise ValueError for what no head of featx's own could hold."""
+    classes, weights, bias = described.classes, tensors["weights"], tensors["bias"]
+    if len(set(classes)) != len(classes):
+        raise ValueError("two of its classes have one name")
     if weights.ndim != 2 or weights.shape[0] != len(classes) or bias.shape != (len(classes),):
         raise ValueError(f"{len(classes)} classes, weights {weights.shape}, bias {bias.shape}")
-    if weights.dtype != np.float64 or not (np.isfinite(weights).all() and np.isfinite(bias).all()):
-        raise ValueError("its weights are not finite float64 numbers")
-    for key in [*_MUST_AGREE, "weights.spec", "weights.name", "precision", "command"]:
-        _get(described["recipe"], key)
-
-
-def _calibration_in(described: dict[str, Any]) -> Calibration | None:
-    if described.get("calibration") is None:
-        return None
-    found = Calibration.from_json(described["calibration"])
-    if len(found.slopes) != len(described["classes"]) or len(found.offsets) != len(found.slopes):
+    if weights.dtype != np.float64 or bias.dtype != np.float64:
+        raise ValueError(f"its weights are {weights.dtype} and {bias.dtype}, not float64")
+    if not (np.isfinite(weights).all() and np.isfinite(bias).all()):
+        raise ValueError("its weights are not finite numbers")
+    hashes = tensors.get("trained_on")
+    if hashes is not None and (hashes.dtype != np.uint8 or hashes.shape[1:] != (8,)):
+        raise ValueError(f"its trained_on is {hashes.dtype} {hashes.shape}")
+    learnt = described.calibration
+    if learnt is not None and not len(learnt.slopes) == len(learnt.offsets) == len(classes):
         raise ValueError("its calibration is of another number of classes")
-    return found
 
 
 _MUST_AGREE = {

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featx.runtime.stored import build
 from featx.runtime.text import printable, table
 
 TOP = 5
@@ -36,16 +38,23 @@ class Metrics:
 
 
 def measure(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], classes: list[str]) -> Metrics:
-    """Compare scores (n, K) with labels (n,), n > 0."""
-    count, predicted = len(classes), scores.argmax(axis=1)
+    """Compare scores (n, K) with labels (n,), n > 0.
+
+    A tie never counts in the model's favour: an image whose class shares the highest score with another is predicted
+    as that other one.
+    """
+    count, rows = len(classes), np.arange(len(labels))
+    others = np.array(scores, np.float64)
+    others[rows, labels] = -np.inf
+    predicted = np.where(scores[rows, labels] > others.max(axis=1), labels, others.argmax(axis=1))
     confusion = np.zeros((count, count), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
     totals, right = confusion.sum(axis=1), np.diag(confusion)
     shares = [float(r / t) if t else None for r, t in zip(right, totals, strict=True)]
     top5 = None
     if count > TOP:
-        own = scores[np.arange(len(labels)), labels][:, None]
-        top5 = float(((scores > own).sum(axis=1) < TOP).mean())
+        own = scores[rows, labels][:, None]
+        top5 = float(((others >= own).sum(axis=1) < TOP).mean())
     return Metrics(
         images=len(labels),
         accuracy=float(right.sum() / len(labels)),
@@ -119,3 +128,15 @@ def metric_lines(metrics: Metrics | LabelMetrics) -> list[str]:
     pairs = [(int(flat) // len(names), int(flat) % len(names)) for flat in most]
     shown = [f"{names[t]} as {names[p]} {confusion[t, p]}" for t, p in pairs if confusion[t, p]]
     return [text, "most confused: " + ("; ".join(shown) or "nothing")]
+
+
+def read_metrics(value: Any, where: str) -> Metrics | LabelMetrics | None:
+    """Metrics as they were written into a report.
+
+    Raises:
+        FileFormatError: they are not as declared.
+    """
+    if value is None:
+        return None
+    several = isinstance(value, dict) and "mean_average_precision" in value
+    return build(LabelMetrics, value, where) if several else build(Metrics, value, where)

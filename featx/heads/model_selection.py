@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import KFold, StratifiedKFold
+from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
 from featx.errors import LabelError, NonFiniteRow
@@ -61,8 +61,13 @@ def grid_for(variance: float) -> list[float]:
     return [10.0 ** (centre + decade) for decade in GRID_DECADES]
 
 
-def folds_of(labels: Labels, folds: int, seed: int, classes: list[str]) -> npt.NDArray[np.bool_]:
+def folds_of(
+    labels: Labels, folds: int, seed: int, classes: list[str], copies: npt.NDArray[np.intp] | None = None
+) -> npt.NDArray[np.bool_]:
     """(F, n): which rows each fold holds out, the same share of every class where an image has only one.
+
+    Args:
+        copies: (n,) from `splits.copies_of`: rows of the same bytes are in the same fold.
 
     Raises:
         LabelError: a class has fewer rows than folds.
@@ -75,9 +80,12 @@ def folds_of(labels: Labels, folds: int, seed: int, classes: list[str]) -> npt.N
             f"{folds}. Give a value with --c, or fewer --folds"
         )
     held_out = np.zeros((folds, len(labels)), bool)
-    kind = KFold if labels.ndim == 2 else StratifiedKFold
+    if copies is None or len(np.unique(copies)) == len(copies):
+        copies, kind = None, KFold if labels.ndim == 2 else StratifiedKFold
+    else:
+        kind = GroupKFold if labels.ndim == 2 else StratifiedGroupKFold
     splitter = kind(folds, shuffle=True, random_state=seed)
-    for fold, (_, test) in enumerate(splitter.split(labels, labels)):
+    for fold, (_, test) in enumerate(splitter.split(labels, labels, copies)):
         held_out[fold, test] = True
     return held_out
 
@@ -97,6 +105,7 @@ def fit_heads(
     device: torch.device,
     memory_bytes: int,
     keep_scores: bool = False,
+    copies: npt.NDArray[np.intp] | None = None,
     reporter: Reporter = SILENT,
 ) -> Found:
     """Heads of one kind for some rows of features.
@@ -107,6 +116,7 @@ def fit_heads(
         rows: the n rows to train on.
         labels: (n,) of these rows, 0..K-1, or membership (n, K).
         c: None to choose it by cross-validation.
+        copies: (n,) which of these rows are of the same bytes, see `folds_of`.
         keep_scores: also return scores of each row by heads that were trained without it.
 
     Raises:
@@ -124,7 +134,7 @@ def fit_heads(
             c, curve, solution, uncertified, scores = _search(
                 targets,
                 blocks_of,
-                folds_of(labels, folds, seed, classes),
+                folds_of(labels, folds, seed, classes, copies),
                 grid=None if c is None else [c],
                 shared=normalize != "standard",
                 memory_bytes=memory_bytes // 2,

@@ -12,16 +12,39 @@ from featx.errors import LabelError
 Rows = npt.NDArray[np.intp]
 
 
-def split_by_share(labels: npt.NDArray[np.int32], share: float, seed: int) -> tuple[Rows, Rows]:
+def copies_of(sha256: npt.NDArray[np.uint8]) -> Rows:
+    """(n,) which rows are of the same bytes: the position of the first of them, from hashes (n, 32).
+
+    A hash of zeros is that of no file: such rows are copies of none.
+    """
+    found: Rows = np.arange(len(sha256))
+    known = np.flatnonzero(sha256.any(axis=1))
+    if len(known):
+        _, first, group = np.unique(sha256[known], axis=0, return_index=True, return_inverse=True)
+        found[known] = known[first[group.reshape(-1)]]
+    return found
+
+
+def split_by_share(
+    labels: npt.NDArray[np.int32], share: float, seed: int, copies: Rows | None = None
+) -> tuple[Rows, Rows]:
     """Hold out a share of every class, chosen at random.
 
     Args:
         labels: (n,) class of every row.
         share: of each class, rounded to the nearest row; every class keeps at least one row for training.
+        copies: (n,) from `copies_of`: rows of the same bytes come to the same side.
 
     Returns:
         train, test: positions in `labels`, sorted.
     """
+    if copies is not None and len(firsts := np.unique(copies)) < len(copies):
+        train, test = split_by_share(labels[firsts], share, seed)
+        return np.flatnonzero(np.isin(copies, firsts[train])), np.flatnonzero(np.isin(copies, firsts[test]))
+    return _split_by_share(labels, share, seed)
+
+
+def _split_by_share(labels: npt.NDArray[np.int32], share: float, seed: int) -> tuple[Rows, Rows]:
     generator = np.random.default_rng(seed)
     train, test = [], []
     for label in np.unique(labels):
@@ -33,13 +56,30 @@ def split_by_share(labels: npt.NDArray[np.int32], share: float, seed: int) -> tu
 
 
 def split_per_class(
-    labels: npt.NDArray[np.int32], count: int, seed: int, classes: list[str], most: int | None = None
+    labels: npt.NDArray[np.int32],
+    count: int,
+    seed: int,
+    classes: list[str],
+    most: int | None = None,
+    copies: Rows | None = None,
 ) -> tuple[Rows, Rows]:
     """Train on `count` rows of every class, chosen at random; test on all others, or on at most `most` of a class.
+
+    Args:
+        copies: (n,) from `copies_of`: of rows of the same bytes only the first takes part.
 
     Raises:
         LabelError: a class has fewer rows than that.
     """
+    if copies is not None and len(firsts := np.unique(copies)) < len(copies):
+        train, test = split_per_class(labels[firsts], count, seed, classes, most)
+        return firsts[train], firsts[test]
+    return _split_per_class(labels, count, seed, classes, most)
+
+
+def _split_per_class(
+    labels: npt.NDArray[np.int32], count: int, seed: int, classes: list[str], most: int | None
+) -> tuple[Rows, Rows]:
     generator = np.random.default_rng(seed)
     train, test = [], []
     for label in np.unique(labels):

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from featx.errors import FileFormatError
+from featx.runtime import stored
+from featx.runtime.stored import read_json_file, refuse_other_shape
 
 FORMAT, SCHEMA = "featx run", 1
-DESCRIPTION, WEIGHTS = "config.json", "model.safetensors"
-_NEEDED = {"backbone": str, "classes": list, "preprocess": dict, "plan": dict}
+DESCRIPTION, WEIGHTS, TRAINED_ON = "config.json", "model.safetensors", "trained_on.bin"
+_MOST_HASHES = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,16 @@ class Run:
             raise FileFormatError(f"{self.folder} is not finished; run the same featx finetune command again")
 
 
+def trained_on(folder: Path) -> npt.NDArray[np.uint8] | None:
+    """(n, 8) beginnings of the SHA-256 of the images a run was trained on; None if the run does not say."""
+    try:
+        with (folder / TRAINED_ON).open("rb") as file:
+            content = np.frombuffer(file.read(_MOST_HASHES * 8), np.uint8)
+    except FileNotFoundError:
+        return None
+    return content[: len(content) // 8 * 8].reshape(-1, 8)
+
+
 def is_run(name: str) -> bool:
     """Whether a name is that of a run's folder."""
     return (Path(name) / DESCRIPTION).is_file()
@@ -61,20 +75,13 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         FileFormatError: damaged, or of another schema.
     """
     path = Path(folder) / DESCRIPTION
-    try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
-        raise FileFormatError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
+    found = read_json_file(path)
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise FileFormatError(f"{path} does not describe a run of featx finetune")
     if found.get("schema") != SCHEMA:
         raise FileFormatError(
-            f"{path} has schema {found.get('schema')!r}; this version of featx reads schema {SCHEMA}. "
-            f"Use the version that wrote it: {found.get('plan', {}).get('featx', 'unknown')}"
+            f"{path} has schema {str(found.get('schema'))[:20]!r}; this version of featx reads schema {SCHEMA}. "
+            f"Use the version that wrote it"
         )
-    for name, kind in _NEEDED.items():
-        if not isinstance(found.get(name), kind):
-            raise FileFormatError(f"{path}: its {name} is no {kind.__name__}")
-    if len(found["classes"]) < 2 or not all(isinstance(name, str) for name in found["classes"]):
-        raise FileFormatError(f"{path}: its classes are not two or more names")
+    refuse_other_shape(found, stored.Run, str(path))
     return Run(Path(folder), found["backbone"], found["classes"], found["preprocess"], found["plan"])

@@ -38,6 +38,17 @@ def workers_option() -> Any:
     )
 
 
+def image_timeout_option() -> Any:
+    return option(
+        30.0,
+        "Seconds to decode one image; one that takes longer has failed.",
+        low=0.1,
+        high=86_400.0,
+        metavar="SECONDS",
+        recorded=False,
+    )
+
+
 def max_bad_option() -> Any:
     return option(
         0.01,

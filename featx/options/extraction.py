@@ -13,6 +13,7 @@ from featx.options.common import (
     device_option,
     exif_option,
     follow_links_option,
+    image_timeout_option,
     max_bad_option,
     preprocess_option,
     resize_option,
@@ -62,6 +63,7 @@ class ExtractConfig(Config):
     plain: bool = option(False, "On a CPU, PyTorch's own operations: slower, and rounded as in training.")
     follow_links: bool = follow_links_option()
     max_bad: float = max_bad_option()
+    image_timeout: float = image_timeout_option()
     workers: int | None = workers_option()
     retry_failed: bool = option(False, "Try the images again that failed before.", recorded=False)
     shard: str | None = option(
@@ -93,6 +95,7 @@ class CheckConfig(Config):
         None, "Layers to estimate disk for; by default as featx extract.", "-l", metavar="LAYERS"
     )
     follow_links: bool = follow_links_option()
+    max_bad: float = max_bad_option()
     workers: int | None = workers_option()
 
 
@@ -101,7 +104,18 @@ class VerifyConfig(Config):
     """Options of `featx verify`."""
 
     rows: int = option(64, "How many rows to recompute, chosen at random.", low=1, metavar="N")
-    seed: int = option(0, "Seed of the choice of rows.", low=0, high=2**32 - 1, metavar="N")
+    all: bool = option(False, "Recompute all rows.")
+    seed: int | None = option(
+        None, "Seed of the choice of rows; by default another choice every time.", low=0, high=2**32 - 1, metavar="N"
+    )
+    tolerance: float | None = option(
+        None,
+        "Largest difference allowed, as a share of a layer's largest value; by default what its precision and "
+        "decoder need, as the file says them.",
+        low=0.0,
+        high=1.0,
+        metavar="SHARE",
+    )
     source: str | None = option(
         None, "Where the images are now, if they have moved since the extraction.", metavar="PATH"
     )
@@ -122,6 +136,7 @@ class PredictConfig(Config):
     )
     follow_links: bool = follow_links_option()
     max_bad: float = max_bad_option()
+    image_timeout: float = image_timeout_option()
     workers: int | None = workers_option()
 
 

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from featx.errors import UsageError
+from featx.options.rules import refuse_without_effect
 
 _PLAIN = (type(None), str, int, float)
 _TYPES: dict[str, tuple[type, str]] = {
@@ -66,6 +67,7 @@ class Config:
             value = _of_its_type(spec, value)
             object.__setattr__(self, spec.name, value)
             _check(spec, value)
+        refuse_without_effect(self)
 
     def recorded(self) -> dict[str, Any]:
         """The options that can change a result, as they were given."""
@@ -119,3 +121,33 @@ def command_line(verb: str, source: str, config: Config) -> str:
             value = given[spec.name]
             words += [flag_of(spec)] if value is True else [flag_of(spec), str(value)]
     return shlex.join(words)
+
+
+def known_command(command: str, kind: type[Config]) -> str:
+    """A command that a file says, taken apart and put together again from options that `kind` declares.
+
+    What stands in a file is somebody else's text: an option with a wrong value, or one that there is not, ends it.
+
+    >>> from featx.options.extraction import ExtractConfig
+    >>> known_command("featx extract SOURCE --backbone vgg16 --squash -o NEW.h5; rm -r ~", ExtractConfig)
+    'featx extract SOURCE --backbone vgg16 --squash'
+    """
+    known = {flag_of(spec): spec for spec in fields(kind)}
+    given: dict[str, Any] = {}
+    try:
+        words = iter(shlex.split(command)[3:])
+    except ValueError:
+        words = iter(())
+    for word in words:
+        spec = known.get(word)
+        if spec is None:
+            break
+        value: Any = True if spec.default is False else next(words, None)
+        try:
+            if str(spec.type).startswith(("int", "float")):
+                value = (int if str(spec.type).startswith("int") else float)(str(value))
+            kind(**given, **{spec.name: value})
+        except (UsageError, ValueError, TypeError):
+            break
+        given[spec.name] = value
+    return command_line("extract", "SOURCE", kind(**given))

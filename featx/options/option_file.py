@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,21 @@ def read_option_file(path: Path, command: str, is_flag: Mapping[str, bool]) -> d
     import yaml
 
     try:
-        values = yaml.safe_load(path.read_text()) or {}
+        text = path.read_text()
+        values = yaml.safe_load(text) or {}
+        written = yaml.compose(text, yaml.SafeLoader)
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise UsageError(f"{path} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path} must hold one mapping of options to values")
+    # A mapping keeps the last of several equal keys; what was written has them all.
+    keys = [key.value for key, _ in written.value] if isinstance(written, yaml.MappingNode) else []
+    for key, count in Counter(keys).items():
+        if count > 1:
+            raise UsageError(f"{path}: {key} appears {count} times")
     found: dict[str, Any] = {}
-    for written, value in values.items():
-        key = str(written).replace("-", "_")
+    for name, value in values.items():
+        key = str(name).replace("-", "_")
         if key not in is_flag:
             raise UsageError(f"{path}: {command} has no option {key!r}; it has {', '.join(sorted(is_flag))}")
         if key in found:

@@ -32,7 +32,7 @@ class FinetuneConfig(Config):
         metavar="SPEC",
     )
     from_scratch: bool = option(False, "Start from random weights (then --lr is one rate for all layers).")
-    epochs: int = option(10, "Times every image is seen.", low=1, high=100_000, metavar="N")
+    epochs: int = option(10, "Passes over the training images.", low=1, high=100_000, metavar="N")
     batch_size: int = option(64, "Images per step, over all processes together.", low=1, high=65_536, metavar="N")
     accumulate: int = option(1, "Parts a process takes its share of a step in, to save memory.", low=1, metavar="N")
     init_head: str = option(
@@ -42,7 +42,7 @@ class FinetuneConfig(Config):
     )
     optimizer: str = option("sgd", "sgd with momentum, or adamw.", choices=("sgd", "adamw"))
     momentum: float = option(0.9, "Of sgd.", low=0.0, high=0.9999, metavar="M")
-    weight_decay: float = option(5e-4, "Pull of the weights towards 0.", low=0.0, high=1.0, metavar="DECAY")
+    weight_decay: float = option(5e-4, "Weight decay: L2 penalty of the weights.", low=0.0, high=1.0, metavar="DECAY")
     no_bias_decay: bool = option(False, "No weight decay for biases and norms.")
     schedule: str = option("cosine", "How all rates fall.", choices=("cosine", "step", "constant"))
     warmup: float = option(0.0, "Epochs in which all rates rise from 0.", low=0.0, high=1000.0, metavar="EPOCHS")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from featx.errors import DiskError, FileFormatError
 from featx.runtime.files import disk_errors, replacing
+from featx.runtime.stored import build, parse_json
 
 METADATA = "featx checkpoint 1"
 
@@ -58,10 +59,10 @@ class Checkpoint:
                 described = (file.metadata() or {}).get(METADATA)
                 if described is None:
                     raise FileFormatError(f"{path} is no checkpoint of this version of featx")
-                numbers = json.loads(described)
+                numbers = parse_json(described, "its metadata")
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # it is no mapping
-            return cls(tensors, numbers["epoch"], numbers["step"], numbers["sums"], numbers["history"])
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            return build(cls, numbers, "its metadata", tensors=tensors)
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, FileFormatError) as error:
             raise FileFormatError(
                 f"{path} cannot be read: {' '.join(str(error).split())}. Delete it to start this run again"
             ) from error

@@ -21,6 +21,7 @@ from featx.distributed.process_group import ProcessGroup
 from featx.errors import Interrupted, UsageError
 from featx.figures.training_curves import draw_curves
 from featx.heads.metrics import Metrics, measure
+from featx.images.contents import copies_in
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
 from featx.networks.backbone import Backbone, load_network
@@ -28,6 +29,7 @@ from featx.networks.build import construct, final_layer, replace_final_layer
 from featx.networks.registry import default_preprocessing
 from featx.networks.run_folder import WEIGHTS, is_run, read_run
 from featx.networks.weights import assumed_preprocessing, published_name, weights_of
+from featx.options.rules import notes_on
 from featx.options.training import FinetuneConfig
 from featx.runtime.compiler import refuse_without_compiler
 from featx.runtime.device import strict_precision
@@ -66,7 +68,12 @@ class FinetuningJob:
         self.manifest, self.folder, self.config = manifest, folder, config
         self.device, self.group = device, group
         self.reporter = reporter if group.is_first else SILENT
-        self.task = plan_task(manifest, val=config.val, split_column=config.split_column, seed=config.seed)
+        copies = group.from_first(lambda: copies_in(manifest, reporter=self.reporter))
+        self.task = plan_task(
+            manifest, val=config.val, split_column=config.split_column, seed=config.seed, copies=copies
+        )
+        for note in self.task.notes(copies, config):
+            self.reporter.note(note)
         self.wants_head = config.init_head != "random" and not config.from_scratch
         self.start: float | None = None
         self.once = Precomputed(manifest, folder, config, self.task, device, group, self.reporter)
@@ -91,6 +98,8 @@ class FinetuningJob:
         rates = assign_rates(self.lr, network)
         if not any(rate.rate for rate in rates):
             raise UsageError(f"--lr {config.lr!r} freezes every layer; nothing would be trained")
+        for note in notes_on(config, self.task.facts(network, rates, config, self.device.type, self.manifest.kind)):
+            self.reporter.note(note)
         how, cut = self._augmentation(network, rates)
         nodes = self._nodes(network, cut)
         for line in table(["layer", "parameters", "rate", "decay", ""], rate_table(rates, config.weight_decay)):
@@ -104,7 +113,7 @@ class FinetuningJob:
         if nodes:
             self.once.extract(nodes, for_head=self.wants_head)
         if self.group.is_first:
-            record_images(self.folder, self.manifest, self.once.features, self.reporter)
+            record_images(self.folder, self.manifest, self.task.train, self.once.features, self.reporter)
         self.group.wait()
         if self.wants_head:
             self.start = self.once.start_head(network, nodes[-1])

@@ -10,6 +10,7 @@ entries win.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -104,9 +105,12 @@ def assign_rates(spec: str, network: nn.Module) -> list[Rate]:
         where, equals, value = (part.strip() for part in entry.partition("="))
         match = _VALUE.fullmatch(value)
         if not equals or not where or not match or not value:
-            raise UsageError(f"--lr: {entry!r} is no LAYERS=RATE; write conv1-conv5=0 or fc6=1e-3 or *.bias=x2/wd0")
+            raise UsageError(f"--lr: {entry!r} is not LAYERS=RATE; write conv1-conv5=0 or fc6=1e-3 or *.bias=x2/wd0")
         for name in _matching(where, groups, layer_of):
             found[name] = _changed(found.get(name), Rate(name, layer_of[name], sizes[name], -1.0), match, entry)
+    for rate in found.values():
+        if not (math.isfinite(rate.rate) and math.isfinite(rate.decay or 0.0)):
+            raise UsageError(f"--lr gives {rate.layer} a rate or decay that is infinite")
     missing = [name for name in sizes if name not in found or found[name].rate < 0]
     if missing:
         layers = ", ".join(dict.fromkeys(layer_of[name] for name in missing))
@@ -133,7 +137,7 @@ def _changed(before: Rate | None, fresh: Rate, match: re.Match[str], entry: str)
             now = replace(now, epoch=int(epoch))
         return now if decay is None else replace(now, decay=float(decay))
     except ValueError:
-        raise UsageError(f"--lr: {entry!r} is no LAYERS=RATE") from None
+        raise UsageError(f"--lr: {entry!r} is not LAYERS=RATE") from None
 
 
 def _matching(where: str, groups: Sequence[LayerGroup], layer_of: dict[str, str]) -> list[str]:

@@ -10,11 +10,14 @@ from featx.artifacts.artifact import write_json
 from featx.artifacts.same_images import record_of
 from featx.errors import PlanMismatch
 from featx.extraction.provenance import versions
+from featx.heads.splits import Rows
+from featx.heads.trained_on import remember
 from featx.images.contents import content_hashes, files_state
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
-from featx.networks.run_folder import DESCRIPTION, FORMAT, SCHEMA, is_run, read_run
+from featx.networks.run_folder import DESCRIPTION, FORMAT, SCHEMA, TRAINED_ON, is_run, read_run
 from featx.options.training import FinetuneConfig
+from featx.runtime.files import replacing
 from featx.runtime.progress import Reporter
 from featx.store.reader import Features
 
@@ -66,13 +69,21 @@ def describe_run(
     write_json(path, described)
 
 
-def record_images(folder: Path, manifest: Manifest, features: list[Features], reporter: Reporter) -> None:
-    """Add the record of the images, once: by the hashes that the features have, or else by reading the files."""
+def record_images(
+    folder: Path, manifest: Manifest, train: Rows, features: list[Features], reporter: Reporter
+) -> None:
+    """Add the record of the images, once: by the hashes that the features have, or else by reading the files.
+
+    Args:
+        train: rows that are trained on.
+    """
     run = read_run(folder)
     if "files" in run.plan:
         return
     state = files_state(manifest)
     hashes = features[0].sha256 if features else content_hashes(manifest, reporter=reporter)
+    with replacing(folder / TRAINED_ON) as partial:
+        partial.write_bytes(remember(hashes[train]).tobytes())
     described = {
         "format": FORMAT, "schema": SCHEMA, "backbone": run.backbone, "classes": run.classes,
         "preprocess": run.preprocess, "plan": {**run.plan, "files": record_of(state, hashes)},

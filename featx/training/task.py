@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from torch import nn
 
 from featx.errors import LabelError
 from featx.heads.labels import is_multilabel
 from featx.heads.splits import Rows, split_by_name, split_by_share
 from featx.images.manifest import Manifest
+from featx.options.rules import Facts
+from featx.options.training import FinetuneConfig
+from featx.runtime.text import plural
+from featx.training.layer_groups import layer_groups
+from featx.training.learning_rates import Rate
 
 DEFAULT_VAL = 0.1
 
@@ -45,11 +52,59 @@ class Task:
             gone = next(name for label, name in enumerate(self.classes) if label not in left)
             raise LabelError(f"no image of class {gone!r} is left to train on: all of them failed")
 
+    def notes(self, copies: Rows, config: FinetuneConfig) -> list[str]:
+        """What the user should know of the validation: that there is none, or of images that are trained on too.
 
-def plan_task(manifest: Manifest, *, val: float | None, split_column: bool, seed: int) -> Task:
+        Args:
+            copies: (N,) as for `plan_task`.
+        """
+        found = []
+        if not len(self.val) and config.val != 0:
+            found.append(
+                f"note: nothing is validated on: of {plural(len(self.train), 'image')} of "
+                f"{plural(len(self.classes), 'class', 'classes')} "
+                f"{'--split-column' if config.split_column else '--val'} holds out none, so the last epoch is kept"
+            )
+        copied = int(np.isin(copies[self.val], copies[self.train]).sum())
+        if copied:
+            found.append(
+                f"note: {plural(copied, 'validation image')} {'is a copy' if copied == 1 else 'are copies'} of "
+                f"training images, as the source's own splits have it: the validation accuracy is too high"
+            )
+        return found
+
+    def facts(
+        self, network: nn.Module, rates: Sequence[Rate], config: FinetuneConfig, device: str, source_kind: str
+    ) -> Facts:
+        """What the rules about options without effect ask."""
+        live = [rate for rate in rates if rate.rate]
+        trained = {rate.layer: min(one.epoch for one in live if one.layer == rate.layer) for rate in live}
+        inside = [name for group in layer_groups(network) if group.name in trained for name in group.modules]
+        dropouts = [
+            name
+            for name, module in network.named_modules()
+            if isinstance(module, nn.Dropout) and any(name == one or name.startswith(f"{one}.") for one in inside)
+        ]
+        return Facts(
+            epochs_of_rates=trained,
+            steps=config.epochs * -(-len(self.train) // config.batch_size),
+            train=len(self.train),
+            val=len(self.val),
+            class_sizes=tuple(np.bincount(self.labels[self.train], minlength=len(self.classes)).tolist()),
+            trained_dropouts=len(dropouts),
+            device=device,
+            source_kind=source_kind,
+        )
+
+
+def plan_task(
+    manifest: Manifest, *, val: float | None, split_column: bool, seed: int, copies: Rows | None = None
+) -> Task:
     """Split a manifest's labelled images.
 
     Args:
+        copies: (N,) which images are of the same bytes, see `featx.images.contents.copies_in`: they train or validate
+            together, unless the manifest's own splits divide them.
         val: share of every class to validate on.
         split_column: use the manifest's own splits instead.
 
@@ -63,7 +118,7 @@ def plan_task(manifest: Manifest, *, val: float | None, split_column: bool, seed
             f"{manifest.source} has no labels: put the images into one folder per class, or list them in a CSV with "
             f"the columns path,label"
         )
-    if is_multilabel(list(manifest.classes)):
+    if is_multilabel(list(manifest.classes), manifest.kind):
         raise LabelError(
             f"images of {manifest.source} have several classes (a|b); fine-tuning gives each one. Every class "
             f"against the rest, on features: featx fit-svm"
@@ -71,7 +126,8 @@ def plan_task(manifest: Manifest, *, val: float | None, split_column: bool, seed
     if split_column:
         train, held_out = split_by_name(np.array(manifest.split_of, np.int32)[rows], list(manifest.splits))
     else:
-        train, held_out = split_by_share(labels[rows], DEFAULT_VAL if val is None else val, seed)
+        share = DEFAULT_VAL if val is None else val
+        train, held_out = split_by_share(labels[rows], share, seed, None if copies is None else copies[rows])
     train, held_out = rows[train], rows[held_out]
     present = np.unique(labels[train])
     if len(present) < 2:

@@ -28,6 +28,7 @@ from featx.options.training import FinetuneConfig
 from featx.runtime.compiler import compiled
 from featx.runtime.device import upload
 from featx.runtime.progress import Reporter
+from featx.runtime.text import plural
 from featx.training.checkpoint import Checkpoint
 from featx.training.data.augment import Draws
 from featx.training.data.inputs import Inputs
@@ -98,11 +99,13 @@ class Trainer:
         self.network, self.rates, self.data, self.config = network, rates, data, config
         self.device, self.group = device, group
         self._part = trained_part
+        # Every image is seen once in an epoch: its steps have the same number of images, or one less.
+        self.steps_per_epoch = -(-len(data.train) // config.batch_size)
         self._batch = min(config.batch_size, len(data.train))
-        self.steps_per_epoch = max(1, len(data.train) // self._batch)
-        if self._batch // config.accumulate < group.world_size > 1:
+        smallest = len(data.train) // self.steps_per_epoch
+        if smallest // config.accumulate < group.world_size > 1:
             raise UsageError(
-                f"{self._batch} images per step in --accumulate {config.accumulate} parts are too few for "
+                f"{smallest} images per step in --accumulate {config.accumulate} parts are too few for "
                 f"{group.world_size} processes: each needs one of every part. Use fewer processes or parts, or a "
                 f"larger --batch-size"
             )
@@ -200,12 +203,12 @@ class Trainer:
             group["lr"] = rate * factor
         self.optimiser.zero_grad(set_to_none=True)
         weight = self._weight_of(step.places)
-        parts = self._parts()
+        parts = self._parts(len(step.places))
         for number, rows in enumerate(parts):
             last = number == len(parts) - 1
             inputs = self.data.train.take(step.places, rows, step.draws)
             if last and following is not None:
-                for part in parts:
+                for part in self._parts(len(following.places)):
                     self.data.train.expect(following.places, part, following.draws)
             with self._no_exchange(not last):
                 self._backward(inputs, step, rows, weight, len(parts))
@@ -215,10 +218,10 @@ class Trainer:
         self.weights.step()
         self.step += 1
 
-    def _parts(self) -> list[slice]:
+    def _parts(self, images: int) -> list[slice]:
         """What this process takes of each part of a step; a part is the same images whoever takes them."""
         found = []
-        for part in np.array_split(np.arange(self._batch), min(self.config.accumulate, self._batch)):
+        for part in np.array_split(np.arange(images), min(self.config.accumulate, images)):
             mine, first = self.group.share(len(part)), int(part[0])
             found.append(slice(first + mine.start, first + mine.stop))
         return found
@@ -256,17 +259,26 @@ class Trainer:
         return float(self._weight_of_class[self.data.train_labels[places]].sum())
 
     def _forward(self, module: nn.Module, inputs: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-            logits: Tensor = module(inputs)
+        try:
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
+                logits: Tensor = module(inputs)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UsageError(
+                f"{plural(len(inputs), 'image')} per forward pass and process, and a BatchNorm that is trained needs "
+                f"two values of every channel. Use a larger --batch-size, less --accumulate or fewer processes, or "
+                f"freeze it: --lr '..., *bn*=0'"
+            ) from error
         return logits.float()
 
     def _planned(self, epoch: int, step: int) -> Step:
-        """A step, in every process the same; what is left of an epoch waits for another order."""
+        """A step, in every process the same."""
         if epoch not in self._orders:
             order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.data.train))
             self._orders = {name: old for name, old in self._orders.items() if name == epoch - 1} | {epoch: order}
         if (epoch, step) not in self._steps:
-            places = self._orders[epoch][step * self._batch : (step + 1) * self._batch]
+            places = np.array_split(self._orders[epoch], self.steps_per_epoch)[step]
             generator = torch.Generator().manual_seed(_mix(self.config.seed, epoch, step, 0))
             draws = self.data.train.draw(len(places), generator)
             now = {name: old for name, old in self._steps.items() if name == (self.epoch, self.step)}

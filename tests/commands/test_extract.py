@@ -16,7 +16,7 @@ from PIL import Image
 
 import featx as featx_package
 from featx.commands.extract import extract_features
-from featx.errors import DeviceUnavailable, PlanMismatch, TooManyBadImages, UsageError
+from featx.errors import DeviceUnavailable, PlanMismatch, SourceError, TooManyBadImages, UsageError
 from featx.images.contents import files_state
 from featx.images.sources.scan import scan
 from featx.networks.build import construct
@@ -338,7 +338,7 @@ def test_an_output_that_cannot_be_is_a_disk_error(photos, tmp_path, name):
 def test_a_corrected_list_begins_anew_where_nothing_was_done_yet(photos, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("nowhere/1.jpg\nnowhere/2.jpg\n")
-    with pytest.raises(TooManyBadImages, match=r"no such file .*\(paths are relative to .*, where the list is\)"):
+    with pytest.raises(SourceError, match=r"line 1: no file .*nowhere/1\.jpg.* Paths are relative to the folder of"):
         extract_features(listed, tmp_path / "f.h5", config())
     listed.write_text("photos/a/00.jpg\nphotos/b/01.jpg\n")
     assert extract_features(listed, tmp_path / "f.h5", config()).done == 2

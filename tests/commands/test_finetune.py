@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -369,7 +370,14 @@ def test_a_run_is_a_backbone_that_every_command_takes(tmp_path, colours, weights
     assert done.status == 0
     assert done.json["lr"] == "*=0, fc6-fc7=0.001, fc8=0.01"
     names = {path.name for path in run.iterdir()} - {".lock"}
-    assert names == {"config.json", "curves.png", "metrics.jsonl", "model.safetensors", "report.json"}
+    assert names == {
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "model.safetensors",
+        "report.json",
+        "trained_on.bin",
+    }
     moved = {row["layer"]: row["moved"] for row in done.json["layers"]}
     assert moved["conv5"] == 0 < moved["fc6"]
     network = construct("alexnet-mini", seed=0, classes=3)
@@ -531,7 +539,7 @@ def test_parts_that_are_too_small_for_the_processes_are_refused(tmp_path, colour
     words = [*launcher, *command(colours, tmp_path / "run", weights, *options_)[1:]]
     ran = subprocess.run(words, capture_output=True, text=True, check=False)
     assert ran.returncode != 0
-    assert "7 images per step in --accumulate 4 parts are too few for 2 processes" in ran.stderr
+    assert re.search(r"\d images per step in --accumulate 4 parts are too few for 2 processes", ran.stderr)
 
 
 def test_a_training_that_diverges_stops_and_names_the_rate(tmp_path, colours, weights):
@@ -669,13 +677,13 @@ def test_a_folder_that_is_no_run_or_an_unfinished_one_is_refused(tmp_path, colou
     (run / "config.json").write_text('{"format": "featx run", "schema": 9, "plan": {"featx": "7.0"}}')
     said = featx("extract", colours, "-b", run, "-l", "fc7", "-o", tmp_path / "f.h5")
     assert said.status == 2
-    assert "has schema 9; this version of featx reads schema 1" in said.err
+    assert "has schema '9'; this version of featx reads schema 1" in said.err
     for text in ("{", "[]", '{"format": "other"}', '{"format": "featx run", "schema": 1, "classes": 3}'):
         (run / "config.json").write_text(text)
         with pytest.raises(FileFormatError):
             evaluate_head(run, colours)
     described = {"format": "featx run", "schema": 1, "backbone": "alexnet-mini", "classes": ["a", "b"],
-                 "preprocess": {}, "plan": {}}  # fmt: skip
+                 "preprocess": {"resize": 256, "crop": 224, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "squash": False}, "plan": {}}  # fmt: skip
     (run / "config.json").write_text(json.dumps(described))
     said = featx("extract", colours, "-b", run, "-l", "fc7", "-o", tmp_path / "f.h5")
     assert said.status == 2

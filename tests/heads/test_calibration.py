@@ -81,5 +81,5 @@ def test_a_softmax_needs_none_and_a_damaged_one_is_refused(tmp_path):
     for broken in (Calibration("platt", [1.0], [0.0]), Calibration("magic", [1.0] * 3, [0.0] * 3)):
         object.__setattr__(plain, "calibration", broken)
         plain.save(tmp_path / "b.safetensors")
-        with pytest.raises(FileFormatError, match="its calibration is"):
+        with pytest.raises(FileFormatError, match="calibration"):
             LinearHead.load(tmp_path / "b.safetensors")

@@ -29,8 +29,8 @@ from featx.heads.solver.solver import solve
 from featx.heads.splits import split_by_name, split_by_share, split_per_class
 
 RECIPE = {
-    "backbone": "alexnet", "node": "classifier.5", "pooling": "none", "weights": {"sha256": "ab", "name": "x", "spec": "x"},
-    "preprocess": {"crop": 224}, "exif": False, "precision": "fp32", "decode": "cpu", "command": "featx extract SOURCE --layers fc7",
+    "backbone": "alexnet", "node": "classifier.5", "pooling": "none", "weights": {"sha256": "ab" * 32, "name": "x", "spec": "x"},
+    "preprocess": {"resize": 256, "crop": 224, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "squash": False}, "exif": False, "precision": "fp32", "batch_size": 32, "decode": "cpu", "command": "featx extract SOURCE --layers fc7",
 }  # fmt: skip
 
 

@@ -30,7 +30,7 @@ def scenes(tmp_path):
     """A features file of 200 rows with labels of NAMES, and the rows and their membership (N, 3)."""
     values, labels = clusters(classes=5, seed=31, width=20)
     membership = np.array([[part in name.split("|") for part in CLASSES] for name in NAMES])[labels]
-    return write_features(tmp_path / "f.h5", values, labels, NAMES), values, membership
+    return write_features(tmp_path / "f.h5", values, labels, NAMES, kind="csv"), values, membership
 
 
 def margins(rows, membership, c):
@@ -85,7 +85,7 @@ def test_predictions_name_all_classes_above_zero_and_evaluation_takes_other_file
     names = ("sea|dog", "cat", "sky|cat", "sea")
     own = np.array([[True, True, False], [False] * 3, [False, False, True], [False, True, False]])
     labels = np.arange(40) % 4
-    other = write_features(tmp_path / "other.h5", values[:40], labels, names)
+    other = write_features(tmp_path / "other.h5", values[:40], labels, names, kind="csv")
     report = evaluate_head(tmp_path / "head.safetensors", other)
     known = labels != 1
     assert (report.images, report.left_out) == (30, 10)
@@ -105,6 +105,6 @@ def test_what_needs_one_class_per_image_is_refused(tmp_path, scenes):
     fit_svm(path, tmp_path / "head.safetensors")
     with pytest.raises(UsageError, match="several classes"):
         LinearHead.load(tmp_path / "head.safetensors").to_sklearn()
-    one = write_features(tmp_path / "one.h5", scenes[1][:20], [0] * 20, ("a| a",))
+    one = write_features(tmp_path / "one.h5", scenes[1][:20], [0] * 20, ("a| a",), kind="csv")
     with pytest.raises(LabelError, match="at least two classes to tell apart; to train on: 'a'"):
         fit_svm(one)

@@ -1,0 +1,250 @@
+"""Options that have no effect together, or in a given run: refused or noted before anything is computed.
+
+One table. A rule that needs only the options is checked when they are made; one that needs to know the network or the
+images, when the run is planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from featx.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a run knows of itself when it is planned.
+
+    Attributes:
+        epochs_of_rates: layer -> the first epoch it is trained in, from 0, of the layers that are trained at all.
+        steps: training steps in all.
+        train, val: images to train on and to validate on.
+        class_sizes: training images of every class.
+        trained_dropouts: dropout layers among what is trained.
+        device: "cpu" or "cuda".
+        source_kind: of the manifest; None for a features file.
+        all_vectors: no layer asked for is a map or tokens.
+    """
+
+    epochs_of_rates: dict[str, int] = field(default_factory=dict)
+    steps: int = 1_000_000
+    train: int = 1_000_000
+    val: int = 1_000_000
+    class_sizes: tuple[int, ...] = ()
+    trained_dropouts: int = 1
+    device: str = "cuda"
+    source_kind: str | None = "folder"
+    all_vectors: bool = False
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One combination without effect.
+
+    Attributes:
+        command: whose options: the name of the config class.
+        holds: (options, facts) -> whether it is met; facts are None while there are none yet.
+        says: (options, facts) -> the sentence.
+        refuses: an error; else a note.
+        needs_facts: whether it can be decided only when the run is planned.
+        example: options, and facts, that meet it; the tests use them.
+    """
+
+    command: str
+    holds: Callable[[Any, Facts], bool]
+    says: Callable[[Any, Facts], str]
+    refuses: bool = True
+    needs_facts: bool = False
+    example: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}))
+
+
+def _late_layers(facts: Facts, epochs: int) -> list[str]:
+    return [layer for layer, first in facts.epochs_of_rates.items() if first >= epochs]
+
+
+FINETUNE, EXTRACT, FIT, PROBE = "FinetuneConfig", "ExtractConfig", "FitConfig", "ProbeConfig"
+_NO_DECAY, _DEFAULT_MOMENTUM, _DEFAULT_FOLDS = 0.0, 0.9, 5
+
+RULES: tuple[Rule, ...] = (
+    Rule(
+        FINETUNE,
+        lambda o, f: o.optimizer == "adamw" and o.momentum != _DEFAULT_MOMENTUM,
+        lambda o, f: f"--momentum {o.momentum:g} is of sgd; adamw has none. Leave it out, or use --optimizer sgd",
+        example=({"optimizer": "adamw", "momentum": 0.3}, {}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.patience is not None and o.val == 0,
+        lambda o, f: f"--patience {o.patience} waits for a better validation, and --val 0 holds out none",
+        example=({"patience": 2, "val": 0.0}, {}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.warmup > o.epochs,
+        lambda o, f: (
+            f"--warmup {o.warmup:g} is not over after --epochs {o.epochs}: the rates of --lr would never be reached"
+        ),
+        example=({"warmup": 50.0, "epochs": 2}, {}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.no_bias_decay and o.weight_decay == _NO_DECAY and "/wd" not in o.lr,
+        lambda o, f: "--no-bias-decay leaves biases out of a weight decay that is 0: leave out one of the two",
+        example=({"no_bias_decay": True, "weight_decay": 0.0}, {}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.from_scratch and o.init_head == "svm",
+        lambda o, f: "--init-head svm fits a head on pretrained features, and --from-scratch has none",
+        example=({"from_scratch": True, "init_head": "svm"}, {}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.accumulate > o.batch_size,
+        lambda o, f: f"--accumulate {o.accumulate} parts of --batch-size {o.batch_size} images: some would be empty",
+        example=({"accumulate": 128, "batch_size": 64}, {}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: bool(o.dropout) and not f.trained_dropouts,
+        lambda o, f: (
+            f"--dropout {o.dropout:g}: there is no dropout layer among what is trained of {o.backbone}; leave it out"
+        ),
+        needs_facts=True,
+        example=({"dropout": 0.5}, {"trained_dropouts": 0}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: bool(_late_layers(f, o.epochs)),
+        lambda o, f: (
+            f"{len(late := _late_layers(f, o.epochs))} of {len(f.epochs_of_rates)} layers begin after the last of "
+            f"--epochs {o.epochs} and are never trained: {', '.join(late[:5])}"
+        ),
+        refuses=False,
+        needs_facts=True,
+        example=({"epochs": 3}, {"epochs_of_rates": {"fc8": 0, "fc7": 5}}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.ema is not None and f.steps < 1 / (1 - o.ema),
+        lambda o, f: (
+            f"--ema {o.ema:g} averages over about {1 / (1 - o.ema):,.0f} steps, and there are {f.steps:,}: it stays "
+            f"near the start"
+        ),
+        refuses=False,
+        needs_facts=True,
+        example=({"ema": 0.999}, {"steps": 20}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.class_weights == "balanced" and len(set(f.class_sizes)) == 1,
+        lambda o, f: (
+            f"--class-weights balanced changes nothing: every class has {f.class_sizes[0]:,} training images"
+        ),
+        refuses=False,
+        needs_facts=True,
+        example=({"class_weights": "balanced"}, {"class_sizes": (20, 20)}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.class_weights == "balanced" and o.init_head != "random" and not o.from_scratch,
+        lambda o, f: (
+            "--class-weights balanced counts in the training, not for the head it starts from (--init-head "
+            f"{o.init_head}); --init-head random starts without one"
+        ),
+        refuses=False,
+        needs_facts=True,
+        example=({"class_weights": "balanced"}, {"class_sizes": (20, 30)}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.patience is not None and o.val != 0 and not f.val,
+        lambda o, f: f"--patience {o.patience} has no effect: no image is held out to validate on",
+        refuses=False,
+        needs_facts=True,
+        example=({"patience": 1}, {"val": 0}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.patience is not None and o.patience >= o.epochs,
+        lambda o, f: f"--patience {o.patience} has no effect in --epochs {o.epochs}",
+        refuses=False,
+        needs_facts=True,
+        example=({"patience": 10, "epochs": 10}, {}),
+    ),
+    Rule(
+        FINETUNE,
+        lambda o, f: o.follow_links and f.source_kind not in (None, "folder"),
+        lambda o, f: "--follow-links is about folders; the images come from a list or zip",
+        refuses=False,
+        needs_facts=True,
+        example=({"follow_links": True}, {"source_kind": "csv"}),
+    ),
+    Rule(
+        EXTRACT,
+        lambda o, f: o.follow_links and f.source_kind not in (None, "folder"),
+        lambda o, f: "--follow-links is about folders; the images come from a list or zip",
+        refuses=False,
+        needs_facts=True,
+        example=({"follow_links": True}, {"source_kind": "zip"}),
+    ),
+    Rule(
+        EXTRACT,
+        lambda o, f: o.plain and f.device != "cpu",
+        lambda o, f: "--plain is about the CPU; on a GPU PyTorch's own operations are used in any case",
+        refuses=False,
+        needs_facts=True,
+        example=({"plain": True}, {"device": "cuda"}),
+    ),
+    Rule(
+        EXTRACT,
+        lambda o, f: o.pool not in ("none", "flatten") and f.all_vectors,
+        lambda o, f: f"--pool {o.pool} has no effect: every layer asked for is a vector",
+        refuses=False,
+        needs_facts=True,
+        example=({"pool": "avg"}, {"all_vectors": True}),
+    ),
+    Rule(
+        FIT,
+        lambda o, f: o.folds != _DEFAULT_FOLDS and o.c is not None and o.calibrate == "none",
+        lambda o, f: (
+            f"--folds {o.folds} are for --c auto or --calibrate; with --c {o.c:g} nothing is cross-validated"
+        ),
+        refuses=False,
+        needs_facts=True,
+        example=({"folds": 3, "c": 1.0}, {}),
+    ),
+    Rule(
+        PROBE,
+        lambda o, f: o.folds != _DEFAULT_FOLDS and o.c is not None,
+        lambda o, f: f"--folds {o.folds} are for --c auto; with --c {o.c:g} nothing is cross-validated",
+        refuses=False,
+        needs_facts=True,
+        example=({"folds": 3, "c": 1.0}, {}),
+    ),
+)
+
+
+def refuse_without_effect(options: Any) -> None:
+    """Raise UsageError for options that have no effect together, whatever the run."""
+    for rule in RULES:
+        if rule.command == type(options).__name__ and not rule.needs_facts and rule.holds(options, Facts()):
+            raise UsageError(rule.says(options, Facts()))
+
+
+def notes_on(options: Any, facts: Facts) -> list[str]:
+    """What the user should know of options that have no effect in this run.
+
+    Raises:
+        UsageError: they are to be refused.
+    """
+    notes = []
+    for rule in RULES:
+        if rule.command != type(options).__name__ or not rule.needs_facts or not rule.holds(options, facts):
+            continue
+        if rule.refuses:
+            raise UsageError(rule.says(options, facts))
+        notes.append(f"note: {rule.says(options, facts)}")
+    return notes

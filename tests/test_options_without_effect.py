@@ -1,0 +1,57 @@
+"""Options that would have no effect are refused or noted: every rule of the table, and that none fires by default."""
+
+from __future__ import annotations
+
+import pytest
+
+from featx.errors import UsageError
+from featx.options import extraction, heads, training
+from featx.options.rules import RULES, Facts, notes_on
+
+CONFIGS = {
+    "FinetuneConfig": training.FinetuneConfig, "ExtractConfig": extraction.ExtractConfig,
+    "FitConfig": heads.FitConfig, "ProbeConfig": heads.ProbeConfig,
+}  # fmt: skip
+
+
+def test_there_are_rules_for_every_command_that_has_such_options():
+    assert {rule.command for rule in RULES} == set(CONFIGS)
+    assert len(RULES) >= 19
+
+
+@pytest.mark.parametrize("rule", RULES, ids=[f"{r.command}-{','.join(r.example[0])}" for r in RULES])
+def test_every_rule_refuses_or_notes_its_example_and_names_the_option(rule):
+    given, facts = rule.example
+    flag = "--" + next(iter(given)).replace("_", "-")
+    if not rule.needs_facts:
+        with pytest.raises(UsageError) as refused:
+            CONFIGS[rule.command](**given)
+        said = str(refused.value)
+    elif rule.refuses:
+        with pytest.raises(UsageError) as refused:
+            notes_on(CONFIGS[rule.command](**given), Facts(**facts))
+        said = str(refused.value)
+    else:
+        notes = notes_on(CONFIGS[rule.command](**given), Facts(**facts))
+        said = next(note for note in notes if rule.says(CONFIGS[rule.command](**given), Facts(**facts)) in note)
+    assert flag in said or "--epochs" in said or "--momentum" in said or "--init-head" in said
+    assert len(said) < 250
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_rule_fires_where_nothing_was_asked_for(name):
+    assert notes_on(CONFIGS[name](), Facts()) == []
+
+
+@pytest.mark.parametrize(("name", "given"), [
+    ("FinetuneConfig", {"optimizer": "sgd", "momentum": 0.3}),
+    ("FinetuneConfig", {"patience": 2}),
+    ("FinetuneConfig", {"warmup": 1.0, "epochs": 3}),
+    ("FinetuneConfig", {"dropout": 0.5}),
+    ("FinetuneConfig", {"ema": 0.99}),
+    ("FitConfig", {"folds": 3}),
+    ("FitConfig", {"folds": 3, "c": 1.0, "calibrate": "platt"}),
+    ("ExtractConfig", {"follow_links": True}),
+])  # fmt: skip
+def test_options_that_do_something_are_not_complained_about(name, given):
+    assert notes_on(CONFIGS[name](**given), Facts()) == []
