@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featx import __version__
-from featx.errors import DiskError, FeatxError
+from featx.errors import DiskError, FeatxError, OutOfMemory, VerificationFailed
 from featx.options.click_options import PATH, common, options_of, output_option
 from featx.options.extraction import (
     CheckConfig,
@@ -30,7 +30,10 @@ from featx.options.extraction import (
 )
 from featx.options.heads import FitConfig, ProbeConfig
 from featx.options.training import FinetuneConfig
+from featx.runtime.memory import is_out_of_memory
 from featx.runtime.progress import StderrReporter
+from featx.runtime.streams import open_missing_streams
+from featx.runtime.text import printable
 
 if TYPE_CHECKING:
     from featx.runtime.report import Report
@@ -151,12 +154,16 @@ def merge_command(shards: tuple[Path, ...], output: Path, as_json: bool) -> None
 def check_command(source: Path, config: CheckConfig, as_json: bool) -> None:
     """Check the images of SOURCE before a run: bad files, duplicates, time and disk needed.
 
+    The exit status is 3 if more images are bad than --max-bad allows an extraction.
+
     \b
     featx check photos/
     """
     from featx.commands.check import check_source
 
-    show(check_source(source, config, reporter=StderrReporter()), as_json)
+    report = check_source(source, config, reporter=StderrReporter())
+    show(report, as_json)
+    report.refuse_too_many_bad(config.max_bad)
 
 
 @commands.command("inspect")
@@ -305,6 +312,7 @@ def main(arguments: list[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # Loading PyTorch makes a million objects that stay: by default the collector looks through them again and again.
     gc.set_threshold(50_000, 20, 50)
+    open_missing_streams()
     if os.getpid() == 1:  # the first process of a container: the system drops signals it has said nothing about
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
@@ -317,27 +325,43 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" Try: {context.command_path} --help" if context else ""
-        status = complain(f"{error.format_message().rstrip('.')}{'.' if hint else ''}{hint}", error.exit_code)
+        status = complain(f"{error.format_message().rstrip('.')}{'.' if hint else ''}{hint}", status=error.exit_code)
     except (click.exceptions.Abort, KeyboardInterrupt):
         # Not sys.exit: threads may still be computing, and the interpreter must not be taken down under them.
-        complain("interrupted", INTERRUPTED)
+        complain("interrupted", status=INTERRUPTED)
         sys.stderr.flush()
         os._exit(INTERRUPTED)
+    except VerificationFailed as error:
+        status = complain(*str(error).split("\n"), status=error.exit_status)
     except FeatxError as error:
-        status = complain(str(error), error.exit_status)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            sys.stdout.close()  # else the interpreter tries to flush it once more
-        status = complain(str(error), DiskError.exit_status)
+        status = complain(str(error), status=error.exit_status)
+    except (MemoryError, RuntimeError, OSError) as error:
+        if is_out_of_memory(error):
+            status = complain(
+                "there is not enough memory. Use fewer --workers or a smaller --batch-size; for heads and training a "
+                "smaller --memory",
+                status=OutOfMemory.exit_status,
+            )
+        elif isinstance(error, OSError):
+            with contextlib.suppress(OSError):
+                sys.stdout.close()  # else the interpreter tries to flush it once more
+            status = complain(str(error), status=DiskError.exit_status)
+        else:
+            status = unexpected(error)
     except Exception as error:
-        if os.environ.get("FEATX_TRACEBACK"):
-            raise
-        reason = " ".join(str(error).split())
-        status = complain(f"unexpected {type(error).__name__}: {reason} (FEATX_TRACEBACK=1 shows where)", 1)
+        status = unexpected(error)
     sys.exit(status)
 
 
-def complain(message: str, status: int) -> int:
+def unexpected(error: Exception) -> int:
+    """Say that something went wrong that should not be able to; the exit status."""
+    if os.environ.get("FEATX_TRACEBACK"):
+        raise error
+    reason = " ".join(str(error).split())
+    return complain(f"unexpected {type(error).__name__}: {reason} (FEATX_TRACEBACK=1 shows where)", status=1)
+
+
+def complain(*lines: str, status: int) -> int:
     """Say what is wrong on standard error; the exit status."""
-    click.echo(f"featx: {message}".encode("utf-8", "backslashreplace").decode(), err=True)
+    click.echo("featx: " + "\n".join(map(printable, lines)), err=True)
     return status

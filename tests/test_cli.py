@@ -121,6 +121,7 @@ def test_flags_go_before_variables_before_the_file_before_defaults(tmp_path, mon
         ("split-column: 3\n", "split_column is 3; it must be true or false"),
         ("layer: [fc6, fc7]\n", "it must be one number or text"),
         ("per-class: 3\nper_class: 4\n", "per_class appears twice"),
+        ("folds: 3\nfolds: 4\n", "folds appears 2 times"),
     ],
 )
 def test_a_config_file_with_a_mistake_is_refused(tmp_path, featx, text, message):

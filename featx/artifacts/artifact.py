@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from featx.artifacts.same_images import refuse_other_files
-from featx.errors import FileFormatError, PlanMismatch
+from featx.errors import PlanMismatch, UsageError
 from featx.images.manifest import Manifest
 from featx.options.option import Config
 from featx.runtime.files import replacing
@@ -32,9 +33,13 @@ from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
 from featx.store.schema import differences
 
 SHOWN_DIFFERENCES = 3
-# What JSON of the wrong shape raises when it is read.
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 
+# A name that ends so promises a format; another file under it would be opened by the wrong program.
+_KNOWN_ENDINGS = frozenset({
+    ".h5", ".hdf5", ".mat", ".npz", ".npy", ".csv", ".tsv", ".json", ".jsonl", ".parquet", ".feather", ".arrow",
+    ".pkl", ".pickle", ".pt", ".pth", ".safetensors", ".zip", ".tar", ".gz", ".xlsx", ".txt", ".png", ".jpg", ".jpeg",
+    ".zarr",
+})  # fmt: skip
 Result = TypeVar("Result")
 
 
@@ -58,14 +63,29 @@ class Artifact(ABC, Generic[Result]):
 
     Attributes:
         noun: what it is, for messages: "head".
+        endings: what its name may end with, among the endings that say what a file is; any where there are none.
         config: the options it is made with: an option that came later than the output has its default there.
     """
 
     noun: ClassVar[str]
+    endings: ClassVar[tuple[str, ...]] = ()
     config: ClassVar[type[Config] | None] = None
 
     def __init__(self, path: Path, reporter: Reporter = SILENT) -> None:
+        """Args:
+
+        path: the output.
+
+        Raises:
+            UsageError: its name says that it is of another kind.
+        """
         self.path, self.reporter = path, reporter
+        ending = path.suffix.lower()
+        if self.endings and ending in _KNOWN_ENDINGS and ending not in self.endings:
+            raise UsageError(
+                f"-o {path.name}: a {self.noun} is written, and {ending} says something else; call it "
+                f"{path.stem}{self.endings[0]}"
+            )
 
     @abstractmethod
     def read(self) -> Stored[Result] | None:
@@ -105,6 +125,16 @@ class Artifact(ABC, Generic[Result]):
             added = {name: defaults[name] for name in asked["request"] if name in defaults}
             stored = {**stored, "request": {**added, **stored.get("request", {})}}
         refuse_other_plan(self.path, self.noun, stored, asked, finished=finished, reporter=self.reporter)
+
+
+def refuse_foreign_files(folder: Path, names: Sequence[str], command: str) -> None:
+    """Raise UsageError if files that a command would write are there and are not its own."""
+    there = [name for name in names if os.path.lexists(folder / name)]
+    if there:
+        raise UsageError(
+            f"{folder} holds {there[0]}, which {command} would overwrite, and it is not from {command}; choose "
+            f"another folder with -o, or move the file"
+        )
 
 
 def refuse_other_plan(
@@ -170,21 +200,6 @@ def installed_versions() -> dict[str, str]:
 def _same(stored: str, now: str | None) -> bool:
     """Whether two versions agree; torch calls itself 2.14.1+cu130, its package is 2.14.1."""
     return now is None or stored.partition("+")[0] == now.partition("+")[0]
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-        FileFormatError: there is none.
-    """
-    try:
-        found = json.loads(path.read_text())
-    except READ_ERRORS as error:
-        raise FileFormatError(f"{path} cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(found, dict):
-        raise FileFormatError(f"{path} cannot be read: it holds no JSON object")
-    return found
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -25,6 +25,7 @@ class FeaturesFile(Artifact[Features]):
     """A features file under its final name."""
 
     noun = "features file"
+    endings = (".h5", ".hdf5")
 
     def read(self) -> Stored[Features] | None:
         if not os.path.lexists(self.path):
@@ -62,8 +63,7 @@ class FeaturesFile(Artifact[Features]):
         made = features.provenance
         if made["request"] != request or made.get("shard") != shard:
             return None
-        is_file = weights_file.suffix in (".pth", ".pt", ".safetensors") and weights_file.is_file()
-        if is_file and sha256_of_file(weights_file) != made["weights"]["sha256"]:
+        if weights_file.is_file() and sha256_of_file(weights_file) != made["weights"]["sha256"]:
             return None
         if shard is None:
             if made["images"] != images.digest:

@@ -6,12 +6,13 @@ import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
-from featx.artifacts.artifact import READ_ERRORS, Artifact, Stored, read_json
+from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files
 from featx.errors import FileFormatError
-from featx.heads.metrics import Metrics, metric_lines
-from featx.networks.run_folder import DESCRIPTION, read_run
+from featx.heads.metrics import LabelMetrics, Metrics, metric_lines, read_metrics
+from featx.networks.run_folder import DESCRIPTION, TRAINED_ON, WEIGHTS, read_run
 from featx.options.training import FinetuneConfig
 from featx.runtime.report import Report
+from featx.runtime.stored import build, read_json_file
 from featx.runtime.text import format_duration, plural, table
 
 REPORT = "report.json"
@@ -93,6 +94,7 @@ class FinetunedRun(Artifact[FinetuneReport]):
 
     def read(self) -> Stored[FinetuneReport] | None:
         if not (self.path / DESCRIPTION).exists():
+            refuse_foreign_files(self.path, (WEIGHTS, TRAINED_ON, REPORT, *_WRITTEN), "featx finetune")
             return None
         run = read_run(self.path)
         plan = {key: run.plan[key] for key in ("request", "images", *_VERSIONS) if key in run.plan}
@@ -100,14 +102,14 @@ class FinetunedRun(Artifact[FinetuneReport]):
         return Stored(plan, _report_in(self.path) if finished else None, run.plan.get("files"))
 
 
+_WRITTEN = ("metrics.jsonl", "curves.png", "checkpoint.safetensors")
 _VERSIONS = ("featx", "torch", "torchvision", "decoder")
 
 
 def _report_in(folder: Path) -> FinetuneReport:
-    found = read_json(folder / REPORT)
-    try:
-        metrics = None if found["metrics"] is None else Metrics(**found["metrics"])
-        layers = [LayerChange(**row) for row in found.pop("layers")]
-        return FinetuneReport(output=folder, layers=layers, **{**found, "metrics": metrics})
-    except READ_ERRORS as error:
-        raise FileFormatError(f"{folder / REPORT} cannot be read: {error}") from error
+    path = folder / REPORT
+    found = read_json_file(path)
+    metrics = read_metrics(found.get("metrics"), f"{path}, metrics") if isinstance(found, dict) else None
+    if isinstance(metrics, LabelMetrics):
+        raise FileFormatError(f"{path}: its metrics are those of a head")
+    return build(FinetuneReport, found, str(path), output=folder, metrics=metrics)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from featx.artifacts.artifact import READ_ERRORS, Artifact, Stored
-from featx.errors import FileFormatError
+from featx.artifacts.artifact import Artifact, Stored
+from featx.heads.excluded import excluded_text
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import GridPoint, LabelMetrics, Metrics, metric_lines
+from featx.heads.metrics import GridPoint, LabelMetrics, Metrics, metric_lines, read_metrics
 from featx.options.heads import HEADS, FitConfig
 from featx.runtime.report import Report
+from featx.runtime.stored import build
 from featx.runtime.text import format_duration, plural, table
 
 SHOWN_CONFUSIONS = 5
@@ -21,7 +23,8 @@ class FitReport(Report):
     """How a head was fitted and how good it is.
 
     Attributes:
-        left_out: images without a label, failed, or of a split that was not asked for.
+        left_out: images that neither train nor test.
+        excluded: these by reason.
         curve: cross-validated accuracy for every C that was tried; empty if C was given.
         metrics: on the test rows; None if there are none.
         gap: proven bound on how far the objective is above its optimum, relative to it; the worst class.
@@ -43,12 +46,13 @@ class FitReport(Report):
     uncertified: list[str]
     notes: list[str]
     seconds: float
+    excluded: dict[str, int] = field(default_factory=dict)
 
     def lines(self) -> list[str]:
         text = [
             f"{HEADS[self.kind]} on {self.layer} ({plural(self.values, 'value')}, {self.normalize}): "
             f"{plural(self.train, 'training image')}, {plural(self.test, 'test image')}"
-            + (f", {self.left_out:,} left out" if self.left_out else "")
+            + excluded_text(self.excluded)
             + f"; {format_duration(self.seconds)}"
         ]
         if self.curve:
@@ -77,22 +81,25 @@ class FitReport(Report):
         return lines
 
 
+def plan_in(report: dict[str, Any]) -> dict[str, Any]:
+    """What a head was fitted from, of its report; empty if the report does not say."""
+    found = report.get("plan")
+    return found if isinstance(found, dict) else {}
+
+
 class HeadFile(Artifact[FitReport]):
     """HEAD.safetensors."""
 
     noun = "head"
+    endings = (".safetensors",)
     config = FitConfig
 
     def read(self) -> Stored[FitReport] | None:
         if not self.path.exists():
             return None
         head = LinearHead.load(self.path)
-        try:
-            stored = dict(head.report)
-            plan, metrics = dict(stored.pop("plan", {})), stored.pop("metrics")
-            if metrics is not None:
-                metrics = LabelMetrics(**metrics) if head.multilabel else Metrics(**metrics)
-            curve = [GridPoint(**point) for point in stored.pop("curve")]
-            return Stored(plan, FitReport(output=self.path, metrics=metrics, curve=curve, seconds=0.0, **stored))
-        except READ_ERRORS as error:
-            raise FileFormatError(f"{self.path} holds no report of featx fit-svm or fit-softmax: {error}") from error
+        where = f"{self.path}, its report"
+        stored = dict(head.report)
+        plan = plan_in(stored)
+        metrics = read_metrics(stored.get("metrics"), f"{where}, metrics")
+        return Stored(plan, build(FitReport, stored, where, output=self.path, metrics=metrics, seconds=0.0))

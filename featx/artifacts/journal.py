@@ -10,9 +10,14 @@ from typing import IO, Any
 from featx.artifacts.artifact import refuse_other_plan
 from featx.errors import FileFormatError
 from featx.runtime.files import busy, disk_errors, try_lock
+from featx.runtime.stored import ProbeFit, convert, parse_json
 
 JOURNAL = "probe.partial.jsonl"
 Outcome = tuple[float, float, int]  # of one fit: mean accuracy per class, C, fits not proven
+
+
+def _plan_in(line: str, name: str) -> dict[str, Any]:
+    return convert(parse_json(line, name), dict[str, Any], name)
 
 
 class Journal:
@@ -46,11 +51,13 @@ class Journal:
         lines = [line for line in file.read().splitlines(keepends=True) if line.endswith("\n")]  # a kill may cut one
         try:
             if lines:
-                refuse_other_plan(Path(file.name).parent, "probe", json.loads(lines[0]), plan, finished=False)
+                refuse_other_plan(
+                    Path(file.name).parent, "probe", _plan_in(lines[0], file.name), plan, finished=False
+                )
             for line in lines[1:]:
-                layer, head, repeat, accuracy, c, unproven = json.loads(line)
-                self.done[layer, head, repeat] = (accuracy, c, unproven)
-        except (ValueError, TypeError, AttributeError) as error:
+                fit = convert(parse_json(line, file.name), ProbeFit, file.name)
+                self.done[fit.layer, fit.head, fit.repeat] = (fit.accuracy, fit.c, fit.unproven)
+        except FileFormatError as error:
             raise FileFormatError(f"{file.name} is damaged; delete it and run again") from error
         file.truncate(sum(len(line.encode()) for line in lines))
         file.seek(0, os.SEEK_END)

@@ -3,29 +3,42 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from featx.artifacts.artifact import READ_ERRORS, Artifact, Stored, write_json
-from featx.errors import PlanMismatch, UsageError
+from featx.artifacts.artifact import Artifact, Stored, write_json
+from featx.errors import FileFormatError, PlanMismatch, UsageError
 from featx.options.extraction import PredictConfig
 from featx.runtime.files import disk_errors, refuse_special_file, replacing, sha256_of_file
+from featx.runtime.stored import convert, read_json_file
 
 FIRST_COLUMNS = b"path,class,"
 FORMAT = "featx predictions"
 Counts = dict[str, Any]  # what a report says of a table
 
 
+@dataclass(frozen=True)
+class _Record:
+    """TABLE.csv.json."""
+
+    format: str
+    plan: dict[str, Any]
+    report: dict[str, Any]
+    sha256: str
+    files: dict[str, str] | None = None
+
+
 class PredictionTable(Artifact[Counts]):
     """TABLE.csv, and TABLE.csv.json beside it."""
 
     noun = "table of predictions"
+    endings = (".csv", ".txt")
     config = PredictConfig
 
     @property
@@ -44,20 +57,36 @@ class PredictionTable(Artifact[Counts]):
                         f"{self.path} exists and is not a table of predictions; choose another name with -o"
                     )
 
+    def refuse_foreign_record(self) -> None:
+        """Raise UsageError for a record that is there and is none of a table of predictions."""
+        if not os.path.lexists(self.record_path):
+            return
+        refuse_special_file(self.record_path)
+        try:
+            found = read_json_file(self.record_path)
+        except FileFormatError:
+            found = None
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise UsageError(
+                f"{self.record_path} exists and is not of a table of predictions; choose another name with -o"
+            )
+
     def read(self) -> Stored[Counts] | None:
         self.refuse_foreign()
+        if not self.path.is_file():
+            self.refuse_foreign_record()
         if not (self.path.is_file() and self.record_path.is_file()):
             return None  # a table without its record is made again
         try:
-            found = json.loads(self.record_path.read_text())
-            if found["format"] != FORMAT:
-                raise ValueError
-            plan, counts, digest = dict(found["plan"]), dict(found["report"]), str(found["sha256"])
-            images = found.get("files")
-        except READ_ERRORS as error:
+            found = convert(read_json_file(self.record_path), _Record, str(self.record_path))
+            if found.format != FORMAT:
+                raise FileFormatError(f"its format is {found.format!r}")
+        except FileFormatError as error:
             raise PlanMismatch(
-                f"{self.record_path} should say what made {self.path.name}, and does not; delete both and run again"
+                f"{self.record_path} should say what made {self.path.name}, and does not; delete both and run again "
+                f"({error})"
             ) from error
+        plan, counts, digest, images = found.plan, found.report, found.sha256, found.files
         return Stored(plan, {**counts, "sha256": digest}, images)
 
     def take_finished(self, plan: Mapping[str, Any], images: Any = None) -> Counts | None:

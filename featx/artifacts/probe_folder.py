@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featx.artifacts.artifact import READ_ERRORS, Artifact, Stored, read_json, write_json
-from featx.errors import FileFormatError
+from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files, write_json
+from featx.artifacts.journal import JOURNAL
 from featx.figures.layer_accuracy import draw_layers
 from featx.options.heads import HEADS, ProbeConfig
 from featx.runtime.files import replacing
 from featx.runtime.report import Report
+from featx.runtime.stored import build, convert, read_json_file
 from featx.runtime.text import format_duration, plural, printable, table
 
 REPORT, TABLE, PICTURE = "probe.json", "probe.csv", "probe.png"
@@ -95,14 +96,12 @@ class ProbeFolder(Artifact[ProbeReport]):
     def read(self) -> Stored[ProbeReport] | None:
         path = self.path / REPORT
         if not path.exists():
+            if not (self.path / JOURNAL).exists():
+                refuse_foreign_files(self.path, (TABLE, PICTURE), "featx probe")
             return None
-        stored = read_json(path)
-        try:
-            plan = dict(stored.pop("plan", {}))
-            rows = [ProbeRow(**row) for row in stored.pop("rows")]
-            report = ProbeReport(output=self.path, rows=rows, seconds=0.0, **stored)
-        except READ_ERRORS as error:
-            raise FileFormatError(f"{path} cannot be read: {error}") from error
+        stored = read_json_file(path)
+        report = build(ProbeReport, stored, str(path), output=self.path, seconds=0.0)
+        plan = convert(stored.get("plan", {}), dict[str, Any], f"{path}, plan")
         return Stored(plan, report)
 
     def take_finished(self, plan: Mapping[str, Any], images: Any = None) -> ProbeReport | None:

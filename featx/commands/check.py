@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from featx.errors import Interrupted
+from featx.errors import Interrupted, TooManyBadImages, allow_more, bad_allowed
 from featx.images.bad_image import BadImage
 from featx.images.decode import decode, open_image, pillow_settings
 from featx.images.manifest import NO_LABEL, Manifest
@@ -77,6 +77,15 @@ class CheckReport(Report):
     seconds: float
     bytes: int
     free: int
+
+    def refuse_too_many_bad(self, max_bad: float) -> None:
+        """Raise TooManyBadImages if an extraction with this --max-bad would."""
+        allowed = bad_allowed(max_bad, self.images)
+        if len(self.bad) > allowed:
+            raise TooManyBadImages(
+                f"{len(self.bad):,} of {plural(self.images, 'image')} cannot be used, --max-bad {max_bad:g} allows "
+                f"{allowed}: an extraction would stop. Allow more with {allow_more(len(self.bad), self.images)}"
+            )
 
     def lines(self) -> list[str]:
         text = [

@@ -1,4 +1,4 @@
-"""`featx verify`: recompute rows of a features file by another way, and compare.
+"""`featx verify`: check what a features file says twice, recompute rows by another way, and compare.
 
 The other way is torchvision's own, see `featx.extraction.reference`. The decoder is shared: what the bytes of an
 image file mean is held by the tests, against values computed from its header.
@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import zipfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +23,17 @@ from featx.errors import FileFormatError, PlanMismatch, SourceError, Verificatio
 from featx.extraction.reference import Reference
 from featx.images.bad_image import BadImage
 from featx.images.decode import decode, pillow_settings
-from featx.images.sources.read import read_file, read_member
+from featx.images.manifest import Manifest
+from featx.images.sources.read import Archive, read_file, read_member
+from featx.images.sources.scan import scan
 from featx.options.extraction import VerifyConfig
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
-from featx.runtime.text import printable, table
+from featx.runtime.text import class_name, printable, table
 from featx.status import Decoder, Status
 from featx.store.open import open_features
 from featx.store.reader import Features
+from featx.store.self_check import SelfCheck, check_itself
 
 # Largest difference as a share of the layer's largest value. Float32 sums in another order differ by about 1e-6;
 # bfloat16 has 8 bits of mantissa, TF32 and float16 have 11.
@@ -62,19 +66,36 @@ class LayerCheck:
 
 @dataclass(frozen=True)
 class VerifyReport(Report):
-    """The outcome of a verification."""
+    """The outcome of a verification.
+
+    Attributes:
+        checks: what the file says twice, and what the source says of its labels.
+        schema: of the file; 1 has no checksums.
+        seed: of the choice of rows.
+        layers: recomputed rows against those of the file; none if `checks` failed already.
+    """
 
     path: Path
     rows: int
     images: int
     layers: list[LayerCheck]
+    checks: list[SelfCheck]
+    schema: int
+    seed: int
 
     @property
     def passed(self) -> bool:
-        return all(layer.passed for layer in self.layers)
+        return all(layer.passed for layer in self.layers) and all(check.passed for check in self.checks)
 
     def lines(self) -> list[str]:
-        rows = [
+        failed = [check for check in self.checks if not check.passed]
+        text = [f"{self.path}: {check.name}: {check.found}" for check in failed]
+        if not failed:
+            rows = f"all {self.images:,} rows match their checksums" if self.schema > 1 else "NO checksums (schema 1)"
+            text.append(f"{self.path}: {rows}; fingerprint, names, labels and attributes agree")
+        if not self.layers:
+            return text
+        rows_of_table = [
             [
                 c.layer if c.decoder == Decoder.PILLOW.name else f"{c.layer}, by {Decoder[c.decoder].title}",
                 f"{c.difference:.1e}",
@@ -85,29 +106,93 @@ class VerifyReport(Report):
             for c in self.layers
         ]
         return [
-            f"{self.path}: {self.rows} of {self.images:,} rows recomputed one by one with PyTorch and "
-            f"torchvision alone",
-            *table(["layer", "difference", "allowed", "", "largest in"], rows),
+            *text,
+            f"{self.rows:,} of {self.images:,} rows recomputed one by one with PyTorch and torchvision alone "
+            f"(--seed {self.seed})",
+            *table(["layer", "difference", "allowed", "", "largest in"], rows_of_table),
         ]
 
 
 def verify_file(
     path: str | os.PathLike[str], config: VerifyConfig | None = None, *, reporter: Reporter = SILENT
 ) -> VerifyReport:
-    """Recompute rows chosen at random and compare them with the file.
+    """Check all that a features file says twice, recompute rows chosen at random, and compare them with the file.
 
     Raises:
-        VerificationFailed: a layer differs by more than rounding can explain; its text holds the report.
+        VerificationFailed: something differs by more than rounding can explain; its text holds the report.
         PlanMismatch: an image has changed since the extraction.
         WeightsMismatch: the weights are not the ones the file was made with.
     """
     config, features = config or VerifyConfig(), open_features(path)
-    made = features.provenance
+    if not isinstance(features, Features):
+        raise FileFormatError(f"{path} are several files; verify them one by one")
+    seed = secrets.randbits(32) if config.seed is None else config.seed
+    reporter.begin("check rows", len(features) * len(features.layers))
+    checks = check_itself(features, reporter.advance)
+    reporter.end()
+    checks += [_manifest_check(features), *_source_checks(features, config, reporter)]
+    failed = [check for check in checks if not check.passed]
+    report = VerifyReport(features.path, 0, len(features), [], checks, features.schema, seed)
+    if not failed:
+        rows, layers, said = _recompute(features, config, seed, reporter)
+        report = replace(report, rows=rows, layers=layers, checks=[*checks, said])
+    if not report.passed:
+        raise VerificationFailed(f"{path} does not hold what it says it holds\n{report}")
+    return report
+
+
+def _manifest_check(features: Features) -> SelfCheck:
+    """The names, labels and splits against the digest in the provenance."""
+    source = features.provenance["source"]
+    place = Path(source["path"])
+    manifest = Manifest(
+        source["kind"], place, place, tuple(features.raw_paths), tuple(features.labels.tolist()),
+        tuple(features.classes), tuple(features.split_of.tolist()), tuple(features.splits),
+    )  # fmt: skip
+    same = manifest.digest == features.provenance["images"]
+    return SelfCheck("images", "" if same else "paths, labels or splits are not those the provenance has the hash of")
+
+
+def _source_checks(features: Features, config: VerifyConfig, reporter: Reporter) -> list[SelfCheck]:
+    """The labels against the source, where it is there and is still read as it was."""
+    place = Path(config.source or features.provenance["source"]["path"])
+    try:
+        manifest = scan(place) if place.is_dir() or place.is_file() else None
+    except (SourceError, OSError):
+        manifest = None
+    if manifest is None or manifest.kind != features.provenance["source"]["kind"]:
+        return []
+    now = {
+        path: "" if label < 0 else manifest.classes[label]
+        for path, label in zip(manifest.paths, manifest.labels, strict=True)
+    }
+    names = [*features.classes, ""]
+    wrong = [
+        path
+        for path, label in zip(features.raw_paths, features.labels, strict=True)
+        if path in now and class_name(names[label]) != now[path]
+    ]
+    if not wrong:
+        return [SelfCheck("labels of the source")]
+    return [
+        SelfCheck(
+            "labels of the source",
+            f"{len(wrong):,} differ from {printable(str(place))} (first: {printable(wrong[0])})",
+        )
+    ]
+
+
+def _recompute(
+    features: Features, config: VerifyConfig, seed: int, reporter: Reporter
+) -> tuple[int, list[LayerCheck], SelfCheck]:
+    path, made = features.path, features.provenance
     done = np.flatnonzero(features.status == Status.DONE)
     if not len(done):
         raise FileFormatError(f"{path} holds no successful image, so there is nothing to verify")
-    chosen = np.sort(np.random.default_rng(config.seed).permutation(done)[: config.rows])
+    few = np.sort(np.random.default_rng(seed).permutation(done)[: config.rows])
+    chosen = done if config.all else few
     reference = Reference(made, config.weights, reporter.download)
+    said = SelfCheck("layers", reference.differing_layers(features.layers))
     load = _image_loader(features, config.source)
     largest = dict.fromkeys(features, 0.0)
     decoders = [Decoder(found) for found in np.unique(features.decoder[chosen])]
@@ -127,18 +212,14 @@ def verify_file(
                 difference[where] = max(difference[where], (gap, printable(features.paths[row])))
             reporter.advance(1)
     reporter.end()
-    report = VerifyReport(
-        path=features.path,
-        rows=len(chosen),
-        images=len(features),
-        layers=[
-            LayerCheck(name, gap / (largest[name] or 1.0), _tolerance(made, decoder), worst, decoder.name)
-            for (name, decoder), (gap, worst) in difference.items()
-        ],
-    )
-    if not report.passed:
-        raise VerificationFailed(f"{path} does not hold what it says it holds\n{report}")
-    return report
+    layers = [
+        LayerCheck(
+            name, gap / (largest[name] or 1.0),
+            _tolerance(made, decoder) if config.tolerance is None else config.tolerance, worst, decoder.name,
+        )
+        for (name, decoder), (gap, worst) in difference.items()
+    ]  # fmt: skip
+    return len(chosen), layers, said
 
 
 def _tolerance(made: dict[str, Any], decoder: Decoder) -> float:
@@ -155,7 +236,7 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
         raise SourceError(f"{place} is not there; if the images have moved, say where with --source")
     is_zip = made["source"]["kind"] == "zip"
     try:
-        archive = zipfile.ZipFile(place) if is_zip else None
+        archive = Archive(place) if is_zip else None
     except (OSError, zipfile.BadZipFile) as error:
         raise SourceError(f"{place} cannot be read as a zip: {error}") from error
     root = place if made["source"]["kind"] == "folder" else place.parent
@@ -163,7 +244,7 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
     def load(row: int) -> Image.Image:
         name = features.paths[row]
         try:
-            content = read_member(archive, name) if archive else read_file(root / name)
+            content = read_member(archive, features.raw_paths[row]) if archive else read_file(root / name)
         except BadImage as bad:
             raise SourceError(f"{printable(name)}: {bad}; if the images have moved, use --source") from bad
         if hashlib.sha256(content).digest() != features.sha256[row].tobytes():

@@ -7,7 +7,7 @@ modules, and what the axes of a layer are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from featx.networks.graph.layout import CHANNELS_LAST, CLASS_AND_TOKENS, MAP
 from featx.networks.graph.tracing import own_names, trace_network
 from featx.networks.layer_names import SOFTMAX
 from featx.networks.weights import weights_of
+from featx.store.schema import LayerSpec
 
 
 class Reference:
@@ -53,7 +54,9 @@ class Reference:
         self.transforms = torchvision_transforms(preprocess)
         self.layers: dict[str, str] = {name: entry["node"] for name, entry in made["layers"].items()}
         self.pooling: str = made["pooling"]
-        self._layouts = _layouts(made["backbone"], source.published, preprocess.crop, list(self.layers))
+        described = Backbone(made["backbone"], preprocess.crop, source.published)
+        self._names = described.names
+        self._layouts = {name: described.geometry_of(described.names.resolve(name)[0]).layout for name in self.layers}
         self._caught: dict[str, Tensor] = {}
         self._modules: dict[str, str] = {}
         modules = dict(self.network.named_modules())
@@ -65,6 +68,15 @@ class Reference:
             modules[name].register_forward_hook(self._hook(name))
         operations = [n for layer, n in self.layers.items() if layer not in self._modules and not n.endswith(SOFTMAX)]
         self._operations = _Operations(self.network, operations) if operations else None
+
+    def differing_layers(self, stored: Mapping[str, LayerSpec]) -> str:
+        """Layers whose node or ReLU in a file is not what the network has under that name; empty if none."""
+        wrong = []
+        for name, spec in stored.items():
+            meant = self._names.resolve(name)[0]
+            if (meant.node, meant.relu) != (spec.node, spec.relu):
+                wrong.append(f"{name} is {meant.node}, the file says {spec.node}")
+        return "; ".join(wrong[:3])
 
     def _hook(self, name: str) -> Callable[[nn.Module, Any, Any], None]:
         def keep(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -88,11 +100,6 @@ class Reference:
                 found = operations[node]
             values[layer] = pool_plainly(found[0], self.pooling, self._layouts[layer])
         return values
-
-
-def _layouts(backbone: str, published: str | None, side: int, layers: list[str]) -> dict[str, str]:
-    described = Backbone(backbone, side, published)
-    return {name: described.geometry_of(described.names.resolve(name)[0]).layout for name in layers}
 
 
 class _Operations(fx.Interpreter):

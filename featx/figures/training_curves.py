@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from featx.runtime.files import replacing
+from featx.runtime.stored import convert, parse_json
 
 
 def draw_curves(metrics: Path, picture: Path) -> None:
@@ -14,7 +14,9 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    entries = [json.loads(line) for line in metrics.read_text().splitlines()]
+    lines = metrics.read_text().splitlines()
+    read = [convert(parse_json(line, str(metrics)), dict[str, float | None], str(metrics)) for line in lines]
+    entries = [{name: value for name, value in entry.items() if value is not None} for entry in read]
     figure = Figure(figsize=(9.0, 3.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
     for axes, key, factor, label in zip(

@@ -16,7 +16,7 @@ import torch
 
 from featx.errors import DiskError, WeightsMismatch, WeightsUnavailable
 from featx.networks.architectures.mini import NAMES as SHIPPED
-from featx.runtime.files import replacing, sha256_of_file
+from featx.runtime.files import new_file_beside, replacing, sha256_of_file
 
 Progress = Callable[[str, int, int], None]  # what, bytes so far, bytes in all (0 if unknown)
 ATTEMPTS = 3
@@ -74,7 +74,7 @@ def _hash_in(name: str) -> str:
 
 
 def _download(url: str, path: Path, progress: Progress | None) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial = new_file_beside(path, ".part")
     for attempt in range(1, ATTEMPTS + 1):
         try:
             digest = _copy_to_file(url, partial, progress)

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import logging
 import os
+import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +16,9 @@ from pathlib import Path
 from featx.errors import DiskError, FileFormatError, Interrupted
 
 LOCK = ".lock"
+_ATTEMPTS = 100
+_NAME_PART = 100  # of a file's own name in that of a temporary one, which must stay below 255 bytes
+_log = logging.getLogger("featx")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
@@ -46,19 +51,48 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         DiskError: whatever the operating system refused.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial = new_file_beside(path, ".partial")
         try:
-            partial.touch()
             mode = partial.stat().st_mode  # as the umask wants it; safetensors makes its files private
             yield partial
-            partial.chmod(mode)
+            with unless_unsupported("the change of permissions", path):
+                partial.chmod(mode)
             flush_to_disk(partial)
             os.replace(partial, path)
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def new_file_beside(path: Path, ending: str) -> Path:
+    """A new empty file in the folder of `path`, under a name that nobody can foresee; it follows no link."""
+    for _ in range(_ATTEMPTS):
+        made = path.with_name(f"{path.name[:_NAME_PART]}.{secrets.token_hex(8)}{ending}")
+        with contextlib.suppress(FileExistsError):
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            os.close(os.open(made, flags, 0o666))
+            return made
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
+
+
+# What file systems answer that cannot do something: network shares, FUSE, FAT, overlays.
+_UNSUPPORTED = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL, errno.ENOTTY}
+_said: set[str] = set()
+
+
+@contextlib.contextmanager
+def unless_unsupported(what: str, path: Path) -> Iterator[None]:
+    """Go on without something that the file system cannot do, and say so once; other errors are raised."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        if what not in _said:
+            _said.add(what)
+            _log.warning("featx: note: the file system of %s does not support %s (%s)", path, what, error.strerror)
 
 
 def refuse_special_file(path: Path) -> None:
@@ -76,7 +110,10 @@ def refuse_special_file(path: Path) -> None:
 def try_lock(descriptor: int, *, shared: bool = False) -> bool:
     """Lock an open file for this process, or share it with others that do; False if somebody else holds it."""
     try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        with unless_unsupported(
+            "locks: do not run two commands with one output", Path(f"/proc/self/fd/{descriptor}")
+        ):
+            fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     return True
@@ -122,7 +159,8 @@ def flush_to_disk(path: Path) -> None:
     """Make a file's bytes, or a folder's renames, survive a loss of power."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with unless_unsupported("flushing to the disk: a loss of power may cost the file", path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,11 +24,48 @@ def free_memory(device: torch.device) -> int:
 
         torch.cuda.empty_cache()  # what PyTorch's allocator caches counts as used
         return int(torch.cuda.mem_get_info(device)[0])
-    free = int(psutil.virtual_memory().available)
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip().isdigit():
-        free = min(free, int(limit.read_text()) - int(used.read_text()))
+    free = min([int(psutil.virtual_memory().available), *_left_by_limits()])
     return max(free, _LEAST)
+
+
+def _left_by_limits(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """What the limits of this process's control groups leave, and that of its address space.
+
+    A container, Slurm and systemd each limit a group of their own; those above it count as well.
+    """
+    found = []
+    try:
+        lines = groups.read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers not in ("", "memory"):
+            continue
+        base = root if controllers == "" else root / "memory"
+        names = ("memory.max", "memory.current") if controllers == "" else _VERSION_1
+        folder = base / path.lstrip("/")
+        for level in (folder, *folder.parents):
+            limit, used = (_number(level / name) for name in names)
+            if limit is not None and used is not None:
+                found.append(limit - used)
+            if level == base:
+                break
+    most = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if most != resource.RLIM_INFINITY:
+        found.append(most - psutil.Process().memory_info().vms)
+    return found
+
+
+_VERSION_1 = ("memory.limit_in_bytes", "memory.usage_in_bytes")
+
+
+def _number(path: Path) -> int | None:
+    try:
+        text = path.read_text().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdigit() else None
 
 
 def return_freed_memory() -> None:
@@ -48,3 +86,14 @@ def keep_freed_memory() -> None:
         # Old versions take 32 MB at most. With neither the library is left to find its own thresholds.
         if library.mallopt(_M_MMAP_THRESHOLD, _LARGEST) or library.mallopt(_M_MMAP_THRESHOLD, 32 << 20):
             library.mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+
+
+# What libraries say when there is no memory, beside Python's own MemoryError.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "Cannot allocate memory", "bad_alloc")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error means that memory ran out."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)
+    )

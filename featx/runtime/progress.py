@@ -8,7 +8,7 @@ import threading
 import time
 from typing import TextIO
 
-from featx.runtime.text import format_duration
+from featx.runtime.text import format_duration, printable
 
 LOG_EVERY_S = 30.0
 DRAW_EVERY_S = 0.1
@@ -70,7 +70,7 @@ class StderrReporter(Reporter):
     def note(self, line: str) -> None:
         with self._lock:
             self._clear()
-            print(line, file=self.stream, flush=True)
+            print(printable(line), file=self.stream, flush=True)
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total, self._done, self._before = what, total, done, done

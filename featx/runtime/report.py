@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any
 
+from featx.runtime.text import printable
+
 
 class Report:
     """Base of every verb's answer; subclasses are frozen dataclasses and say how they read in `lines`."""
@@ -16,7 +18,8 @@ class Report:
         raise AssertionError(f"{type(self).__name__} does not say how it reads")
 
     def __str__(self) -> str:
-        return "\n".join(self.lines())
+        # Names and texts out of files may hold escape sequences and newlines: a line stays one line.
+        return "\n".join(printable(line) for line in self.lines())
 
     def to_json(self) -> dict[str, Any]:
         """The answer as plain values."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +9,8 @@ import h5py
 import numpy as np
 
 from featx.errors import FileFormatError
-from featx.store.schema import FORMAT, SCHEMA
+from featx.runtime.stored import MAX_JSON_BYTES, Provenance, parse_json, refuse_other_shape
+from featx.store.schema import FORMAT, READABLE
 
 
 @dataclass(frozen=True)
@@ -46,6 +46,15 @@ _REQUIRED = {
 }
 
 
+_CHECKSUMS = {"checksums/static": ("u", 1), "checksums/images": ("u", 1)}
+
+
+def schema_of(file: h5py.File) -> int:
+    """The schema an open features file says it has; 0 if it says none."""
+    found = file.attrs.get("schema", 0)
+    return int(found) if np.ndim(found) == 0 else 0
+
+
 def read_extents(file: h5py.File, name: str) -> dict[str, Extent]:
     """The extents of all datasets of an open features file.
 
@@ -57,12 +66,14 @@ def read_extents(file: h5py.File, name: str) -> dict[str, Extent]:
     """
     if _text(file.attrs.get("format", b"")) != FORMAT:
         raise FileFormatError(f"{name} is an HDF5 file but not one of featx's: its attribute `format` is missing")
-    schema = file.attrs.get("schema", 0)
-    if schema != SCHEMA:
-        raise FileFormatError(f"{name} has schema {schema}; this featx reads schema {SCHEMA}")
+    schema = schema_of(file)
+    if schema not in READABLE:
+        raise FileFormatError(
+            f"{name} has schema {schema}; this featx reads schema {' and '.join(map(str, READABLE))}"
+        )
     extents: dict[str, Extent] = {}
     _collect(file, file, "", extents, name)
-    for key, (kind, dimensions) in _REQUIRED.items():
+    for key, (kind, dimensions) in (_REQUIRED | (_CHECKSUMS if schema > 1 else {})).items():
         if key not in extents:
             raise FileFormatError(f"{name} is damaged: /{key} is missing")
         found = extents[key]
@@ -70,33 +81,26 @@ def read_extents(file: h5py.File, name: str) -> dict[str, Extent]:
             raise FileFormatError(f"{name} is damaged: /{key} is {found.dtype} of shape {found.shape}")
     count = extents["images/path"].shape[0]
     for key, extent in extents.items():
-        if key.startswith(("images/", "features/")) and extent.shape[:1] != (count,):
+        per_image = key.startswith(("images/", "features/", "checksums/")) and key != "checksums/static"
+        if per_image and extent.shape[:1] != (count,):
             raise FileFormatError(f"{name} is damaged: /{key} has shape {extent.shape}, not {count} rows")
         if key.startswith("features/") and (extent.dtype.kind != "f" or 0 in extent.shape):
             raise FileFormatError(f"{name} is damaged: /{key} is {extent.dtype} of shape {extent.shape}")
     return extents
 
 
-def read_provenance(file: h5py.File) -> dict[str, Any]:
-    """The provenance of an open features file; any of READ_ERRORS if it is not what it should be."""
-    made = json.loads(file["provenance"][()])
-    for key, kind in _PROVENANCE.items():
-        if not isinstance(made[key], kind):
-            raise TypeError(f"/provenance: {key} is no {kind.__name__}")
-    for key in ("name", "spec", "sha256"):
-        if not isinstance(made["weights"][key], str):
-            raise TypeError(f"/provenance: weights.{key} is no text")
-    if not all(isinstance(layer.get("node"), str) for layer in made["layers"].values()):
-        raise TypeError("/provenance: a layer has no node")
-    checked: dict[str, Any] = made
-    return checked
+def read_provenance(file: h5py.File, name: str) -> dict[str, Any]:
+    """The provenance of an open features file.
 
-
-_PROVENANCE = {
-    "backbone": str, "weights": dict, "preprocess": dict, "exif": bool, "pooling": str, "layers": dict,
-    "precision": str, "decode": str, "dtype": str, "batch_size": int, "request": dict, "command": str,
-    "source": dict, "images": str, "versions": dict, "hardware": str,
-}  # fmt: skip
+    Raises:
+        FileFormatError: it is not as `stored.Provenance` declares.
+    """
+    where = f"{name}, /provenance"
+    if file["provenance"].dtype.itemsize > MAX_JSON_BYTES:
+        raise FileFormatError(f"{where} is larger than {MAX_JSON_BYTES:,} bytes")
+    made: dict[str, Any] = parse_json(file["provenance"][()], where)
+    refuse_other_shape(made, Provenance, where)
+    return made
 
 
 def _collect(file: h5py.File, group: h5py.Group, prefix: str, extents: dict[str, Extent], name: str) -> None:

@@ -13,10 +13,17 @@ from pathlib import Path
 import h5py
 
 from featx.errors import FileFormatError, PlanMismatch
-from featx.runtime.files import busy, flush_to_disk, refuse_special_file, try_lock
+from featx.runtime.files import (
+    busy,
+    flush_to_disk,
+    new_file_beside,
+    refuse_special_file,
+    try_lock,
+    unless_unsupported,
+)
 from featx.status import Status
-from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance
-from featx.store.schema import FilePlan, differences, essence, write_skeleton
+from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance, schema_of
+from featx.store.schema import SCHEMA, FilePlan, differences, essence, write_skeleton
 
 STALE_S = 60
 LOCK_ATTEMPTS = 100
@@ -57,7 +64,7 @@ def is_still(path: Path, descriptor: int) -> bool:
 
 def _create(partial: Path, plan: FilePlan) -> None:
     """Make the skeleton under a name of its own and give it the name NAME.partial if nobody else has."""
-    for stale in partial.parent.glob(f"{glob.escape(partial.name)}.*.new"):
+    for stale in partial.parent.glob(f"{glob.escape(partial.name[:100])}.*.new"):
         with contextlib.suppress(FileNotFoundError):
             if time.time() - stale.stat().st_mtime > STALE_S:  # left by a process that was killed just here
                 stale.unlink()
@@ -74,12 +81,19 @@ def _create(partial: Path, plan: FilePlan) -> None:
 
 
 def temporary_path(partial: Path) -> Path:
-    return partial.with_name(f"{partial.name}.{os.getpid()}.new")
+    """A new file for a skeleton; the ending is that of `_create`'s stale ones."""
+    return new_file_beside(partial, ".new")
 
 
 def link_unless_there(temporary: Path, partial: Path) -> None:
+    """Give a file its name unless there is one of that name, which is then left alone."""
     with contextlib.suppress(FileExistsError):
-        os.link(temporary, partial)
+        with unless_unsupported("hard links", partial):
+            os.link(temporary, partial)
+            return
+        # Whoever makes the name has it: an empty file first, in whose place the real one is put.
+        os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666))
+        os.replace(temporary, partial)
 
 
 def extents_or_none(partial: Path, plan: FilePlan) -> dict[str, Extent] | None:
@@ -97,8 +111,13 @@ def extents_of(partial: Path, plan: FilePlan) -> dict[str, Extent]:
     try:
         with h5py.File(partial, "r", locking=False) as file:
             extents = read_extents(file, str(partial))
+            if (schema := schema_of(file)) != SCHEMA:
+                raise FileFormatError(
+                    f"{partial} has schema {schema}, and this featx writes schema {SCHEMA}: finish it with the "
+                    f"version that began it, or delete it"
+                )
             fingerprint = file.attrs["fingerprint"].decode()
-            stored = read_provenance(file)
+            stored = read_provenance(file, str(partial))
     except READ_ERRORS as error:
         reason = " ".join(str(error).split())
         raise FileFormatError(f"{partial} is damaged ({reason}); delete it and run again") from error
@@ -126,7 +145,7 @@ def reserve(descriptor: int, partial: Path, extents: Mapping[str, Extent]) -> No
     try:
         os.posix_fallocate(descriptor, 0, end)
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL):
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK):
             return  # a file system that cannot reserve; the free space was compared with the plan
         status = extents["images/status"]
         untouched = not any(os.pread(descriptor, status.shape[0], status.offset or 0))

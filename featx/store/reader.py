@@ -18,7 +18,7 @@ from featx.errors import FileFormatError, LabelError, UnknownLayer
 from featx.runtime.files import is_hdf5, refuse_special_file
 from featx.runtime.text import printable
 from featx.status import Decoder, Status
-from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance
+from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance, schema_of
 from featx.store.schema import LayerSpec, partial_path
 
 if TYPE_CHECKING:
@@ -51,14 +51,20 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         try:
             with h5py.File(path, "r", locking=False) as file:
                 self._extents = read_extents(file, str(path))
+                self.schema = schema_of(file)
                 self.complete = bool(file.attrs.get("complete", 0))
                 self.fingerprint: str = file.attrs["fingerprint"].decode()
-                self.provenance = read_provenance(file)
+                self.provenance = read_provenance(file, str(path))
                 found = {
                     name.removeprefix("features/"): _layer_spec(file[name], extent)
                     for name, extent in self._extents.items()
                     if name.startswith("features/")
                 }
+                if found.keys() != self.provenance["layers"].keys():
+                    raise FileFormatError(
+                        f"{path} is damaged: it holds the layers {', '.join(found)}, and its provenance names "
+                        f"{', '.join(self.provenance['layers'])}"
+                    )
                 # HDF5 lists them by name; the provenance has them in the order they were asked for.
                 asked = [name for name in self.provenance["layers"] if name in found]
                 self.layers: dict[str, LayerSpec] = {
@@ -154,6 +160,11 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         """The K class names."""
         return _texts(self._map("classes"))
 
+    @property
+    def source_kind(self) -> str:
+        """Of the images it was made from: "folder", "list", "csv" or "zip"."""
+        return str(self.provenance["source"]["kind"])
+
     @cached_property
     def splits(self) -> list[str]:
         """The names of the splits, such as train and test; empty if there are none."""
@@ -183,6 +194,15 @@ class Features(Mapping[str, npt.NDArray[Any]]):
     def decoder(self) -> npt.NDArray[np.uint8]:
         """(N,) what made the pixels of each image: 0 Pillow, 1 nvJPEG, 2 libjpeg-turbo and PyTorch."""
         return np.array(self._map("images/decoder"))
+
+    def array(self, name: str) -> npt.NDArray[Any]:
+        """Any dataset of the file, by its HDF5 name without the first slash."""
+        return self._map(name)
+
+    def checksums(self, name: str) -> npt.NDArray[np.uint64] | None:
+        """(N,) stored checksums: of a layer's rows by its name, or of "images"; None in files of schema 1."""
+        key = "checksums/images" if name == "images" else f"checksums/features/{name}"
+        return np.array(self._map(key)) if key in self._extents else None
 
     @cached_property
     def digest(self) -> str:

@@ -21,23 +21,28 @@ run was interrupted: the same settings for the same files on the same machine gi
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import h5py
 import numpy as np
 import numpy.typing as npt
 
 from featx.errors import FileFormatError
+from featx.store.checksums import static_checksum
 
 FORMAT = "featx"
-SCHEMA = 1
+SCHEMA = 2
+READABLE = (1, 2)  # schema 1 has no checksums
 REASON_BYTES = 120
+_COPIED_AT_ONCE = 1 << 20
 _ALIGNMENT = 64  # bytes: every array starts where any processor likes to read
 _HEAD_BYTES = 1 << 16  # the root's attributes are created first and lie well within this
 
@@ -93,7 +98,8 @@ class FilePlan:
     def bytes_total(self) -> int:
         """Size of the finished file, to within a few kilobytes."""
         per_image = sum(layer.bytes_per_image for layer in self.layers)
-        return len(self.paths) * (per_image + self._path_bytes + REASON_BYTES + 4 + 4 + 1 + 1 + 1 + 32)
+        checksums = 8 * (1 + len(self.layers))
+        return len(self.paths) * (per_image + self._path_bytes + REASON_BYTES + 4 + 4 + 1 + 1 + 1 + 32 + checksums)
 
     @property
     def _path_bytes(self) -> int:
@@ -101,7 +107,7 @@ class FilePlan:
 
     def small_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The datasets that are known beforehand, by name."""
-        return {
+        arrays = {
             "images/path": np.array(self.paths, f"S{self._path_bytes}"),
             "images/label": np.array(self.labels, "<i4"),
             "images/split": np.array(self.split_of, "<i4"),
@@ -109,6 +115,8 @@ class FilePlan:
             "splits": _utf8(self.splits),
             "provenance": np.array(self.provenance_json.encode()),
         }
+        attributes = {layer.name: attributes_of(layer) for layer in self.layers}
+        return arrays | {"checksums/static": np.array([static_checksum(arrays, self.provenance, attributes)], "<u8")}
 
     def arrays(self) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
         """Shape and type of every dataset, by name, in the order they lie in the file."""
@@ -124,7 +132,14 @@ class FilePlan:
                 f"features/{layer.name}": ((count, *layer.shape), np.dtype(layer.dtype).newbyteorder("<"))
                 for layer in self.layers
             },
+            "checksums/images": ((count,), np.dtype("<u8")),
+            **{f"checksums/features/{layer.name}": ((count,), np.dtype("<u8")) for layer in self.layers},
         }
+
+
+def attributes_of(layer: LayerSpec) -> dict[str, Any]:
+    """What the file says of a layer in its attributes, as plain values."""
+    return {"node": layer.node, "relu": layer.relu, "pooling": layer.pooling, "shape": list(layer.shape)}
 
 
 def essence(provenance: Mapping[str, Any]) -> dict[str, Any]:
@@ -145,14 +160,45 @@ _UTF8_NAMES = {"classes", "splits", "provenance", "images/reason"}
 def write_skeleton(path: Path, plan: FilePlan) -> None:
     """Make a complete, closed HDF5 file in which every feature is still to be written.
 
+    HDF5 writes it in memory, and its bytes are written here: HDF5 itself does not survive a full disk.
+
     Args:
         path: a file that may be overwritten; not the final name.
     """
+    with os.fdopen(os.memfd_create("skeleton", os.MFD_CLOEXEC), "w+b", buffering=0) as memory:
+        _write_hdf5(memory, plan)
+        _copy_written(memory.fileno(), path)
+
+
+def _copy_written(memory: int, path: Path) -> None:
+    """Copy a file in memory of which few pages were ever written; the others stay holes."""
+    size = os.fstat(memory).st_size
+    with path.open("r+b" if path.exists() else "wb", buffering=0) as file:
+        start = 0
+        while start < size:
+            try:
+                start = os.lseek(memory, start, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                    break
+                raise
+            end = os.lseek(memory, start, os.SEEK_HOLE)
+            while start < end:
+                content = os.pread(memory, min(end - start, _COPIED_AT_ONCE), start)
+                file.seek(start)
+                view = memoryview(content)
+                while view:
+                    view = view[file.write(view) :]
+                start += len(content)
+        file.truncate(size)
+
+
+def _write_hdf5(memory: IO[bytes], plan: FilePlan) -> None:
     with h5py.File(
-        path,
+        memory,
         "w",
+        driver="fileobj",
         libver="earliest",
-        locking=False,
         alignment_threshold=1,
         alignment_interval=_ALIGNMENT,
     ) as file:

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.errors import FileFormatError, PlanMismatch
-from featx.runtime.files import busy, disk_errors, flush_to_disk, try_lock
+from featx.runtime.files import busy, disk_errors, flush_to_disk, try_lock, unless_unsupported
 from featx.status import Status
+from featx.store.checksums import checksums_of_images, checksums_of_rows
 from featx.store.extents import READ_ERRORS, Extent
 from featx.store.partial_file import (
     extents_of,
@@ -177,6 +178,12 @@ class FeatureWriter:
         arrays: dict[str, npt.NDArray[Any]] = {f"features/{layer}": rows for layer, rows in features.items()}
         arrays |= {"images/sha256": sha256, "images/orientation": orientation}
         arrays |= {"images/decoder": decoder, "images/reason": texts}
+        arrays |= {
+            f"checksums/{name}": checksums_of_rows(rows.astype(self._extents[name].dtype, copy=False))
+            for name, rows in arrays.items()
+            if name.startswith("features/") and name in self._extents
+        }
+        arrays["checksums/images"] = checksums_of_images({**arrays, "images/status": status})
         runs = _runs(self.status[first : first + count] == Status.PENDING)  # what is done is never written again
         with disk_errors(self.path):
             if not is_still(partial_path(self.path), self._fd):
@@ -207,9 +214,9 @@ class FeatureWriter:
         if pending:
             raise FileFormatError(f"{partial_path(self.path)}: {pending} rows are still to be done")
         with disk_errors(self.path):
-            os.fsync(self._fd)
+            self._flush()
             self._mark_complete(1)
-            os.fsync(self._fd)
+            self._flush()
             if os.path.lexists(self.path) and not self._is_older_version():
                 raise PlanMismatch(
                     f"{self.path} appeared during the run and is something else; the new file is whole and kept as "
@@ -218,6 +225,10 @@ class FeatureWriter:
             os.rename(partial_path(self.path), self.path)
             flush_to_disk(self.path.parent)
         self.close()
+
+    def _flush(self) -> None:
+        with unless_unsupported("flushing to the disk: a loss of power may cost the file", self.path):
+            os.fsync(self._fd)
 
     def _is_older_version(self) -> bool:
         """Whether the file under the final name is of the same plan: the one whose failed rows were retried."""

@@ -95,8 +95,8 @@ def test_check_names_a_few_classes_and_those_that_look_like_a_mistake(tmp_path):
         lines.append(f"{index}.jpg,{label}")
     (tmp_path / "s.csv").write_text("\n".join(lines) + "\n")
     text = str(check_source(tmp_path / "s.csv"))
-    assert "4 classes of 1 to 1 images:  cat, Cat, cat, dog" in text
-    assert "classes that differ in case or spaces only: ' cat', 'Cat', 'cat'" in text
+    assert "3 classes of 1 to 2 images: Cat, cat, dog" in text
+    assert "classes that differ in case or spaces only: 'Cat', 'cat'" in text
 
 
 def test_estimates_grow_with_the_layers(tmp_path, featx):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import h5py
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from PIL import Image
 
 from featx.commands.extract import extract_features
 from featx.commands.verify import verify_file
-from featx.errors import PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
+from featx.errors import FeatxError, PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
 from featx.networks.build import construct
 from featx.options.extraction import ExtractConfig, VerifyConfig
+from featx.status import Status
 from featx.store.open import open_features
 
 
@@ -70,9 +73,19 @@ def test_the_whole_corpus_of_odd_images_verifies(tmp_path):
     assert report.passed
 
 
+def without_checksums(path):
+    """The file as schema 1 had it: only a recomputation can tell."""
+    with h5py.File(path, "r+") as file:
+        del file["checksums"]
+        file.attrs["schema"] = 1
+
+
+@pytest.mark.parametrize("schema", [1, 2])
 @pytest.mark.parametrize("how", ["one value", "two rows exchanged", "a row of another layer's scale", "NaN"])
-def test_a_changed_row_is_found(photos, tmp_path, how):
+def test_a_changed_row_is_found(photos, tmp_path, how, schema):
     out = extract(photos, tmp_path / "f.h5", "classifier.1", pool="avg")
+    if schema == 1:
+        without_checksums(out)
     with h5py.File(out, "r+") as file:
         rows = file["features/classifier.1"]
         if how == "one value":
@@ -83,11 +96,101 @@ def test_a_changed_row_is_found(photos, tmp_path, how):
             rows[4, 4] = np.nan
         else:
             rows[3] *= 1.001
-    with pytest.raises(
-        VerificationFailed, match=r"(?s)does not hold what it says.*classifier\.1 .*DIFFERS"
-    ) as caught:
+    found = r"checksums: \d of \d+ rows differ \(first: row \d" if schema == 2 else r"classifier\.1.*(DIFFERS|status)"
+    with pytest.raises(VerificationFailed, match=rf"(?s)does not hold what it says.*{found}") as caught:
         verify_file(out)
     assert caught.value.exit_status == 5
+
+
+def change(out, name, row, value):
+    with h5py.File(out, "r+") as file:
+        file[name][row] = value
+
+
+@pytest.mark.parametrize(("name", "row", "value", "found"), [
+    ("images/label", 3, -1, "names, labels, splits, provenance"),
+    ("images/path", 3, b"a/99.jpg", "names, labels, splits, provenance"),
+    ("images/sha256", 3, np.zeros(32, np.uint8), "status, hash"),
+    ("images/decoder", 3, 1, "status, hash"),
+    ("images/orientation", 3, 6, "status, hash"),
+    ("images/status", 3, 5, "status, hash"),
+    ("classes", 0, b"z", "names, labels, splits, provenance"),
+])  # fmt: skip
+def test_what_is_known_of_an_image_is_checked_for_every_row(photos, tmp_path, name, row, value, found):
+    out = extract(photos, tmp_path / "f.h5", "classifier.1", pool="avg")
+    change(out, name, row, value)
+    with pytest.raises(VerificationFailed, match=found):
+        verify_file(out, VerifyConfig(rows=1, seed=0))
+
+
+@pytest.mark.parametrize(("key", "value"), [("precision", "bf16"), ("dtype", "float16"), ("pooling", "max")])
+def test_a_tolerance_cannot_be_had_by_editing_the_file(photos, tmp_path, key, value):
+    out = extract(photos, tmp_path / "f.h5", "classifier.1", pool="avg")
+    with h5py.File(out, "r+") as file:
+        made = json.loads(file["provenance"][()])
+        made[key] = value
+        del file["provenance"]
+        file["provenance"] = np.bytes_(json.dumps(made))
+    with pytest.raises(VerificationFailed, match="fingerprint"):
+        verify_file(out, VerifyConfig(rows=1))
+
+
+def test_attributes_are_compared_with_the_provenance(photos, tmp_path):
+    out = extract(photos, tmp_path / "f.h5", "features.3", pool="avg")
+    with h5py.File(out, "r+") as file:
+        file["features/features.3"].attrs["node"] = np.bytes_("features.5")
+    with pytest.raises(VerificationFailed, match="attributes"):
+        verify_file(out, VerifyConfig(rows=1))
+
+
+def test_labels_are_compared_with_the_source(photos, tmp_path):
+    listed = tmp_path / "s.csv"
+    names = sorted(p.relative_to(tmp_path) for p in photos.rglob("*.jpg"))[:6]
+    listed.write_text("path,label\n" + "".join(f"{p},x{i % 2}\n" for i, p in enumerate(names)))
+    out = extract(listed, tmp_path / "g.h5", "features.3", pool="avg")
+    assert verify_file(out, VerifyConfig(rows=1)).passed
+    listed.write_text("path,label\n" + "".join(f"{p},x{i % 3 % 2}\n" for i, p in enumerate(names)))
+    with pytest.raises(VerificationFailed, match=r"labels of the source: \d differ"):
+        verify_file(out, VerifyConfig(rows=1))
+
+
+def test_every_row_can_be_recomputed_and_the_choice_differs_every_time(photos, tmp_path):
+    out = extract(photos, tmp_path / "f.h5", "features.3", pool="avg")
+    whole = verify_file(out, VerifyConfig(all=True))
+    assert whole.rows == open_features(out).count(Status.DONE)
+    assert len({verify_file(out, VerifyConfig(rows=1)).seed for _ in range(3)}) == 3
+    with pytest.raises(VerificationFailed, match="DIFFERS"):
+        verify_file(out, VerifyConfig(rows=1, tolerance=0.0))
+
+
+@pytest.mark.slow
+def test_random_flips_of_single_bytes_are_noticed(photos, tmp_path):
+    """Every one that changes what a command reads; the rest lie in gaps and in HDF5's own unused bytes."""
+    out = extract(photos, tmp_path / "f.h5", "features.3,classifier.1", pool="avg")
+    whole = out.read_bytes()
+    before = everything(out)
+    generator, unnoticed = np.random.default_rng(0), []
+    for place in generator.integers(0, len(whole), 500):
+        flipped = bytearray(whole)
+        flipped[place] ^= int(generator.integers(1, 256))
+        out.write_bytes(flipped)
+        try:
+            verify_file(out, VerifyConfig(rows=1, seed=0))
+        except FeatxError:
+            continue
+        if everything(out) != before:
+            unnoticed.append(int(place))
+    assert unnoticed == []
+
+
+def everything(path):
+    """All that commands read of a file."""
+    features = open_features(path)
+    names = ("images/path", "images/label", "images/split", "images/status", "images/sha256", "images/orientation",
+             "images/decoder", "images/reason", "classes", "splits")  # fmt: skip
+    arrays = [features.array(name).tobytes() for name in names] + [features[layer].tobytes() for layer in features]
+    made = {**features.provenance, "source": {**features.provenance["source"], "files": None}}
+    return arrays, json.dumps(made), features.fingerprint, repr(features.layers)
 
 
 def test_an_image_changed_since_is_named(photos, tmp_path):

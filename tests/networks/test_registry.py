@@ -126,8 +126,8 @@ def test_the_default_layer_is_known_without_the_network():
 def test_a_run_is_built_for_the_weights_it_started_from(tmp_path):
     """The size of a vision transformer's position embedding depends on them."""
     described = {
-        "format": "featx run", "schema": 1, "backbone": "vit_b_16", "classes": ["a", "b"], "preprocess": {},
-        "plan": {"weights": {"spec": "x", "sha256": "y", "published": "ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1"}},
+        "format": "featx run", "schema": 1, "backbone": "vit_b_16", "classes": ["a", "b"], "preprocess": {"resize": 256, "crop": 224, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "squash": False},
+        "plan": {"weights": {"spec": "x", "sha256": "0" * 64, "published": "ViT_B_16_Weights.IMAGENET1K_SWAG_E2E_V1"}},
     }  # fmt: skip
     (tmp_path / "config.json").write_text(json.dumps(described))
     assert construct(str(tmp_path)).image_size == 384

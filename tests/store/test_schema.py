@@ -20,9 +20,9 @@ from featx.store.writer import FeatureWriter
 
 PROVENANCE = {
     "backbone": "alexnet", "weights": {"name": "random:0", "spec": "random:0", "url": None, "sha256": "0" * 64},
-    "preprocess": {}, "exif": False, "pooling": "none", "precision": "fp32", "decode": "cpu", "dtype": "float32", "batch_size": 2,
+    "preprocess": {"resize": 256, "crop": 224, "interpolation": "bilinear", "mean": [0, 0, 0], "std": [1, 1, 1], "squash": False}, "exif": False, "pooling": "none", "precision": "fp32", "decode": "cpu", "dtype": "float32", "batch_size": 2,
     "request": {}, "command": "featx extract SOURCE", "source": {"path": "/nowhere", "kind": "folder"}, "images": "x",
-    "versions": {}, "hardware": "CPU",
+    "versions": {"torch": "2", "decoder": "Pillow"}, "hardware": "CPU",
 }  # fmt: skip
 NAMES = [b"a/1.jpg", b"a/\xff\xfe\n.jpg", "b/日本.jpg".encode(), b"c d.jpg", b"e"]
 
@@ -87,7 +87,7 @@ def test_h5py_alone_reads_back_what_was_written(tmp_path):
         assert [text.decode() for text in file["classes"][:]] == ["ä", "b"]
         assert file["images/reason"][3].decode().startswith("broken: üxxx")
         assert json.loads(file["provenance"][()])["backbone"] == "alexnet"
-        assert (file.attrs["format"], file.attrs["schema"], file.attrs["complete"]) == (b"featx", 1, 1)
+        assert (file.attrs["format"], file.attrs["schema"], file.attrs["complete"]) == (b"featx", 2, 1)
 
 
 def test_the_reader_maps_without_copying_and_says_what_failed(tmp_path):
@@ -130,7 +130,7 @@ def test_the_byte_that_says_complete_is_where_it_is_looked_for(tmp_path):
             path.write_bytes(whole[:offset] + bytes([value]) + whole[offset + 1 :])
             with h5py.File(path) as file:
                 assert file.attrs["complete"] == value
-                assert file.attrs["schema"] == 1
+                assert file.attrs["schema"] == 2
 
 
 def test_the_same_plan_gives_the_same_bytes_and_another_a_named_difference(tmp_path):
@@ -155,7 +155,7 @@ def damaged(kind: str, path: Path) -> None:
     with h5py.File(path, "r+") as file:
         match kind:
             case "another schema":
-                file.attrs["schema"] = 2
+                file.attrs["schema"] = 3
             case "another format":
                 file.attrs["format"] = "netcdf"
             case "a part missing":
@@ -203,7 +203,7 @@ def test_every_dataset_is_contiguous_aligned_and_little_endian(tmp_path):
     fill(tmp_path / "f.h5", plan())
     with h5py.File(tmp_path / "f.h5") as file:
         extents = read_extents(file, "f.h5")
-    assert len(extents) == 13
+    assert len(extents) == 17
     for name, extent in extents.items():
         assert extent.offset is not None or 0 in extent.shape, name
         assert (extent.offset or 0) % 64 == 0, name

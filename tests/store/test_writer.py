@@ -172,7 +172,7 @@ def test_a_rows_bytes_are_flushed_before_its_status_is_written(tmp_path, monkeyp
         monkeypatch.setattr("featx.store.writer.os.fdatasync", lambda fd: (log.append(("sync", 0)), real_sync(fd))[1])
         values = {"fc7": np.ones((5, 6), np.float32), "conv5:pre": np.ones((5, 3, 2, 2), np.float32)}
         write(writer, 0, values, 2)
-    assert [what for what, _ in log] == ["write"] * 6 + ["sync", "write"]
+    assert [what for what, _ in log] == ["write"] * 9 + ["sync", "write"]
     assert log[-1] == ("write", offset)
 
 
