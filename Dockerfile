@@ -1,24 +1,24 @@
 # featx as a container: docker build -t featx .
 #
-#   BASE     Python 3.11 or newer on Debian, with pip and venv
+#   BASE     Python 3.11 or newer on Debian, with pip and venv; name it with its digest (python:3.12-slim@sha256:...) for
+#            an image that is the same whenever it is built
 #   WEIGHTS  published weights to put into the image, so that it works without a network; "" for none
 ARG BASE=python:3.12-slim
 
-# The libraries are gigabytes and change rarely: a layer of their own, made from the list in pyproject.toml alone.
+# The libraries are gigabytes and change rarely: a layer of their own, made from requirements.lock alone, in which every
+# file of every library has its hash (make lock).
 FROM ${BASE} AS libraries
 RUN python -m venv /opt/libraries
 ENV PATH=/opt/libraries/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY pyproject.toml ./
+COPY requirements.lock ./
 # What is removed serves those who compile: extensions, and `featx finetune --compile` on a GPU (Triton). A fifth of all.
-RUN python -c "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\n')" \
-        > libraries.txt \
-    && pip install --no-cache-dir --requirement libraries.txt \
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements.lock \
     && pip uninstall --yes --quiet triton \
     && rm -rf /opt/libraries/lib/python3*/site-packages/torch/include
 
 FROM libraries AS product
-COPY README.md LICENSE ./
+COPY pyproject.toml README.md LICENSE ./
 COPY featx featx
 RUN pip install --no-cache-dir --no-deps --target /opt/product .
 

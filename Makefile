@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check bench docs clean
+.PHONY: demo test test-slow check lock audit bench docs clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -28,6 +28,17 @@ test: check
 test-slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
 	$(BIN)/pytest --hypothesis-profile=exploring tests/heads tests/networks tests/images
+
+# The versions and hashes that the container image is built from.
+lock: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+		--custom-compile-command "make lock" --output-file requirements.lock
+
+# Known vulnerabilities of those versions; needs a network.
+audit: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet pip-audit
+	$(BIN)/pip-audit --requirement requirements.lock --disable-pip
 
 bench: $(VENV)/ready
 	$(BIN)/python benchmarks/extract.py

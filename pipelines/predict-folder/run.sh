@@ -7,13 +7,14 @@
 #            it was. With SHARD set to I/SHARDS only that part is done, on as many machines as there are parts; started
 #            without it at the end, the same command finds all parts done and joins their tables.
 #
-# Usage: run.sh DATA OUT HEAD NET LAYER [SHARDS]      NET and LAYER as the head was fitted with (featx on PATH)
+# Usage: run.sh DATA OUT HEAD [SHARDS]      the features are made as those that HEAD was fitted on (featx on PATH)
 set -eu
-data=$1 out=$2 head=$3 net=$4 layer=$5 shards=${6:-1} here=$(dirname "$0")
+data=$1 out=$2 head=$3 shards=${4:-1} here=$(dirname "$0")
 mkdir -p "$out"
 
+eval "set -- $(python "$here/options.py" "$head")"
 for part in ${SHARD:-$(seq -f "%.0f/$shards" 0 $((shards - 1)))}; do
-    featx extract "$data" -b "$net" -w "${WEIGHTS:-default}" -l "$layer" --shard "$part" -o "$out/features.h5"
+    featx extract "$data" "$@" --shard "$part" -o "$out/features.h5"
     name=${part%/*}-of-$shards
     featx predict "$head" "$out/features.$name.h5" -o "$out/predictions.$name.csv"
 done

@@ -1,0 +1,73 @@
+"""The README's commands do what it shows; tests/test_cli.py runs its Python."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where a reader would be after `make demo`."""
+    made = tmp_path_factory.mktemp("readme")
+    write = [sys.executable, ROOT / "pipelines" / "digits" / "write_digits.py", made / "demo" / "digits"]
+    (made / "demo" / "digits").mkdir(parents=True)
+    subprocess.run(write, check=True)
+    return made
+
+
+def test_there_are_blocks_of_every_kind():
+    assert len(blocks("python")) == 2
+    assert len(blocks("console")) == 2
+    assert len(blocks("sh")) >= 4
+
+
+def test_the_commands_of_the_console_do_what_it_shows(folder):
+    """Their first words and numbers; times and seeds are another machine's."""
+    text = blocks("console")[1]
+    commands = re.findall(r"^\$ (.*)$", text, re.MULTILINE)
+    assert len(commands) == 3
+    about = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    said = ""
+    for command in commands:
+        ran = subprocess.run(
+            ["sh", "-c", command], cwd=folder, env=about, capture_output=True, text=True, check=False
+        )
+        assert ran.returncode == 0, ran.stderr
+        said += ran.stdout + ran.stderr
+    for shown in (
+        "1,797 images, 10 classes; alexnet-mini", "digits.h5: 1,797 of 1,797 images", "all 1,797 rows match",
+        "300 training images, 1,497 test images",
+    ):  # fmt: skip
+        assert shown in text
+        assert shown in said
+    accuracies = [float(re.search(r"accuracy ([\d.]+)%", one)[1]) for one in (text, said)]
+    assert abs(accuracies[0] - accuracies[1]) < 0.3  # another processor rounds differently
+
+
+def test_every_featx_command_and_option_of_the_shell_blocks_exists():
+    shown = "\n".join([*blocks("sh"), *blocks("console")])
+    calls = re.findall(r"(?:^|\s|-m )featx ([a-z][a-z-]+)([^\n#|;]*)", shown, re.MULTILINE)
+    assert len(calls) >= 15
+    helps: dict[str, str] = {}
+    for command, words in calls:
+        if command not in helps:
+            ran = subprocess.run(
+                [sys.executable, "-m", "featx", command, "--help"], capture_output=True, text=True, check=False
+            )
+            assert ran.returncode == 0, command
+            helps[command] = ran.stdout
+        for option in re.findall(r"(?<=\s)(--[a-z-]+)", words):
+            assert option in helps[command], f"{command} {option}"
