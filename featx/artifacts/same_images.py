@@ -15,6 +15,8 @@ from featx.runtime.progress import SILENT, Reporter
 
 def sample_of(count: int) -> npt.NDArray[np.intp]:
     """Rows whose bytes are compared even where the state says that no file was replaced."""
+    if count == 0:
+        return np.zeros(0, np.intp)
     return np.unique(np.linspace(0, count - 1, SAMPLED_FILES).astype(np.intp))
 
 

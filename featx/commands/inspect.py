@@ -15,7 +15,7 @@ from featx.runtime.report import Report
 from featx.runtime.text import format_bytes, plural, printable, table
 from featx.status import Decoder, Status
 from featx.store.open import open_features
-from featx.store.reader import Failure, Features
+from featx.store.reader import Failure, Features, flat_rows
 
 BLOCK_BYTES = 64 << 20
 SHOWN_FAILURES = 10
@@ -187,7 +187,7 @@ def _counts(index: npt.NDArray[np.int32], names: list[str]) -> dict[str, int]:
 def layer_health(features: Features, layer: str, rows: npt.NDArray[np.intp]) -> LayerHealth:
     """Go once through the given rows of a layer, in blocks of 64 MB."""
     spec, values = features.layers[layer], features[layer]
-    flat = values.reshape(len(values), -1)
+    flat = flat_rows(values)
     width = flat.shape[1]
     least = np.full(width, np.inf, np.float32)
     greatest = np.full(width, -np.inf, np.float32)

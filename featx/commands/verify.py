@@ -232,8 +232,9 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
     """Row -> RGB image, after comparing the file's hash with the one stored."""
     made = features.provenance
     place = Path(moved_to or made["source"]["path"])
-    if not place.exists():
-        raise SourceError(f"{place} is not there; if the images have moved, say where with --source")
+    if not (place.is_dir() or place.is_file()):
+        what = "is neither a folder nor a file" if place.exists() else "is not there"
+        raise SourceError(f"{place} {what}; if the images have moved, say where with --source")
     is_zip = made["source"]["kind"] == "zip"
     try:
         archive = Archive(place) if is_zip else None

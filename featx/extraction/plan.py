@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.distributed.shards import Shard
-from featx.errors import DiskError, UsageError
+from featx.errors import DiskError
 from featx.extraction.engine import Engine
 from featx.extraction.provenance import hardware, versions
 from featx.extraction.recipe import Recipe, extract_command
@@ -34,7 +34,7 @@ class ExtractionPlan:
         """Args: as for `job.ExtractionJob`.
 
         Raises:
-            UsageError: the shard is empty, or the network cannot do what is asked for.
+            UsageError: the network cannot do what is asked for.
             DiskError: the file will not fit.
         """
         self.output, self.config, self.shard = output, config, shard
@@ -72,6 +72,8 @@ class ExtractionPlan:
         lines += notes_on(self.config, facts)
         if recipe.assumed is not None:
             lines.append(recipe.assumed)
+        if not count:
+            lines.append("note: this part is empty: there are more parts than blocks of images; featx merge needs it")
         if recipe.weights.seed is not None:
             lines.append(
                 "note: these weights are random: the features show the machinery, not what a network learned"
@@ -110,14 +112,7 @@ class ExtractionPlan:
     def _part_of(self, manifest: Manifest) -> Manifest:
         if self.shard is None:
             return manifest
-        rows = self.shard.rows(len(manifest), self.recipe.batch_size)
-        if not rows:
-            size = self.recipe.batch_size
-            raise UsageError(
-                f"--shard {self.shard} would be empty: {len(manifest):,} images are {-(-len(manifest) // size):,} "
-                f"blocks of {size}. Use fewer shards, or a smaller --batch-size"
-            )
-        return manifest.part(rows)
+        return manifest.part(self.shard.rows(len(manifest), self.recipe.batch_size))
 
     def _bytes_needed(self) -> int:
         return sum(spec.bytes_per_image for spec in self.recipe.layer_specs()) * len(self.manifest)

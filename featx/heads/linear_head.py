@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from dataclasses import asdict, dataclass, field
@@ -66,7 +67,7 @@ class LinearHead:
             FeaturesMismatch: rows of another length than the head's.
             FileFormatError: rows that hold NaN or infinite values.
         """
-        rows = features.reshape(len(features), -1)
+        rows = features.reshape(len(features), math.prod(features.shape[1:]))
         if rows.shape[1] != self.weights.shape[1]:
             raise FeaturesMismatch(
                 f"the head was fitted on rows of {self.weights.shape[1]} values ({self.layer}), got {rows.shape[1]}"

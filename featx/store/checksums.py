@@ -7,6 +7,7 @@ who can write the rows can write their checksums.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ STATIC_FIELDS = ("images/path", "images/label", "images/split", "classes", "spli
 
 def checksums_of_rows(rows: npt.NDArray[Any]) -> Checksums:
     """(n,) of rows (n, ...), in the type they have in the file."""
-    plain = np.ascontiguousarray(rows).reshape(len(rows), -1)
+    plain = np.ascontiguousarray(rows).reshape(len(rows), math.prod(rows.shape[1:]))
     found: Checksums = np.fromiter((xxhash.xxh3_64_intdigest(row.data) for row in plain), np.uint64, len(plain))
     return found
 
@@ -35,7 +36,9 @@ def checksums_of_images(fields: Mapping[str, npt.NDArray[Any]]) -> Checksums:
 
 def _as_bytes(array: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     plain = np.ascontiguousarray(array)
-    found: npt.NDArray[np.uint8] = plain.view(np.uint8).reshape(len(plain), -1)
+    found: npt.NDArray[np.uint8] = plain.view(np.uint8).reshape(
+        len(plain), plain.dtype.itemsize * math.prod(plain.shape[1:])
+    )
     return found
 
 

@@ -84,7 +84,7 @@ def read_extents(file: h5py.File, name: str) -> dict[str, Extent]:
         per_image = key.startswith(("images/", "features/", "checksums/")) and key != "checksums/static"
         if per_image and extent.shape[:1] != (count,):
             raise FileFormatError(f"{name} is damaged: /{key} has shape {extent.shape}, not {count} rows")
-        if key.startswith("features/") and (extent.dtype.kind != "f" or 0 in extent.shape):
+        if key.startswith("features/") and (extent.dtype.kind != "f" or 0 in extent.shape[1:]):
             raise FileFormatError(f"{name} is damaged: /{key} is {extent.dtype} of shape {extent.shape}")
     return extents
 
@@ -115,7 +115,20 @@ def _collect(file: h5py.File, group: h5py.Group, prefix: str, extents: dict[str,
         elif isinstance(item, h5py.Dataset):
             if item.is_virtual or item.external:
                 raise FileFormatError(f"{name}: /{prefix}{key} keeps its values in another file")
+            _refuse_bomb(item, f"{name}: /{prefix}{key}")
             extents[prefix + key] = Extent(item.id.get_offset(), item.shape, item.dtype)
+
+
+_MOST_UNPACKED, _MOST_TIMES = 1 << 30, 200
+
+
+def _refuse_bomb(item: h5py.Dataset, where: str) -> None:
+    """Raise FileFormatError for a compressed array that would fill the memory: it is read as a whole."""
+    if item.id.get_offset() is not None or item.chunks is None:
+        return
+    size, stored = int(item.nbytes), int(item.id.get_storage_size())
+    if size > _MOST_UNPACKED and size > _MOST_TIMES * stored:
+        raise FileFormatError(f"{where} unpacks {stored:,} bytes to {size:,}; repack it without compression")
 
 
 def _text(value: Any) -> str:

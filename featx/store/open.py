@@ -15,7 +15,7 @@ import numpy.typing as npt
 from featx.errors import FileFormatError, PlanMismatch
 from featx.runtime.text import in_order
 from featx.status import Status
-from featx.store.reader import Features
+from featx.store.reader import Features, flat_rows
 from featx.store.schema import differences, essence
 
 _OWN = ("images", "count", "shard", "versions")  # what may differ between files that are opened as one
@@ -101,7 +101,7 @@ class JoinedFeatures(Features):
         parts = []
         for file, end in zip(self.files, ends, strict=True):
             mine = rows[(rows >= end - len(file)) & (rows < end)] - (end - len(file))
-            parts.append(file[layer].reshape(len(file), -1)[mine])
+            parts.append(flat_rows(file[layer])[mine])
         return np.concatenate(parts)
 
 

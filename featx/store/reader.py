@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -252,12 +253,12 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         """X (n, D) and y (n,) of the labelled, successful rows; maps are flattened. Not copied if all rows are."""
         rows = self.usable(split)
         name = self.only_layer(layer)
-        values = self._rows(name, rows) if len(rows) < len(self) else self[name].reshape(len(self), -1)
+        values = self._rows(name, rows) if len(rows) < len(self) else flat_rows(self[name])
         return values, self.labels[rows]
 
     def _rows(self, layer: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
         """(n, D) of some rows of a layer, a copy."""
-        found: npt.NDArray[Any] = self[layer].reshape(len(self), -1)[rows]
+        found: npt.NDArray[Any] = flat_rows(self[layer])[rows]
         return found
 
     def dataset(self, layer: str | None = None, split: str | None = None) -> Dataset[tuple[Tensor, int]]:
@@ -265,6 +266,11 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         from featx.store.torch_dataset import FeatureDataset
 
         return FeatureDataset(self, self.only_layer(layer), self.usable(split))
+
+
+def flat_rows(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """(n, D) of rows (n, ...), also of none."""
+    return values.reshape(len(values), math.prod(values.shape[1:]))
 
 
 def _layer_spec(dataset: h5py.Dataset, extent: Extent) -> LayerSpec:

@@ -103,7 +103,7 @@ class FilePlan:
 
     @property
     def _path_bytes(self) -> int:
-        return max(map(len, self.paths))
+        return max(map(len, self.paths), default=1)
 
     def small_arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The datasets that are known beforehand, by name."""

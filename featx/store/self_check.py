@@ -16,7 +16,7 @@ from featx.runtime.text import printable
 from featx.status import Status
 from featx.store.checksums import IMAGE_FIELDS, STATIC_FIELDS, checksums_of_images, checksums_of_rows, static_checksum
 from featx.store.extents import READ_ERRORS
-from featx.store.reader import Features
+from featx.store.reader import Features, flat_rows
 from featx.store.schema import attributes_of, essence
 
 _BYTES_AT_ONCE = 64 << 20
@@ -108,7 +108,7 @@ def _rows(features: Features, layer: str, advance: Callable[[int], None]) -> lis
         if stored is not None:
             wrong = (checksums_of_rows(rows) != stored[start : start + at_once]) & (status != Status.PENDING)
             changed.append(start + np.flatnonzero(wrong))
-        flat = rows.reshape(len(rows), -1)
+        flat = flat_rows(rows)
         whole, empty = np.isfinite(flat).all(axis=1), np.isnan(flat).all(axis=1)
         lies = ((status == Status.DONE) & ~whole) | ((status > Status.DONE) & ~empty)
         untrue.append(start + np.flatnonzero(lies))

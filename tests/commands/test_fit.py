@@ -269,7 +269,7 @@ def test_predict_replaces_an_earlier_table_and_nothing_else(photo_head):
     for name in ("h.safetensors", "f.h5", "notes.txt"):
         (folder / "notes.txt").write_text("mine")
         before = (folder / name).read_bytes()
-        with pytest.raises(UsageError, match="is not a table of predictions|a table of predictions is written, and"):
+        with pytest.raises(UsageError, match=r"is not a table of predictions|a table of predictions is written, and"):
             predict_images(folder / "h.safetensors", folder / "f.h5", folder / name)
         assert (folder / name).read_bytes() == before
     for _ in range(2):

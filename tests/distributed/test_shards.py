@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
+from conftest import write_photo
 from hypothesis import given
 from hypothesis import strategies as st
 
+from featx.commands.extract import extract_features
+from featx.commands.inspect import inspect_file
+from featx.commands.merge import merge_shards
 from featx.distributed.shards import Shard, parse_shard
 from featx.errors import UsageError
+from featx.options.extraction import ExtractConfig
+from featx.store.open import open_features
 
 
 @given(st.integers(1, 3000), st.integers(1, 300), st.integers(1, 40))
@@ -59,3 +67,22 @@ def test_what_names_no_part_is_refused(text, environment):
 def test_an_index_that_is_no_number_is_named():
     with pytest.raises(UsageError, match="RANK is 'one'; it must be a whole number"):
         parse_shard("auto/4", {"RANK": "one"})
+
+
+def test_more_shards_than_blocks_are_empty_files_that_merge_to_the_same_bytes(tmp_path):
+    for number in range(5):
+        write_photo(tmp_path / "photos" / f"{number}.jpg", number)
+    chosen = ExtractConfig(backbone="squeezenet1_1", layers="features.3", weights="random:0", pool="avg", device="cpu",
+                           batch_size=4)  # fmt: skip
+    for index in range(4):
+        extract_features(tmp_path / "photos", tmp_path / "parts" / "f.h5", replace(chosen, shard=f"{index}/4"))
+    counts = [len(open_features(path)) for path in sorted((tmp_path / "parts").iterdir())]
+    assert sorted(counts) == [0, 0, 1, 4]
+    merge_shards([tmp_path / "parts"], tmp_path / "all.h5")
+    extract_features(tmp_path / "photos", tmp_path / "one.h5", chosen)
+    assert (tmp_path / "all.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
+    empty = next(path for path in sorted((tmp_path / "parts").iterdir()) if not len(open_features(path)))
+    assert "0 images, 0 done" in str(inspect_file(empty))
+    x, y = open_features(empty).xy()
+    assert x.shape == (0, 128)
+    assert len(y) == 0

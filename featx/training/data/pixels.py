@@ -54,6 +54,7 @@ class Pixels:
         self._device = device
         self._workers = workers
         self._side = preprocess.crop
+        self._pool: ThreadPoolExecutor | None = None
         self._stack = contextlib.ExitStack()
         reader = BlockReader(manifest, preprocess, _ROWS_AT_ONCE, exif=exif)
         self._reader = self._stack.enter_context(decoding(reader, self._workers))
@@ -93,6 +94,8 @@ class Pixels:
 
     def close(self) -> None:
         """Nothing more will be decoded."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
         self._stack.close()
 
     @property

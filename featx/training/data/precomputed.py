@@ -119,7 +119,7 @@ class Precomputed:
     def _images(self, how: Augmentation, exact: Preprocess) -> tuple[ImageInputs, ImageInputs | None]:
         """Decoded images: those to train on somewhat larger than the network's input if a part is cut out of them."""
         config, task = self.config, self.task
-        memory = config.memory or free_memory(torch.device("cpu")) // 2
+        memory = config.memory or free_memory(torch.device("cpu")) // 2 // read_environment().local_world_size
         whole = how.only_mirrors or how.is_none or exact.squash
         wider = exact if whole else replace(exact, crop=exact.resize)
         share = len(task.train) / (len(task.train) + len(task.val))
