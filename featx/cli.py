@@ -185,10 +185,13 @@ def inspect_command(file: Path, as_json: bool) -> None:
 @options_of(VerifyConfig)
 @common
 def verify_command(file: Path, config: VerifyConfig, as_json: bool) -> None:
-    """Verify a features FILE: recompute rows one by one with PyTorch and torchvision alone, and compare.
+    """Verify a features FILE: its checksums, and rows recomputed one by one with PyTorch and torchvision alone.
+
+    A head or a fine-tuned network is compared with its hash, and measured again where --source names its data.
 
     \b
     featx verify photos.h5 --rows 64
+    featx verify head.safetensors --source photos.h5
     """
     from featx.commands.verify import verify_file
 

@@ -27,6 +27,7 @@ LAYERS = (
     ("artifacts",),
     ("extraction",),
     ("training", "explain", "analysis"),
+    ("verification",),
     ("commands", "service"),
     ("cli",),
     ("__main__",),

@@ -9,13 +9,11 @@ from pathlib import Path
 from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files
 from featx.errors import FileFormatError
 from featx.heads.metrics import LabelMetrics, Metrics, metric_lines, read_metrics
-from featx.networks.run_folder import DESCRIPTION, TRAINED_ON, WEIGHTS, read_run
+from featx.networks.run_folder import DESCRIPTION, REPORT, TRAINED_ON, WEIGHTS, read_run
 from featx.options.training import FinetuneConfig
 from featx.runtime.report import Report
 from featx.runtime.stored import build, read_json_file
 from featx.runtime.text import format_duration, plural, table
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -41,6 +39,7 @@ class FinetuneReport(Report):
         train, val, failed: images to train on, to validate on, and that could not be decoded.
         epochs: those that were trained; best_epoch is the one whose weights were kept, 0 for the start.
         metrics: of the weights that were kept, on the validation images; None without any.
+        weights_sha256: of model.safetensors; empty in runs from before it was kept.
         start: validation accuracy of the head the network began with, fitted on frozen features.
     """
 
@@ -57,6 +56,7 @@ class FinetuneReport(Report):
     start: float | None
     layers: list[LayerChange]
     seconds: float
+    weights_sha256: str = ""
 
     def lines(self) -> list[str]:
         text = [

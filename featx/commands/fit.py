@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.head_file import SHOWN_CONFUSIONS, FitReport, HeadFile
+from featx.artifacts.head_rows import split_rows
 from featx.errors import LabelError, NonFiniteRow, UsageError
 from featx.extraction.recipe import describe_layer
 from featx.heads.calibration import Calibration, calibrate
@@ -18,7 +19,7 @@ from featx.heads.excluded import count_excluded
 from featx.heads.labels import Labels, classes_of, is_known, is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.metrics import LabelMetrics, Metrics
-from featx.heads.splits import Rows, copies_of, split_by_name, split_by_share, split_per_class
+from featx.heads.splits import Rows, copies_of
 from featx.heads.trained_on import count_among, remember
 from featx.options.heads import FitConfig
 from featx.options.rules import Facts, notes_on
@@ -30,9 +31,6 @@ from featx.store.reader import Features
 if TYPE_CHECKING:
     from featx.heads.model_selection import Found
     from featx.heads.solver.certificate import Uncertified
-
-
-DEFAULT_TEST = 0.2
 
 
 def fit_svm(
@@ -91,7 +89,7 @@ def _fit(
     rows = features.usable()
     multilabel = is_multilabel([features.classes[k] for k in np.unique(features.labels[rows])], features.source_kind)
     copies = copies_of(features.sha256[rows])
-    train, test = _split(features, rows, copies, config, multilabel)
+    train, test = split_rows(features, rows, copies, config, multilabel)
     if multilabel:
         _refuse_what_needs_one_class(kind, config, path)
     classes, labels = _labels_to_train_on(features, train, multilabel)
@@ -177,25 +175,6 @@ def _excluded(
     if config.split_column:
         used = np.isin(features.split_of, np.unique(features.split_of[taken]))
     return count_excluded(features.status, features.labels, features.classes, taken, known=known, in_split=used)
-
-
-def _split(features: Features, rows: Rows, copies: Rows, config: FitConfig, multilabel: bool) -> tuple[Rows, Rows]:
-    """Rows of the file to train and to test on; copies of an image stay on one side, but for the user's own split."""
-    if not len(rows):
-        raise LabelError(
-            f"{features.path} has no labelled images: put them into one folder per class, or list them in a CSV with "
-            f"the columns path,label, and extract again"
-        )
-    labels = features.labels[rows]
-    if config.split_column:
-        train, test = split_by_name(features.split_of[rows], features.splits)
-    elif config.per_class is not None:
-        train, test = split_per_class(labels, config.per_class, config.seed, features.classes, copies=copies)
-    else:
-        share = DEFAULT_TEST if config.test is None else config.test
-        # Where images have several classes, what they have in common is no class to hold a share of.
-        train, test = split_by_share(np.zeros_like(labels) if multilabel else labels, share, config.seed, copies)
-    return rows[train], rows[test]
 
 
 def _notes(

@@ -26,7 +26,9 @@ from featx.images.decode import decode, pillow_settings
 from featx.images.manifest import Manifest
 from featx.images.sources.read import Archive, read_file, read_member
 from featx.images.sources.scan import scan
+from featx.networks.run_folder import is_run
 from featx.options.extraction import VerifyConfig
+from featx.runtime.files import is_hdf5
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
 from featx.runtime.text import class_name, printable, table
@@ -34,6 +36,7 @@ from featx.status import Decoder, Status
 from featx.store.open import open_features
 from featx.store.reader import Features
 from featx.store.self_check import SelfCheck, check_itself
+from featx.verification.models import ModelReport, verify_head, verify_run
 
 # Largest difference as a share of the layer's largest value. Float32 sums in another order differ by about 1e-6;
 # bfloat16 has 8 bits of mantissa, TF32 and float16 have 11.
@@ -115,15 +118,23 @@ class VerifyReport(Report):
 
 def verify_file(
     path: str | os.PathLike[str], config: VerifyConfig | None = None, *, reporter: Reporter = SILENT
-) -> VerifyReport:
+) -> VerifyReport | ModelReport:
     """Check all that a features file says twice, recompute rows chosen at random, and compare them with the file.
+
+    A head or the folder of a fine-tuned network is loaded, compared with its hash, and measured again where
+    `config.source` names the features or images it was made from.
 
     Raises:
         VerificationFailed: something differs by more than rounding can explain; its text holds the report.
         PlanMismatch: an image has changed since the extraction.
         WeightsMismatch: the weights are not the ones the file was made with.
     """
-    config, features = config or VerifyConfig(), open_features(path)
+    config = config or VerifyConfig()
+    if is_run(str(path)):
+        return verify_run(Path(path), config, reporter)
+    if Path(path).suffix == ".safetensors" and not is_hdf5(Path(path)):
+        return verify_head(Path(path), config, reporter)
+    features = open_features(path)
     if not isinstance(features, Features):
         raise FileFormatError(f"{path} are several files; verify them one by one")
     seed = secrets.randbits(32) if config.seed is None else config.seed

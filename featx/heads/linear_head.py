@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -165,6 +166,7 @@ class LinearHead:
             "calibration": None if self.calibration is None else asdict(self.calibration),
             "multilabel": self.multilabel,
         }
+        described["sha256"] = _digest(described, tensors)
         # One key only: safetensors writes several in whatever order its hash table has them in that day.
         with replacing(path) as partial:
             try:
@@ -196,6 +198,8 @@ class LinearHead:
                 if "trained_on" in file.keys():  # noqa: SIM118  # it is no dictionary
                     tensors["trained_on"] = file.get_tensor("trained_on")
             _refuse_damage(declared, tensors)
+            if declared.sha256 and declared.sha256 != _digest(described, tensors):
+                raise ValueError("it was damaged or changed: its contents do not match their hash")
         except FileNotFoundError as error:
             raise FileFormatError(f"no file {path}") from error
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -237,6 +241,18 @@ class LinearHead:
         What the file says is taken apart and put together again: only options of `featx extract` are shown.
         """
         return f"{printable(known_command(str(self.recipe['command']), ExtractConfig))} -o NEW.h5"
+
+
+def _digest(described: dict[str, Any], tensors: dict[str, npt.NDArray[Any]]) -> str:
+    """SHA-256 over all that a head holds, hexadecimal."""
+    found = hashlib.sha256()
+    plain = {key: value for key, value in described.items() if key != "sha256"}
+    found.update(json.dumps(plain, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = np.ascontiguousarray(tensors[name])
+        found.update(f"{name} {tensor.dtype.str} {tensor.shape}\n".encode())
+        found.update(tensor.tobytes())
+    return found.hexdigest()
 
 
 def _refuse_damage(described: Head, tensors: dict[str, npt.NDArray[Any]]) -> None:

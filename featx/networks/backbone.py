@@ -21,6 +21,7 @@ from featx.networks.graph.geometry import NodeGeometry, ancestors, count_multipl
 from featx.networks.graph.tracing import first_of_several, output_of, own_names
 from featx.networks.layer_names import LOGITS, PENULTIMATE, PRE, PROB, SOFTMAX, Layer, LayerNames, node_layers
 from featx.networks.registry import chain, default_preprocessing, literature_layers
+from featx.networks.run_folder import is_run, read_run
 from featx.networks.weights import sha256_of_state
 from featx.runtime.files import sha256_of_file
 
@@ -245,7 +246,19 @@ def load_network(name: str, source: WeightsSource, progress: Progress | None = N
     with ThreadPoolExecutor(1) as beside:  # a core of its own for the tenth of a second that a hash takes
         hashed = beside.submit(sha256_of_file, source.file)
         network, gaps = _loaded(name, source, source.file)
+    _refuse_changed_run(name, source, hashed.result())
     return LoadedNetwork(network, source, hashed.result(), gaps)
+
+
+def _refuse_changed_run(name: str, source: WeightsSource, sha256: str) -> None:
+    """Raise WeightsMismatch if a run's own weights are not those that its training has stored."""
+    if not is_run(name) or (run := read_run(name)).weights != source.file:
+        return
+    if run.weights_sha256 not in ("", sha256):
+        raise WeightsMismatch(
+            f"{source.file} has sha256 {sha256[:16]}..., and {name}'s report says {run.weights_sha256[:16]}...: "
+            f"it was damaged or changed after the training"
+        )
 
 
 def _loaded(name: str, source: WeightsSource, path: Path) -> tuple[nn.Module, Gaps]:

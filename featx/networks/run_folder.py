@@ -16,6 +16,7 @@ from featx.runtime.stored import read_json_file, refuse_other_shape
 
 FORMAT, SCHEMA = "featx run", 1
 DESCRIPTION, WEIGHTS, TRAINED_ON = "config.json", "model.safetensors", "trained_on.bin"
+REPORT = "report.json"
 _MOST_HASHES = 100_000_000
 
 
@@ -46,6 +47,13 @@ class Run:
     @property
     def weights(self) -> Path:
         return self.folder / WEIGHTS
+
+    @property
+    def weights_sha256(self) -> str:
+        """Of its weights, as its report has it; empty in runs from before it was kept."""
+        path = self.folder / REPORT
+        found = read_json_file(path) if path.is_file() else {}
+        return str(found.get("weights_sha256", "")) if isinstance(found, dict) else ""
 
     def refuse_unfinished(self) -> None:
         """Raise FileFormatError if the training has not come to its end."""

@@ -117,7 +117,10 @@ class VerifyConfig(Config):
         metavar="SHARE",
     )
     source: str | None = option(
-        None, "Where the images are now, if they have moved since the extraction.", metavar="PATH"
+        None,
+        "Where the images are now, if they have moved since the extraction; for a head its features, for a "
+        "fine-tuned network its images.",
+        metavar="PATH",
     )
     weights: str | None = option(
         None, "Where the weights file is now, if it has moved since the extraction.", metavar="FILE"

@@ -142,6 +142,7 @@ class Head(Struct):
     report: dict[str, Any]
     calibration: Calibration | None = None
     multilabel: bool = False
+    sha256: Text = ""
 
 
 class RunWeights(Struct):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from featx.artifacts.artifact import write_json
-from featx.artifacts.finetuned_run import REPORT, FinetuneReport, LayerChange
+from featx.artifacts.finetuned_run import FinetuneReport, LayerChange
 from featx.distributed.process_group import ProcessGroup
 from featx.errors import Interrupted, UsageError
 from featx.figures.training_curves import draw_curves
@@ -27,13 +27,13 @@ from featx.images.preprocess import Preprocess
 from featx.networks.backbone import Backbone, load_network
 from featx.networks.build import construct, final_layer, replace_final_layer
 from featx.networks.registry import default_preprocessing
-from featx.networks.run_folder import WEIGHTS, is_run, read_run
+from featx.networks.run_folder import REPORT, WEIGHTS, is_run, read_run
 from featx.networks.weights import assumed_preprocessing, published_name, weights_of
 from featx.options.rules import notes_on
 from featx.options.training import FinetuneConfig
 from featx.runtime.compiler import refuse_without_compiler
 from featx.runtime.device import strict_precision
-from featx.runtime.files import disk_errors, replacing
+from featx.runtime.files import disk_errors, replacing, sha256_of_file
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.signals import graceful_stop
 from featx.runtime.text import table
@@ -48,7 +48,7 @@ from featx.training.task import plan_task
 from featx.training.trainer import Trainer
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
-CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+CHECKPOINT, BEST, LAST = "checkpoint.safetensors", "best.safetensors", "last.safetensors"
 SCRATCH_RATE = "*=0.05"  # for --from-scratch without --lr
 
 
@@ -242,11 +242,14 @@ class FinetuningJob:
             seconds=time.perf_counter() - self.started,
         )
         if self.group.is_first:
+            last = self.folder / LAST
+            save_tensors(last, state)
+            report = replace(report, weights_sha256=sha256_of_file(last))
             kept = {name: value for name, value in report.to_json().items() if name != "output"}
             write_json(self.folder / REPORT, kept)
             draw_curves(self.folder / METRICS, self.folder / CURVES)
-            save_tensors(self.folder / WEIGHTS, state)
             with disk_errors(self.folder):
+                last.replace(self.folder / WEIGHTS)  # from here on the run is finished
                 for name in (CHECKPOINT, BEST):
                     (self.folder / name).unlink(missing_ok=True)
                 shutil.rmtree(self.folder / CACHE, ignore_errors=True)

@@ -1,0 +1,52 @@
+"""Which rows of a features file a head is trained and tested on; the same again whenever it is asked."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from featx.errors import LabelError
+from featx.heads.labels import labels_among
+from featx.heads.linear_head import LinearHead
+from featx.heads.metrics import LabelMetrics, Metrics
+from featx.heads.splits import Rows, copies_of, split_by_name, split_by_share, split_per_class
+from featx.options.heads import FitConfig
+from featx.store.reader import Features, flat_rows
+
+DEFAULT_TEST = 0.2
+
+
+def split_rows(
+    features: Features, rows: Rows, copies: Rows, config: FitConfig, multilabel: bool
+) -> tuple[Rows, Rows]:
+    """Rows of the file to train and to test on; copies of an image stay on one side, but for the user's own split.
+
+    Raises:
+        LabelError: there are none, or a class has too few.
+    """
+    if not len(rows):
+        raise LabelError(
+            f"{features.path} has no labelled images: put them into one folder per class, or list them in a CSV with "
+            f"the columns path,label, and extract again"
+        )
+    labels = features.labels[rows]
+    if config.split_column:
+        train, test = split_by_name(features.split_of[rows], features.splits)
+    elif config.per_class is not None:
+        train, test = split_per_class(labels, config.per_class, config.seed, features.classes, copies=copies)
+    else:
+        share = DEFAULT_TEST if config.test is None else config.test
+        # Where images have several classes, what they have in common is no class to hold a share of.
+        train, test = split_by_share(np.zeros_like(labels) if multilabel else labels, share, config.seed, copies)
+    return rows[train], rows[test]
+
+
+def measure_again(head: LinearHead, features: Features, config: FitConfig) -> Metrics | LabelMetrics | None:
+    """The measure of a head's report, computed again; None if there was nothing to test on."""
+    rows = features.usable()
+    _, test = split_rows(features, rows, copies_of(features.sha256[rows]), config, head.multilabel)
+    labels = labels_among(head.classes, features.classes, features.labels, head.multilabel)
+    known = test if head.multilabel else test[labels[test] >= 0]
+    if not len(known):
+        return None
+    values = flat_rows(features[head.layer])
+    return head.measure(values[known], labels[known])

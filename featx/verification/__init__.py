@@ -1,0 +1,1 @@
+"""Is what a file says true? Heads and fine-tuned networks."""
