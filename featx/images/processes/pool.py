@@ -30,8 +30,8 @@ THREADS_SUFFICE = 3  # workers that hardly wait for each other
 _GRACE_S = 15.0  # for a process beyond the time of one image, after which it is taken for stuck
 _PIPE_BYTES = 1 << 16
 _START = (
-    "import sys; sys.path[:] = sys.argv[4:]; from featx.images.processes.server import serve; "
-    "serve(*(int(number) for number in sys.argv[1:4]))"
+    "import sys; sys.path[:] = sys.argv[4:]; from featx.images.processes.worker import answer_questions; "
+    "answer_questions(*(int(number) for number in sys.argv[1:4]))"
 )
 _SIGNALS = {signal.SIGINT, signal.SIGTERM}
 

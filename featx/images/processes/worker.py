@@ -20,7 +20,7 @@ from featx.images.reader import BlockReader
 _LOOKED_EVERY_S = 1.0  # whether who has asked is still there
 
 
-def serve(tape: int, answers: int, asker: int) -> None:
+def answer_questions(tape: int, answers: int, asker: int) -> None:
     """The process: answers questions on standard input until there are no more, or nobody is there who asks.
 
     Args:
