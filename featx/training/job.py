@@ -210,9 +210,12 @@ class FinetuningJob:
     def _save(self, checkpoint: Checkpoint) -> None:
         if self.group.is_first:
             checkpoint.save(self.folder / CHECKPOINT)
-            with replacing(self.folder / METRICS) as partial:
-                partial.write_text("".join(json.dumps(entry) + "\n" for entry in checkpoint.history))
+            self._write_metrics(checkpoint.history)
         self.group.wait()
+
+    def _write_metrics(self, history: list[dict[str, Any]]) -> None:
+        with replacing(self.folder / METRICS) as partial:
+            partial.write_text("".join(json.dumps(entry) + "\n" for entry in history))
 
     def _keep_best(self, changed: dict[str, Tensor]) -> None:
         if self.group.is_first:
@@ -247,6 +250,8 @@ class FinetuningJob:
             report = replace(report, weights_sha256=sha256_of_file(last))
             kept = {name: value for name, value in report.to_json().items() if name != "output"}
             write_json(self.folder / REPORT, kept)
+            # Again: a kill between the last checkpoint and its metrics leaves metrics without the last epoch.
+            self._write_metrics(training.history)
             draw_curves(self.folder / METRICS, self.folder / CURVES)
             with disk_errors(self.folder):
                 last.replace(self.folder / WEIGHTS)  # from here on the run is finished

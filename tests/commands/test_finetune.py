@@ -42,6 +42,7 @@ from featx.runtime.progress import Reporter
 from featx.training import initial_head as head
 from featx.training.data.augment import draw, parse_augmentation
 from featx.training.data.pixels import Pixels
+from featx.training.job import FinetuningJob
 
 SPEC = "conv1-conv3=0, conv4=0.01, conv5=0.02, fc6-fc7=0.05, fc8=0.1, *.bias=x2/wd0"
 
@@ -331,6 +332,24 @@ def test_training_stops_when_validation_stops_getting_better_and_keeps_the_best(
     assert report.epochs == 60 or report.epochs == best["epoch"] + 3
     assert report.metrics is not None
     assert report.metrics.accuracy == pytest.approx(best["val_accuracy"])
+
+
+def test_a_kill_between_the_last_checkpoint_and_its_metrics_costs_no_epoch(tmp_path, colours, weights, monkeypatch):
+    config = options(weights, lr="head", epochs=2, val=0.25, checkpoint_minutes=0)
+    real = FinetuningJob._write_metrics
+
+    def killed(self, history):
+        if history and history[-1]["epoch"] == 2:
+            raise KeyboardInterrupt
+        real(self, history)
+
+    monkeypatch.setattr(FinetuningJob, "_write_metrics", killed)
+    with pytest.raises(KeyboardInterrupt):
+        finetune_network(colours, tmp_path / "run", config)
+    monkeypatch.undo()
+    finetune_network(colours, tmp_path / "run", config)
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
 @pytest.mark.parametrize("killed", [False, True])
