@@ -338,14 +338,13 @@ def test_zips_from_other_programs_keep_their_labels(tmp_path, name, names):
         assert [read_member(archive, path) for path in manifest.paths] == [b"content"] * 2
 
 
-def test_names_in_a_zip_that_say_no_encoding_are_utf8_or_their_own_bytes(tmp_path):
+def test_names_in_a_zip_that_say_no_encoding_are_utf8_or_refused_where_they_are_classes(tmp_path):
     """zipfile reads them as code page 437, and class names come out as line drawings."""
-    french, chinese = "caf\u00e9/0.png".encode(), "\u732b/11.png".encode("gbk")
-    manifest = zipped(tmp_path / "s.zip", [french, chinese])
-    assert set(manifest.paths) == {french, chinese}
-    assert "caf\u00e9" in manifest.classes
-    folder = tmp_path / "folder"
-    os.makedirs(os.path.join(os.fsencode(folder), os.path.dirname(chinese)))
-    touch(folder, "caf\u00e9/0.png")
-    Path(os.fsdecode(os.path.join(os.fsencode(folder), chinese))).touch()
-    assert scan(folder).classes == manifest.classes
+    french, chinese = "caf\u00e9/0.png".encode(), "\u732b\u72d7/1.png".encode("gbk")
+    manifest = zipped(tmp_path / "french.zip", [french, b"dog/11.png"])
+    assert set(manifest.paths) == {french, b"dog/11.png"}
+    assert manifest.classes == ("caf\u00e9", "dog")
+    with pytest.raises(SourceError, match=r"is not named in UTF-8.*Pack it again with UTF-8 names"):
+        zipped(tmp_path / "chinese.zip", [french, chinese])
+    inside = b"cat/" + "\u732b\u72d7.png".encode("gbk")  # only the file's own name: no class is wrong
+    assert zipped(tmp_path / "file.zip", [inside]).paths == (inside,)

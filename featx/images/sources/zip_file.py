@@ -12,6 +12,18 @@ from featx.images.sources.read import Archive
 from featx.runtime.text import printable
 
 
+def _refuse_unknown_encoding(path: Path, name: bytes) -> None:
+    """A folder whose name says no encoding and is not UTF-8 could be any class."""
+    folder = name.rpartition(b"/")[0]
+    try:
+        folder.decode()
+    except UnicodeDecodeError:
+        raise SourceError(
+            f"{path}: the folder {printable(folder)} is not named in UTF-8, and the zip does not say how it is: its "
+            f"classes would be called wrongly. Pack it again with UTF-8 names (7-Zip: -mcu=on), or unpack it"
+        ) from None
+
+
 def scan_zip(path: Path) -> Manifest:
     skipped = Skipped()
     files: list[bytes] = []
@@ -25,6 +37,7 @@ def scan_zip(path: Path) -> Manifest:
                 elif not has_image_suffix(name):
                     skipped.add("not an image name", name)
                 else:
+                    _refuse_unknown_encoding(path, name)
                     files.append(name)
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as error:
         raise SourceError(f"{path} cannot be read as a zip: {error}") from error
