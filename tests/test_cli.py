@@ -7,6 +7,7 @@ import os
 import re
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 from conftest import clusters, write_features, write_photo
@@ -172,6 +173,17 @@ def test_every_command_and_every_option_is_in_the_documents():
                 assert re.search(rf"(?<![\w-]){flag}(?![\w-])", section), f"{name} {flag}"
                 options += 1
     assert options > 60
+
+
+def test_a_variable_means_the_same_to_every_command():
+    """FEATX_WEIGHTS is set once for a job of several commands: of extract, and of predict and verify after it."""
+    meanings: dict[str, set[str]] = {}
+    for command in commands.commands.values():
+        for parameter in command.params:
+            if parameter.envvar and not isinstance(parameter.type, click.Choice):  # a choice refuses what it has not
+                meanings.setdefault(parameter.envvar, set()).add(parameter.make_metavar(click.Context(command)))
+    assert {name: kinds for name, kinds in meanings.items() if len(kinds) > 1} == {}
+    assert len(meanings) > 30
 
 
 def test_no_option_is_without_help_and_no_config_field_without_an_option():

@@ -255,7 +255,7 @@ def test_predictions_of_a_head_on_the_gpu_are_those_of_the_cpu(many, tmp_path, k
     fit = fit_svm if kind == "svm" else fit_softmax
     fit(tmp_path / "f.h5", tmp_path / "head.safetensors", FitConfig(layer="fc7", c=10.0, device="cuda"))
     for device in ("cuda", "cpu"):
-        config = PredictConfig(device=device, weights="random:0")
+        config = PredictConfig(device=device, weights_file="random:0")
         predict_images(tmp_path / "head.safetensors", many, tmp_path / f"{device}.csv", config)
     tables = [pd.read_csv(tmp_path / f"{device}.csv") for device in ("cuda", "cpu")]
     assert tables[0]["class"].equals(tables[1]["class"])

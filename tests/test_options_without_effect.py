@@ -10,13 +10,14 @@ from featx.options.rules import RULES, Facts, notes_on
 
 CONFIGS = {
     "FinetuneConfig": training.FinetuneConfig, "ExtractConfig": extraction.ExtractConfig,
-    "FitConfig": heads.FitConfig, "ProbeConfig": heads.ProbeConfig,
+    "FitConfig": heads.FitConfig, "ProbeConfig": heads.ProbeConfig, "VerifyConfig": extraction.VerifyConfig,
+    "PredictConfig": extraction.PredictConfig, "EvaluateConfig": extraction.EvaluateConfig,
 }  # fmt: skip
 
 
 def test_there_are_rules_for_every_command_that_has_such_options():
     assert {rule.command for rule in RULES} == set(CONFIGS)
-    assert len(RULES) >= 19
+    assert len(RULES) >= 26
 
 
 @pytest.mark.parametrize("rule", RULES, ids=[f"{r.command}-{','.join(r.example[0])}" for r in RULES])
@@ -52,6 +53,8 @@ def test_no_rule_fires_where_nothing_was_asked_for(name):
     ("FitConfig", {"folds": 3}),
     ("FitConfig", {"folds": 3, "c": 1.0, "calibrate": "platt"}),
     ("ExtractConfig", {"follow_links": True}),
+    ("VerifyConfig", {"rows": 5, "seed": 1, "tolerance": 0.1, "weights_file": "w.pth"}),
+    ("PredictConfig", {"workers": 2, "follow_links": True, "weights_file": "w.pth"}),
 ])  # fmt: skip
 def test_options_that_do_something_are_not_complained_about(name, given):
     assert notes_on(CONFIGS[name](**given), Facts()) == []

@@ -27,6 +27,7 @@ from featx.images.sources.scan import scan
 from featx.networks.layer_names import PROB
 from featx.networks.run_folder import trained_on
 from featx.options.extraction import EvaluateConfig, PredictConfig
+from featx.options.rules import Facts, notes_on
 from featx.runtime.files import disk_errors, is_hdf5, refuse_special_file
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
@@ -131,6 +132,7 @@ def evaluate_head(
                 f"{model.head.extract_command.replace('SOURCE', shlex.quote(str(features)), 1)}"
             )
         opened = open_features(features)
+        reporter.notes(notes_on(config, Facts(source_kind=None, model=model.kind)))
         plan = _plan(model, opened.digest, config)
         finished = None if kept is None else kept.take_finished(plan)
         if finished is not None:
@@ -139,6 +141,7 @@ def evaluate_head(
         files: dict[str, str] = {}
     else:
         manifest = scan(features, follow_links=config.follow_links)
+        reporter.notes(notes_on(config, Facts(source_kind=manifest.kind, model=model.kind)))
         plan = _plan(model, manifest.digest, config) | {"batch_size": config.batch_size}
         asked = PredictConfig(
             device=config.device, batch_size=config.batch_size, workers=config.workers, max_bad=config.max_bad

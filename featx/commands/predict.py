@@ -20,6 +20,7 @@ from featx.heads.linear_head import LinearHead
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
 from featx.options.extraction import PredictConfig
+from featx.options.rules import Facts, notes_on
 from featx.runtime.files import is_hdf5
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
@@ -83,7 +84,9 @@ def predict_images(
     table.refuse_foreign()
     model = load_model(head)
     given = open_features(source) if is_hdf5(Path(source)) else scan(source, follow_links=config.follow_links)
-    plan = plan_of(config, without=("device", "weights"), head=model.digest, images=given.digest)
+    kind = given.kind if isinstance(given, Manifest) else None
+    reporter.notes(notes_on(config, Facts(source_kind=kind, model=model.kind)))
+    plan = plan_of(config, without=("device", "weights_file"), head=model.digest, images=given.digest)
     stored = StoredScores(table.path, model, config, reporter)
     finished = table.take_finished(plan, given if isinstance(given, Manifest) else None)
     if finished is not None:

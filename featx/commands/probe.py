@@ -76,8 +76,7 @@ def probe_layers(
     finished = None if folder is None else ProbeFolder(folder, reporter).take_finished(plan)
     if finished is not None:
         return finished
-    for note in notes_on(config, Facts()):
-        reporter.note(note)
+    reporter.notes(notes_on(config, Facts()))
     copies = copies_of(features.sha256[rows])
     splits = [
         split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, config.test_per_class, copies)

@@ -28,6 +28,7 @@ from featx.images.sources.read import Archive, read_file, read_member
 from featx.images.sources.scan import scan
 from featx.networks.run_folder import is_run
 from featx.options.extraction import VerifyConfig
+from featx.options.rules import Facts, notes_on
 from featx.runtime.files import is_hdf5
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
@@ -131,12 +132,15 @@ def verify_file(
     """
     config = config or VerifyConfig()
     if is_run(str(path)):
+        reporter.notes(notes_on(config, Facts(model="run")))
         return verify_run(Path(path), config, reporter)
     if Path(path).suffix == ".safetensors" and not is_hdf5(Path(path)):
+        reporter.notes(notes_on(config, Facts(model="head")))
         return verify_head(Path(path), config, reporter)
     features = open_features(path)
     if not isinstance(features, Features):
         raise FileFormatError(f"{path} are several files; verify them one by one")
+    reporter.notes(notes_on(config, Facts()))
     seed = secrets.randbits(32) if config.seed is None else config.seed
     reporter.begin("check rows", len(features) * len(features.layers))
     checks = check_itself(features, reporter.advance)
@@ -202,7 +206,7 @@ def _recompute(
         raise FileFormatError(f"{path} holds no successful image, so there is nothing to verify")
     few = np.sort(np.random.default_rng(seed).permutation(done)[: config.rows])
     chosen = done if config.all else few
-    reference = Reference(made, config.weights, reporter.download)
+    reference = Reference(made, config.weights_file, reporter.download)
     said = SelfCheck("layers", reference.differing_layers(features.layers))
     load = _image_loader(features, config.source)
     largest = dict.fromkeys(features, 0.0)

@@ -107,8 +107,7 @@ class ExtractionJob:
         self.reporter = reporter = reporter if queue is None or queue.is_first else SILENT
         plan = ExtractionPlan(manifest, output, config, shard)
         self.recipe, self.manifest = plan.recipe, plan.manifest
-        for line in plan.lines():
-            reporter.note(line)
+        reporter.notes(plan.lines())
         self.engine = Engine(self.recipe, reporter.download)
         if self.engine.gpu is not None:
             self._use_the_gpu(self.engine.gpu, cache)

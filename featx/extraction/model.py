@@ -17,6 +17,8 @@ from featx.heads.decision import DecisionRule, Scores
 from featx.heads.linear_head import LinearHead
 from featx.images.preprocess import Preprocess
 from featx.networks.run_folder import Run, is_run, read_run
+from featx.options.extraction import PredictConfig
+from featx.options.rules import Facts, notes_on
 from featx.runtime.files import sha256_of_file
 from featx.runtime.progress import SILENT, Reporter
 from featx.store.reader import Features
@@ -39,6 +41,11 @@ class Model:
     path: Path
     head: LinearHead | None = None
     run: Run | None = None
+
+    @property
+    def kind(self) -> str:
+        """ "head" or "run"."""
+        return "run" if self.head is None else "head"
 
     @cached_property
     def rule(self) -> DecisionRule:
@@ -69,17 +76,21 @@ class Model:
             raise ValueError(f"{self.path} is a head, not a run")
         return self.run
 
-    def recipe(self, *, device: str, batch_size: int | None, decode: str, weights: str | None = None) -> Recipe:
+    def recipe(self, *, device: str, batch_size: int | None, decode: str, weights_file: str | None = None) -> Recipe:
         """What computes the features or logits that it scores.
 
         Args:
-            weights: where a head's network has its weights now, if they have moved.
+            weights_file: where a head's network has its weights now, if they have moved.
+
+        Raises:
+            UsageError: `weights_file` for a run, which has its own weights.
         """
         if self.head is not None:
             return Recipe.from_dict(
-                self.head.recipe, layer=self.head.layer, weights=weights, device=device, batch_size=batch_size,
+                self.head.recipe, layer=self.head.layer, weights=weights_file, device=device, batch_size=batch_size,
                 decode=decode,
             )  # fmt: skip
+        notes_on(PredictConfig(weights_file=weights_file), Facts(model=self.kind))
         run = self._run
         recipe = Recipe.plan(
             backbone=str(run.folder), layers=LOGITS, device=device, batch_size=batch_size, decode=decode,
@@ -100,7 +111,7 @@ class Model:
             raise WeightsMismatch(
                 f"the head was fitted on features of weights with sha256 "
                 f"{self.head.recipe['weights']['sha256'][:16]}...; {recipe.weights.name} has "
-                f"{engine.weights_sha256[:16]}.... Say where they are now with --weights"
+                f"{engine.weights_sha256[:16]}.... Say where they are now with --weights-file"
             )
         return engine
 

@@ -31,23 +31,23 @@ from featx.store.schema import LayerSpec
 class Reference:
     """RGB image -> {layer: pooled values}, by torchvision alone."""
 
-    def __init__(self, made: dict[str, Any], weights: str | None, progress: Progress | None) -> None:
+    def __init__(self, made: dict[str, Any], weights_file: str | None, progress: Progress | None) -> None:
         """Build the network a features file was made with.
 
         Args:
             made: the file's provenance.
-            weights: `--weights`, if those of the file are elsewhere now.
+            weights_file: `--weights-file`, if those of the file are elsewhere now.
 
         Raises:
             WeightsMismatch: they are other weights.
         """
-        source = weights_of(made["backbone"], weights or made["weights"]["spec"])
+        source = weights_of(made["backbone"], weights_file or made["weights"]["spec"])
         source = replace(source, published=made["weights"].get("published", source.published))
         loaded = load_network(made["backbone"], source, progress)
         if loaded.sha256 != made["weights"]["sha256"]:
             raise WeightsMismatch(
                 f"the file was made with weights of sha256 {made['weights']['sha256'][:16]}..., {source.name} has "
-                f"{loaded.sha256[:16]}...; say where the right ones are with --weights"
+                f"{loaded.sha256[:16]}...; say where the right ones are with --weights-file"
             )
         self.network = loaded.network
         preprocess = Preprocess.from_values(made["preprocess"])

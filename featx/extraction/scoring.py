@@ -80,7 +80,10 @@ class StoredScores:
 
         model, config, classes = self._model, self._config, len(self._model.classes)
         recipe = model.recipe(
-            device=config.device, batch_size=config.batch_size, decode=config.decode, weights=config.weights
+            device=config.device,
+            batch_size=config.batch_size,
+            decode=config.decode,
+            weights_file=config.weights_file,
         )
         engine = model.engine(recipe, self._reporter)
         layer = LayerSpec("scores", "head", "none", "none", (classes,), "float64")

@@ -122,7 +122,7 @@ class VerifyConfig(Config):
         "fine-tuned network its images.",
         metavar="PATH",
     )
-    weights: str | None = option(
+    weights_file: str | None = option(
         None, "Where the weights file is now, if it has moved since the extraction.", metavar="FILE"
     )
 
@@ -134,7 +134,7 @@ class PredictConfig(Config):
     device: str = device_option()
     decode: str = decode_option()
     batch_size: int | None = batch_size_option()
-    weights: str | None = option(
+    weights_file: str | None = option(
         None, "Where the weights file is now, if it has moved since the head was fitted.", metavar="FILE"
     )
     follow_links: bool = follow_links_option()

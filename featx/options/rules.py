@@ -7,7 +7,7 @@ images, when the run is planned.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from featx.errors import UsageError
@@ -26,6 +26,7 @@ class Facts:
         device: "cpu" or "cuda".
         source_kind: of the manifest; None for a features file.
         all_vectors: no layer asked for is a map or tokens.
+        model: "head" or "run" (a fine-tuned network), where one is used; else "".
     """
 
     epochs_of_rates: dict[str, int] = field(default_factory=dict)
@@ -37,6 +38,7 @@ class Facts:
     device: str = "cuda"
     source_kind: str | None = "folder"
     all_vectors: bool = False
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,28 @@ def _late_layers(facts: Facts, epochs: int) -> list[str]:
     return [layer for layer, first in facts.epochs_of_rates.items() if first >= epochs]
 
 
+def _given(options: Any, *names: str) -> str:
+    """The flags of those options that are not at their defaults, as "--all, --seed"."""
+    defaults = {spec.name: spec.default for spec in fields(options)}
+    return ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != defaults[name])
+
+
+def _follow_links(command: str) -> Rule:
+    return Rule(
+        command,
+        lambda o, f: o.follow_links and f.source_kind not in (None, "folder"),
+        lambda o, f: "--follow-links is about folders; the images come from a list or zip",
+        refuses=False,
+        needs_facts=True,
+        example=({"follow_links": True}, {"source_kind": "csv"}),
+    )
+
+
 FINETUNE, EXTRACT, FIT, PROBE = "FinetuneConfig", "ExtractConfig", "FitConfig", "ProbeConfig"
+VERIFY, PREDICT, EVALUATE = "VerifyConfig", "PredictConfig", "EvaluateConfig"
+_OF_ROWS = ("rows", "all", "seed", "tolerance", "weights_file")
+_OF_IMAGES = ("weights_file", "follow_links", "image_timeout", "workers", "batch_size")
+_OF_IMAGES_IN_EVALUATE = ("follow_links", "workers", "batch_size")
 _NO_DECAY, _DEFAULT_MOMENTUM, _DEFAULT_FOLDS = 0.0, 0.9, 5
 
 RULES: tuple[Rule, ...] = (
@@ -175,22 +198,6 @@ RULES: tuple[Rule, ...] = (
         example=({"patience": 10, "epochs": 10}, {}),
     ),
     Rule(
-        FINETUNE,
-        lambda o, f: o.follow_links and f.source_kind not in (None, "folder"),
-        lambda o, f: "--follow-links is about folders; the images come from a list or zip",
-        refuses=False,
-        needs_facts=True,
-        example=({"follow_links": True}, {"source_kind": "csv"}),
-    ),
-    Rule(
-        EXTRACT,
-        lambda o, f: o.follow_links and f.source_kind not in (None, "folder"),
-        lambda o, f: "--follow-links is about folders; the images come from a list or zip",
-        refuses=False,
-        needs_facts=True,
-        example=({"follow_links": True}, {"source_kind": "zip"}),
-    ),
-    Rule(
         EXTRACT,
         lambda o, f: o.plain and f.device != "cpu",
         lambda o, f: "--plain is about the CPU; on a GPU PyTorch's own operations are used in any case",
@@ -224,6 +231,46 @@ RULES: tuple[Rule, ...] = (
         needs_facts=True,
         example=({"folds": 3, "c": 1.0}, {}),
     ),
+    Rule(
+        VERIFY,
+        lambda o, f: o.all and bool(_given(o, "rows", "seed")),
+        lambda o, f: f"{_given(o, 'rows', 'seed')}: no effect with --all, which recomputes every row",
+        refuses=False,
+        needs_facts=True,
+        example=({"rows": 5, "seed": 1, "all": True}, {}),
+    ),
+    Rule(
+        VERIFY,
+        lambda o, f: bool(f.model and _given(o, *_OF_ROWS)),
+        lambda o, f: f"{_given(o, *_OF_ROWS)}: no effect on a head or a run, which have no rows to recompute",
+        refuses=False,
+        needs_facts=True,
+        example=({"weights_file": "w.pth"}, {"model": "head"}),
+    ),
+    Rule(
+        PREDICT,
+        lambda o, f: f.model == "run" and o.weights_file is not None,
+        lambda o, f: "--weights-file says where the network of a head has its weights; a run has its own",
+        needs_facts=True,
+        example=({"weights_file": "w.pth"}, {"model": "run"}),
+    ),
+    Rule(
+        PREDICT,
+        lambda o, f: f.source_kind is None and bool(_given(o, *_OF_IMAGES)),
+        lambda o, f: f"{_given(o, *_OF_IMAGES)}: no effect on a features file, whose images are not read",
+        refuses=False,
+        needs_facts=True,
+        example=({"workers": 2}, {"source_kind": None, "model": "head"}),
+    ),
+    Rule(
+        EVALUATE,
+        lambda o, f: f.model == "head" and bool(_given(o, *_OF_IMAGES_IN_EVALUATE)),
+        lambda o, f: f"{_given(o, *_OF_IMAGES_IN_EVALUATE)}: no effect on a features file, whose images are not read",
+        refuses=False,
+        needs_facts=True,
+        example=({"workers": 2}, {"source_kind": None, "model": "head"}),
+    ),
+    *map(_follow_links, (FINETUNE, EXTRACT, PREDICT, EVALUATE)),
 )
 
 

@@ -6,6 +6,7 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from typing import TextIO
 
 from featx.runtime.text import format_duration, printable
@@ -19,6 +20,11 @@ class Reporter:
 
     def note(self, line: str) -> None:
         """One line of the plan, or a warning."""
+
+    def notes(self, lines: Iterable[str]) -> None:
+        """Several of them."""
+        for line in lines:
+            self.note(line)
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         """A job of `total` steps begins, `done` of them already behind us."""

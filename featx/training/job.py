@@ -72,8 +72,7 @@ class FinetuningJob:
         self.task = plan_task(
             manifest, val=config.val, split_column=config.split_column, seed=config.seed, copies=copies
         )
-        for note in self.task.notes(copies, config):
-            self.reporter.note(note)
+        self.reporter.notes(self.task.notes(copies, config))
         self.wants_head = config.init_head != "random" and not config.from_scratch
         self.start: float | None = None
         self.once = Precomputed(manifest, folder, config, self.task, device, group, self.reporter)
@@ -98,12 +97,12 @@ class FinetuningJob:
         rates = assign_rates(self.lr, network)
         if not any(rate.rate for rate in rates):
             raise UsageError(f"--lr {config.lr!r} freezes every layer; nothing would be trained")
-        for note in notes_on(config, self.task.facts(network, rates, config, self.device.type, self.manifest.kind)):
-            self.reporter.note(note)
+        facts = self.task.facts(network, rates, config, self.device.type, self.manifest.kind)
+        self.reporter.notes(notes_on(config, facts))
         how, cut = self._augmentation(network, rates)
         nodes = self._nodes(network, cut)
-        for line in table(["layer", "parameters", "rate", "decay", ""], rate_table(rates, config.weight_decay)):
-            self.reporter.note(line)
+        rows = rate_table(rates, config.weight_decay)
+        self.reporter.notes(table(["layer", "parameters", "rate", "decay", ""], rows))
         if self.group.is_first:
             describe_run(
                 self.folder, config, self.manifest, classes=self.task.classes, preprocess=self.preprocess,

@@ -89,7 +89,7 @@ def verify_run(folder: Path, config: VerifyConfig, reporter: Reporter) -> ModelR
     if stored is None or stored.result is None:
         raise FileFormatError(f"{folder} has no report")
     model = load_model(folder)
-    model.engine(model.recipe(device="cpu", batch_size=None, decode="cpu", weights=None), reporter).close()
+    model.engine(model.recipe(device="cpu", batch_size=None, decode="cpu"), reporter).close()
     checks = [SelfCheck("description, weights, hash and report")]
     if config.source is None:
         reporter.note("note: --source IMAGES validates it again on the images that it was validated on")

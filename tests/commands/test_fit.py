@@ -260,7 +260,7 @@ def test_a_head_refuses_features_and_weights_that_are_not_its_own(photo_head, tm
         predict_images(folder / "h.safetensors", other, folder / "p.csv")
     with pytest.raises(WeightsMismatch, match="the head was fitted on features of weights with sha256"):
         predict_images(
-            folder / "h.safetensors", folder / "photos", folder / "p.csv", PredictConfig(weights="random:1")
+            folder / "h.safetensors", folder / "photos", folder / "p.csv", PredictConfig(weights_file="random:1")
         )
 
 

@@ -217,7 +217,7 @@ def test_other_weights_than_the_files_are_refused(photos, tmp_path):
         verify_file(out)
     torch.save(construct("squeezenet1_1", seed=0).state_dict(), tmp_path / "moved.pth")
     with pytest.raises(WeightsMismatch):  # the same tensors in another file: another hash, and not vouched for
-        verify_file(out, VerifyConfig(weights=str(tmp_path / "w.pth")))
+        verify_file(out, VerifyConfig(weights_file=str(tmp_path / "w.pth")))
 
 
 def test_rows_decoded_the_fast_way_differ_and_are_held_to_a_bound_of_their_own(tmp_path):

@@ -38,7 +38,7 @@ class Predictor:
 
     Args:
         model: a head (.safetensors), or the folder of a run of `featx finetune`.
-        weights: where a head's network has its weights now, if they have moved.
+        weights_file: where a head's network has its weights now, if they have moved.
         device, decode, batch_size: as the options of `featx predict`.
         workers: threads that decode and compute; by default one per core.
         on_error: "raise" an ImageError for images that cannot be used, or give "nan": no label, scores of NaN.
@@ -52,7 +52,7 @@ class Predictor:
         self,
         model: str | os.PathLike[str],
         *,
-        weights: str | None = None,
+        weights_file: str | None = None,
         device: str = "auto",
         decode: str = "cpu",
         batch_size: int | None = None,
@@ -65,7 +65,7 @@ class Predictor:
         if self._model.run is not None:
             self._model.run.refuse_unfinished()
         self._rule = self._model.rule
-        recipe = self._model.recipe(device=device, batch_size=batch_size, decode=decode, weights=weights)
+        recipe = self._model.recipe(device=device, batch_size=batch_size, decode=decode, weights_file=weights_file)
         self._network = InMemory(self._model.engine(recipe), workers=workers)
 
     @property

@@ -97,6 +97,8 @@ def test_bad_requests_are_refused(made, tmp_path):
         featx.Predictor(made / "svm.safetensors", on_error="no")
     with pytest.raises(FileFormatError, match="features file and no head"):
         featx.Predictor(made / "f.h5")
+    with pytest.raises(UsageError, match="--weights-file says where the network of a head has its weights"):
+        featx.Predictor(made / "run", weights_file="weights.pth")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_bytes((made / "run" / "config.json").read_bytes())
     with pytest.raises(FileFormatError, match="is not finished"):
