@@ -58,3 +58,23 @@ def test_no_rule_fires_where_nothing_was_asked_for(name):
 ])  # fmt: skip
 def test_options_that_do_something_are_not_complained_about(name, given):
     assert notes_on(CONFIGS[name](**given), Facts()) == []
+
+
+def test_predict_evaluate_and_verify_note_theirs(photos, tmp_path, featx):
+    features, head = tmp_path / "f.h5", tmp_path / "h.safetensors"
+    net = ("-b", "alexnet-mini", "-l", "fc7", "--device", "cpu")
+    assert featx("extract", photos, *net, "-o", features).status == 0
+    assert featx("fit-softmax", features, "--c", "1", "--test", "0", "-o", head).status == 0
+    for arguments, note in [
+        (
+            ("predict", head, features, "-o", tmp_path / "p.csv", "--workers", "2"),
+            "--workers: no effect on a features",
+        ),
+        (("predict", head, features, "-o", tmp_path / "q.csv", "--decode", "fast"), "--decode: no effect on a feat"),
+        (("evaluate", head, features, "--batch-size", "2"), "--batch-size: no effect on a features file"),
+        (("verify", head, "--rows", "5", "--seed", "1"), "--rows, --seed: no effect on a head or a run"),
+        (("verify", features, "--all", "--rows", "5"), "--rows: no effect with --all"),
+    ]:
+        found = featx(*arguments)
+        assert found.status == 0, found.err
+        assert f"note: {note}" in found.err

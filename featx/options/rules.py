@@ -86,7 +86,7 @@ def _follow_links(command: str) -> Rule:
 FINETUNE, EXTRACT, FIT, PROBE = "FinetuneConfig", "ExtractConfig", "FitConfig", "ProbeConfig"
 VERIFY, PREDICT, EVALUATE = "VerifyConfig", "PredictConfig", "EvaluateConfig"
 _OF_ROWS = ("rows", "all", "seed", "tolerance", "weights_file")
-_OF_IMAGES = ("weights_file", "follow_links", "image_timeout", "workers", "batch_size")
+_OF_IMAGES = ("weights_file", "follow_links", "decode", "image_timeout", "workers", "batch_size")
 _OF_IMAGES_IN_EVALUATE = ("follow_links", "workers", "batch_size")
 _NO_DECAY, _DEFAULT_MOMENTUM, _DEFAULT_FOLDS = 0.0, 0.9, 5
 

@@ -46,6 +46,7 @@ class Predictor:
     Raises:
         FileFormatError: neither a head nor a finished run.
         WeightsMismatch: the network's weights are not those the head was fitted with.
+        UsageError: `weights_file` for a run, which has its own weights.
     """
 
     def __init__(
