@@ -167,13 +167,14 @@ class _Findings:
 
     def look_at(self, row: int, reader: BlockReader) -> None:
         try:
-            content = reader.read_bytes(row)
-            with self.lock:
-                self.hashes[row] = hashlib.sha256(content).digest()
-            image, orientation = decode(content)
-            kind, mode = _format_of(content)
-            size = image.size
-            reader.preprocess.pixels(image)
+            with reader.turns.image() as need:
+                content = reader.read_bytes(row, need)
+                with self.lock:
+                    self.hashes[row] = hashlib.sha256(content).digest()
+                image, orientation = decode(content, need=need)
+                kind, mode = _format_of(content)
+                size = image.size
+                reader.preprocess.pixels(image)
         except (BadImage, ValueError) as bad:
             status = bad.status.name.lower().replace("_", " ") if isinstance(bad, BadImage) else "too large"
             with self.lock:
@@ -202,14 +203,15 @@ def check_source(
     """
     from featx.extraction.engine import Engine
     from featx.extraction.recipe import Recipe
+    from featx.images.processes.turns import Turns, turns_for
     from featx.runtime.threads import usable_cores
 
     config = config or CheckConfig()
     manifest = scan(source, follow_links=config.follow_links)
     recipe = Recipe.plan(backbone=config.backbone, layers=config.layers, weights="random:0", device="cpu")
-    reader = BlockReader(manifest, recipe.preprocess, recipe.batch_size)
-    findings = _Findings(manifest)
     workers = config.workers or usable_cores()
+    reader = BlockReader(manifest, recipe.preprocess, recipe.batch_size, turns=Turns(turns_for(workers)))
+    findings = _Findings(manifest)
     reporter.begin("check", len(manifest))
 
     def look(first: int) -> None:

@@ -24,6 +24,7 @@ from featx.images.decode import pillow_settings
 from featx.images.device_decode import quiet_torchvision
 from featx.images.manifest import Manifest
 from featx.images.processes.pool import decoding
+from featx.images.processes.turns import Turns, turns_for
 from featx.images.reader import BlockDecoder, BlockReader
 from featx.runtime.threads import compute_on_one_thread, one_thread, run_workers, usable_cores
 from featx.status import Status
@@ -83,16 +84,16 @@ def stream_features(
         image_timeout: seconds to decode one image.
     """
     recipe, stages = engine.recipe, Stages()
+    count = workers or usable_cores()
     reader = BlockReader(
         manifest, recipe.preprocess, recipe.batch_size, exif=recipe.exif, fast=recipe.decode == "fast",
-        timeout_s=image_timeout,
+        timeout_s=image_timeout, turns=Turns(turns_for(count)),
     )  # fmt: skip
 
     def work(first: int) -> None:
         block = reader.block(first, keep_encoded=engine.claim_decoder())
         compute_block(engine, reader, block, sink, stages)
 
-    count = workers or usable_cores()
     with pillow_settings(), quiet_torchvision(), one_thread(), decoding(reader, count) as reader:
         run_workers(blocks, count, work, stop, prepare=compute_on_one_thread)
     return stages

@@ -18,9 +18,10 @@ import numpy.typing as npt
 import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from featx.images.bad_image import IMAGE_TIMEOUT_S, MAX_PIXELS, BadImage
+from featx.images.bad_image import IMAGE_TIMEOUT_S, MAX_PIXELS, MAX_SAMPLE_BYTES, BadImage
 from featx.images.high_depth import decode_high_depth
 from featx.images.metadata import PNG_SIGNATURE, orientation_of, unsupported_variety, upright, without_metadata
+from featx.images.processes.turns import Need, no_turns
 from featx.status import Status
 
 Image.init()  # Pillow knows only five formats until something makes it look for the others
@@ -88,6 +89,10 @@ class _TimedContent(io.BytesIO):
         many_scans = content.startswith(b"\xff\xd8") and content.count(b"\xff\xda") > _MANY_SCANS
         self._at_once = _SMALL_PIECE if many_scans else len(content)
 
+    def start(self) -> None:
+        """Let the time begin now."""
+        self._deadline = time.monotonic() + self._timeout_s
+
     def read(self, size: int | None = -1, /) -> bytes:
         if time.monotonic() > self._deadline:
             raise BadImage(Status.TOO_SLOW, f"not decoded within {self._timeout_s:g} s (--image-timeout)")
@@ -140,17 +145,22 @@ def _open(content: bytes, timeout_s: float) -> Image.Image:
         raise BadImage(Status.DAMAGED, f"{type(error).__name__}: {error}") from None
 
 
-def decode(content: bytes, *, exif: bool = False, timeout_s: float = IMAGE_TIMEOUT_S) -> tuple[Image.Image, int]:
+def decode(
+    content: bytes, *, exif: bool = False, timeout_s: float = IMAGE_TIMEOUT_S, need: Need = no_turns
+) -> tuple[Image.Image, int]:
     """The RGB image in some bytes, and its EXIF orientation, applied only if `exif`.
+
+    Args:
+        need: is told how much memory its pixels take, before they do.
 
     Raises:
         BadImage: see `Status`.
     """
     with pillow_settings():
-        return _decode(content, exif=exif, timeout_s=timeout_s)
+        return _decode(content, exif=exif, timeout_s=timeout_s, need=need)
 
 
-def _decode(content: bytes, *, exif: bool, timeout_s: float) -> tuple[Image.Image, int]:
+def _decode(content: bytes, *, exif: bool, timeout_s: float, need: Need) -> tuple[Image.Image, int]:
     if content.startswith(PNG_SIGNATURE):
         refuse_broken_png(content)
     try:
@@ -158,12 +168,25 @@ def _decode(content: bytes, *, exif: bool, timeout_s: float) -> tuple[Image.Imag
     except BadImage as bad:
         opened, reason = None, bad
     orientation = 1 if opened is None else orientation_of(opened)
+    need(_memory_of(opened))
+    if isinstance(opened, ImageFile.ImageFile) and isinstance(opened.fp, _TimedContent):
+        opened.fp.start()  # waiting for a turn is not its fault
     image = decode_high_depth(content, opened)
     if image is None:
         if opened is None:
             raise reason
         image = _load(content, opened, timeout_s)
     return upright(image, orientation) if exif else image, orientation
+
+
+def _memory_of(opened: Image.Image | None) -> int:
+    """Bytes that the decoding of an image takes; most where Pillow cannot say what it is.
+
+    JPEGs become RGB as they are. Others can need four channels three times, while transparency is put over white.
+    """
+    if opened is None:
+        return MAX_SAMPLE_BYTES
+    return opened.size[0] * opened.size[1] * (3 if opened.format == "JPEG" else 16)
 
 
 def _load(content: bytes, image: Image.Image, timeout_s: float) -> Image.Image:

@@ -17,6 +17,7 @@ from featx.images.bad_image import BadImage
 from featx.images.block import Block, empty_block
 from featx.images.decode import to_rgb
 from featx.images.preprocess import TooElongated
+from featx.images.processes.turns import Need
 from featx.images.reader import BlockDecoder
 from featx.images.sources.read import read_file
 from featx.runtime.text import printable
@@ -86,21 +87,25 @@ class InputDecoder(BlockDecoder):
         """A block of images, with pixels for `size` of them."""
         block = empty_block(len(images), size, self.preprocess.crop, keep_encoded=keep_encoded)
         for place, image in enumerate(images):
-            started = time.perf_counter()
-            try:
-                content = _content_of(image)
-                if content is None:
-                    block.pixels[place] = self.preprocess.pixels(_pillow_image(image))
-                    continue
-            except BadImage as bad:
-                block.status[place], block.reasons[place] = bad.status, str(bad)
-                continue
-            except TooElongated as bad:
-                block.status[place], block.reasons[place] = Status.TOO_LARGE, str(bad)
-                continue
-            self.decode_into(block, place, content)
-            block.decode_s += time.perf_counter() - started
+            with self.turns.image() as need:
+                self._image(block, place, image, need)
         return block
+
+    def _image(self, block: Block, place: int, image: Any, need: Need) -> None:
+        started = time.perf_counter()
+        try:
+            content = _content_of(image, need)
+            if content is None:
+                block.pixels[place] = self.preprocess.pixels(_pillow_image(image))
+                return
+        except BadImage as bad:
+            block.status[place], block.reasons[place] = bad.status, str(bad)
+            return
+        except TooElongated as bad:
+            block.status[place], block.reasons[place] = Status.TOO_LARGE, str(bad)
+            return
+        self.decode_into(block, place, content, need)
+        block.decode_s += time.perf_counter() - started
 
 
 def name_of(image: Any, place: int) -> str:
@@ -111,12 +116,12 @@ def name_of(image: Any, place: int) -> str:
     return printable(str(name)) if name and isinstance(name, str) else f"image {place}"
 
 
-def _content_of(image: Any) -> bytes | None:
+def _content_of(image: Any, need: Need) -> bytes | None:
     """The bytes of an encoded image; None for pixels."""
     if isinstance(image, bytes | bytearray | memoryview):
         return bytes(image) or _empty()
     if isinstance(image, str | os.PathLike):
-        return read_file(Path(image))
+        return read_file(Path(image), need)
     if hasattr(image, "read") and not isinstance(image, Image.Image):
         return _read(image)
     return None

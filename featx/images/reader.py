@@ -16,6 +16,7 @@ from featx.images.decode import decode, open_image
 from featx.images.manifest import Manifest
 from featx.images.metadata import orientation_of
 from featx.images.preprocess import MAX_RESIZED_PIXELS, Preprocess, TooElongated, resized_size
+from featx.images.processes.turns import Need, Turns, no_turns
 from featx.images.sources.read import Archive, read_file, read_member
 from featx.status import Decoder, Status
 
@@ -34,19 +35,22 @@ class BlockDecoder:
         exif: bool = False,
         fast: bool = False,
         timeout_s: float = IMAGE_TIMEOUT_S,
+        turns: Turns | None = None,
     ) -> None:
         """Args:
 
         fast: JPEGs by libjpeg-turbo and PyTorch, which is faster and a level or two off.
         timeout_s: to decode one image.
+        turns: of large images; by default one at a time.
         """
         self.preprocess, self.batch_size = preprocess, batch_size
+        self.turns = turns or Turns(1)
         self.exif, self.fast, self.timeout_s = exif, fast, timeout_s
 
-    def decode_into(self, block: Block, place: int, content: bytes) -> None:
+    def decode_into(self, block: Block, place: int, content: bytes, need: Need = no_turns) -> None:
         """Decode a file, or keep it for the device if the block keeps files."""
         if not self._take_quick_way(block, place, content):
-            self._decode(block, place, content)
+            self._decode(block, place, content, need)
 
     def _take_quick_way(self, block: Block, place: int, content: bytes) -> bool:
         """Keep a file for the device, or decode it the fast way, if that is asked for and can be done."""
@@ -75,11 +79,12 @@ class BlockDecoder:
     def decode_encoded(self, block: Block) -> None:
         """Decode what a block has kept by Pillow after all."""
         for place, file in (block.encoded or {}).items():
-            self._decode(block, place, bytes(file.content))
+            with self.turns.image() as need:
+                self._decode(block, place, bytes(file.content), need)
 
-    def _decode(self, block: Block, place: int, content: bytes) -> None:
+    def _decode(self, block: Block, place: int, content: bytes, need: Need) -> None:
         try:
-            image, block.orientation[place] = decode(content, exif=self.exif, timeout_s=self.timeout_s)
+            image, block.orientation[place] = decode(content, exif=self.exif, timeout_s=self.timeout_s, need=need)
             block.pixels[place] = self.preprocess.pixels(image)
         except BadImage as bad:
             block.status[place], block.reasons[place] = bad.status, str(bad)
@@ -99,20 +104,21 @@ class BlockReader(BlockDecoder):
         exif: bool = False,
         fast: bool = False,
         timeout_s: float = IMAGE_TIMEOUT_S,
+        turns: Turns | None = None,
     ) -> None:
-        super().__init__(preprocess, batch_size, exif=exif, fast=fast, timeout_s=timeout_s)
+        super().__init__(preprocess, batch_size, exif=exif, fast=fast, timeout_s=timeout_s, turns=turns)
         self.manifest = manifest
         self.tell: Callable[[], object] = lambda: None  # called after every image
         self._local = threading.local()
 
-    def read_bytes(self, row: int) -> bytes:
+    def read_bytes(self, row: int, need: Need = no_turns) -> bytes:
         """The bytes of one image; BadImage if there are none to be had."""
         if self.manifest.kind != "zip":
-            return read_file(self.manifest.full_path(row))
+            return read_file(self.manifest.full_path(row), need)
         archive = getattr(self._local, "archive", None)
         if archive is None:  # one handle per thread: they share no file position
             archive = self._local.archive = Archive(self.manifest.root)
-        return read_member(archive, self.manifest.paths[row])
+        return read_member(archive, self.manifest.paths[row], need)
 
     def block(self, first: int, *, keep_encoded: bool = False) -> Block:
         """The block that begins at row `first`, in the fixed size the network always sees.
@@ -129,20 +135,23 @@ class BlockReader(BlockDecoder):
         """Any rows as a block, in their order, with pixels for `size` images."""
         block = empty_block(len(rows), size, self.preprocess.crop, keep_encoded=keep_encoded)
         for place, row in enumerate(rows):
-            started = time.perf_counter()
-            try:
-                content = self.read_bytes(row)
-                block.sha256[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-            except BadImage as bad:
-                block.status[place], block.reasons[place] = bad.status, str(bad)
-                self.tell()
-                continue
-            finally:
-                block.read_s += (mark := time.perf_counter()) - started
-            self.decode_into(block, place, content)
-            block.decode_s += time.perf_counter() - mark
+            with self.turns.image() as need:
+                self._row(block, place, row, need)
             self.tell()
         return block
+
+    def _row(self, block: Block, place: int, row: int, need: Need) -> None:
+        started = time.perf_counter()
+        try:
+            content = self.read_bytes(row, need)
+            block.sha256[place] = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+        except BadImage as bad:
+            block.status[place], block.reasons[place] = bad.status, str(bad)
+            return
+        finally:
+            block.read_s += (mark := time.perf_counter()) - started
+        self.decode_into(block, place, content, need)
+        block.decode_s += time.perf_counter() - mark
 
 
 def suits_the_device(image: Image.Image, content: bytes, preprocess: Preprocess) -> bool:

@@ -24,6 +24,11 @@ def free_memory(device: torch.device) -> int:
 
         torch.cuda.empty_cache()  # what PyTorch's allocator caches counts as used
         return int(torch.cuda.mem_get_info(device)[0])
+    return free_main_memory()
+
+
+def free_main_memory() -> int:
+    """Bytes that the system or the container's limit leaves to this process."""
     free = min([int(psutil.virtual_memory().available), *_left_by_limits()])
     return max(free, _LEAST)
 

@@ -19,6 +19,7 @@ from featx.extraction.pipeline import Stages, compute_block
 from featx.images.block import Block
 from featx.images.decode import pillow_settings
 from featx.images.inputs import InputDecoder, as_list, is_one_image, name_of
+from featx.images.processes.turns import Turns, turns_for
 from featx.runtime.text import plural
 from featx.runtime.threads import compute_on_one_thread, usable_cores
 from featx.status import Status
@@ -51,8 +52,9 @@ class InMemory:
         self._workers = workers or usable_cores()
         recipe = engine.recipe
         self._decoder = InputDecoder(
-            recipe.preprocess, recipe.batch_size, exif=recipe.exif, fast=recipe.decode == "fast"
-        )
+            recipe.preprocess, recipe.batch_size, exif=recipe.exif, fast=recipe.decode == "fast",
+            turns=Turns(turns_for(self._workers)),
+        )  # fmt: skip
         self._process, self._closed = os.getpid(), False
         self._may_be_partial = engine.partial_blocks_agree
         self._pool = _single_threaded_pool(self._workers)

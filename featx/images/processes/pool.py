@@ -29,6 +29,7 @@ from featx.status import Status
 THREADS_SUFFICE = 3  # workers that hardly wait for each other
 _GRACE_S = 15.0  # for a process beyond the time of one image, after which it is taken for stuck
 _PIPE_BYTES = 1 << 16
+WAITS = b"waits"
 _START = (
     "import sys; sys.path[:] = sys.argv[4:]; from featx.images.processes.worker import answer_questions; "
     "answer_questions(*(int(number) for number in sys.argv[1:4]))"
@@ -54,11 +55,13 @@ class ReaderInProcesses(BlockReader):
 
     def __init__(self, reader: BlockReader) -> None:
         super().__init__(
-            reader.manifest, reader.preprocess, reader.batch_size, exif=reader.exif, timeout_s=reader.timeout_s
-        )
+            reader.manifest, reader.preprocess, reader.batch_size, exif=reader.exif, timeout_s=reader.timeout_s,
+            turns=reader.turns,
+        )  # fmt: skip
+        self._turns_file = _file_in_memory()  # on whose bytes the processes lock their turns
         self._idle: list[_Process] = []
         self._all: list[_Process] = []
-        self.close = weakref.finalize(self, _end_all, self._all)
+        self.close = weakref.finalize(self, _end_all, self._all, self._turns_file)
 
     def rows(self, rows: Sequence[int], *, size: int, keep_encoded: bool = False) -> Block:
         """As of any reader.
@@ -106,8 +109,9 @@ class ReaderInProcesses(BlockReader):
         return block
 
 
-def _end_all(started: list[_Process]) -> None:
+def _end_all(started: list[_Process], turns_file: Any) -> None:
     """They hold nothing that is worth waiting for."""
+    turns_file.close()
     for process in started:
         process.kill()
     for process in started:
@@ -125,11 +129,12 @@ class Stuck(Exception):
 class _Process:
     """A process, and the file in memory that its blocks come back through."""
 
-    def __init__(self, reader: BlockReader) -> None:
+    def __init__(self, reader: ReaderInProcesses) -> None:
         self._side = reader.preprocess.crop
         self._tape = _file_in_memory()
         self._answers, theirs = (_above_standard(descriptor) for descriptor in os.pipe())
         self._read = b""  # of the answers, so far
+        turns = reader._turns_file.fileno()
         paths = [os.fsdecode(entry) for entry in sys.path if isinstance(entry, str | bytes | os.PathLike)]
         threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
         # It inherits the mask: who has asked finishes its blocks when it is interrupted, and this goes on with it.
@@ -139,7 +144,7 @@ class _Process:
                 [sys.executable, "-P", "-c", _START, str(self._tape.fileno()), str(theirs), str(os.getpid()), *paths],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                pass_fds=[self._tape.fileno(), theirs],
+                pass_fds=[self._tape.fileno(), theirs, turns],
                 env=os.environ | threads,
             )
         finally:
@@ -148,7 +153,7 @@ class _Process:
         manifest = reader.manifest
         self._waiting = {  # sent with the first question: whoever starts a process need not wait for it
             "kind": manifest.kind, "root": str(manifest.root), "preprocess": reader.preprocess.values(),
-            "exif": reader.exif, "timeout_s": reader.timeout_s,
+            "exif": reader.exif, "timeout_s": reader.timeout_s, "turns": reader.turns.count, "turns_file": turns,
         }  # fmt: skip
         self._patience_s = reader.timeout_s + _GRACE_S
 
@@ -178,7 +183,7 @@ class _Process:
         return block
 
     def _answer(self) -> bytes:
-        """The answer, which is a line; before it comes an empty line for each image that is done.
+        """The answer, which is a line; before it comes an empty line for each image that is done, WAITS for a turn.
 
         Raises:
             Stuck: none came for longer than one image may take.
@@ -195,6 +200,8 @@ class _Process:
                 self._read += more
                 continue
             self._read = rest
+            if line == WAITS:
+                continue
             if line:
                 return line + newline
             done += 1

@@ -15,6 +15,7 @@ from featx.images.block import Block, parts_of
 from featx.images.decode import pillow_settings
 from featx.images.manifest import NO_LABEL, Manifest
 from featx.images.preprocess import Preprocess
+from featx.images.processes.turns import Turns
 from featx.images.reader import BlockReader
 
 _LOOKED_EVERY_S = 1.0  # whether who has asked is still there
@@ -37,9 +38,9 @@ def answer_questions(tape: int, answers: int, asker: int) -> None:
                 manifest = _manifest(question, reader)
                 if reader is None:
                     preprocess = Preprocess.from_values(question["preprocess"])
-                    reader = BlockReader(
-                        manifest, preprocess, question["size"], exif=question["exif"], timeout_s=question["timeout_s"]
-                    )
+                    turns = Turns(question["turns"], question["turns_file"], partial(_write_now, told, b"waits\n"))
+                    options = {name: question[name] for name in ("exif", "timeout_s")}
+                    reader = BlockReader(manifest, preprocess, question["size"], **options, turns=turns)
                     reader.tell = partial(_write_now, told, b"\n")
                 reader.manifest = manifest
                 rows = range(len(manifest))

@@ -13,11 +13,15 @@ from collections import Counter
 from pathlib import Path
 
 from featx.images.bad_image import MAX_FILE_BYTES, BadImage
+from featx.images.processes.turns import Need, no_turns
 from featx.status import Status
 
 
-def read_file(path: Path) -> bytes:
+def read_file(path: Path, need: Need = no_turns) -> bytes:
     """The bytes of a regular file.
+
+    Args:
+        need: is told their number first.
 
     Raises:
         BadImage: missing, unreadable, empty, larger than 1 GiB, or a FIFO, socket or device.
@@ -37,6 +41,7 @@ def read_file(path: Path) -> bytes:
             raise BadImage(Status.SPECIAL_FILE, kind)
         if info.st_size > MAX_FILE_BYTES:
             raise BadImage(Status.TOO_LARGE, f"the file has {info.st_size} bytes, more than {MAX_FILE_BYTES}")
+        need(info.st_size)
         content = _read_up_to(descriptor, info.st_size + 1)
         after = os.fstat(descriptor)
         if len(content) != info.st_size or (after.st_size, after.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
@@ -99,12 +104,13 @@ def _name_of(info: zipfile.ZipInfo) -> bytes:
     return raw
 
 
-def read_member(archive: Archive, name: bytes) -> bytes:
+def read_member(archive: Archive, name: bytes, need: Need = no_turns) -> bytes:
     """The bytes of a zip's member; BadImage as for `read_file`."""
     try:
         info = archive.members[name]
         if info.file_size > MAX_FILE_BYTES:
             raise BadImage(Status.TOO_LARGE, f"unpacks to {info.file_size} bytes, more than {MAX_FILE_BYTES}")
+        need(info.file_size)
         return _not_empty(archive.read(info))
     except KeyError:
         raise BadImage(Status.MISSING, "no such member of the zip") from None

@@ -16,6 +16,7 @@ from featx.images.decode import pillow_settings
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
 from featx.images.processes.pool import decoding
+from featx.images.processes.turns import Turns, turns_for
 from featx.images.reader import BlockReader
 from featx.runtime.device import upload
 from featx.runtime.memory import free_memory
@@ -56,7 +57,7 @@ class Pixels:
         self._side = preprocess.crop
         self._pool: ThreadPoolExecutor | None = None
         self._stack = contextlib.ExitStack()
-        reader = BlockReader(manifest, preprocess, _ROWS_AT_ONCE, exif=exif)
+        reader = BlockReader(manifest, preprocess, _ROWS_AT_ONCE, exif=exif, turns=Turns(turns_for(workers)))
         self._reader = self._stack.enter_context(decoding(reader, self._workers))
         self.bad: dict[int, str] = {}
         kept = None
