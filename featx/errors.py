@@ -31,11 +31,23 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+_LONGEST, _BEGINNING, _END = 1500, 900, 400  # characters of a message of one line
+
 
 class FeatxError(Exception):
     """Base of all errors featx raises on purpose; `exit_status` is what the command line returns."""
 
     exit_status = 1
+
+    def __str__(self) -> str:
+        r"""The message, with control characters as \x.. and the middle of one that is too long left out.
+
+        Names in it may come from a file that somebody else made.
+        """
+        text = super().__str__()
+        if len(text) > _LONGEST and "\n" not in text:
+            text = f"{text[:_BEGINNING]} ... {text[-_END:]}"
+        return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 class UsageError(FeatxError):

@@ -16,6 +16,7 @@ from featx.runtime.text import format_bytes, plural, printable, table
 from featx.status import Decoder, Status
 from featx.store.open import open_features
 from featx.store.reader import Failure, Features, flat_rows
+from featx.store.self_check import changed_since_made
 
 BLOCK_BYTES = 64 << 20
 SHOWN_FAILURES = 10
@@ -67,6 +68,7 @@ class InspectReport(Report):
     layers: list[LayerHealth]
     provenance: dict[str, Any]
     fingerprint: str
+    changed: str
 
     def lines(self) -> list[str]:
         made = self.provenance
@@ -79,6 +81,8 @@ class InspectReport(Report):
             f"{made['versions']['decoder']}, torch {made['versions']['torch']}",
             f"preprocessing: {_preprocessing(made)}",
         ]
+        if self.changed:
+            text.append(f"CHANGED since it was made: {self.changed}")
         if self.classes:
             sizes = sorted(self.classes.values())
             text.append(f"{plural(len(self.classes), 'class', 'classes')} of {sizes[0]:,} to {sizes[-1]:,} images")
@@ -148,7 +152,7 @@ def inspect_file(path: str | os.PathLike[str]) -> InspectReport:
     Raises:
         FileFormatError: it is not a features file.
     """
-    features = open_features(path, partial=True)
+    features = open_features(path, partial=True, check=False)
     done = np.flatnonzero(features.status == Status.DONE)
     return InspectReport(
         path=features.path,
@@ -171,6 +175,7 @@ def inspect_file(path: str | os.PathLike[str]) -> InspectReport:
         layers=[layer_health(features, name, done) for name in features],
         provenance=features.provenance,
         fingerprint=features.fingerprint,
+        changed=changed_since_made(features),
     )
 
 

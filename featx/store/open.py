@@ -17,19 +17,24 @@ from featx.runtime.text import in_order
 from featx.status import Status
 from featx.store.reader import Features, flat_rows
 from featx.store.schema import differences, essence
+from featx.store.self_check import changed_since_made
 
 _OWN = ("images", "count", "shard", "versions")  # what may differ between files that are opened as one
 
 
-def open_features(path: str | os.PathLike[str], *more: str | os.PathLike[str], partial: bool = False) -> Features:
+def open_features(
+    path: str | os.PathLike[str], *more: str | os.PathLike[str], partial: bool = False, check: bool = True
+) -> Features:
     """Open a features file for reading, or several with the same recipe and layers as one.
 
     Args:
         more: further files, whose rows follow; their classes and splits are joined by name.
         partial: also accept a file that is not finished; its pending rows mean nothing.
+        check: compare names, labels, splits and provenance with their checksums; those of the rows are left to
+            `featx verify`.
 
     Raises:
-        FileFormatError: not there, not a features file, or not finished.
+        FileFormatError: not there, not a features file, not finished, or changed since it was made.
         PlanMismatch: several files that were made with different settings.
 
     Example:
@@ -43,6 +48,11 @@ def open_features(path: str | os.PathLike[str], *more: str | os.PathLike[str], p
             raise FileFormatError(
                 f"{features.path} is not finished: {features.count(Status.PENDING)} of {len(features)} images are "
                 f"left to do. Run the same extract command again"
+            )
+        if check and (changed := changed_since_made(features)):
+            raise FileFormatError(
+                f"{features.path} was changed since it was made: {changed}. "
+                f"Extract it again; `featx verify` says more"
             )
     return files[0] if len(files) == 1 else JoinedFeatures(files)
 

@@ -55,6 +55,16 @@ def check_itself(features: Features, advance: Callable[[int], None] = lambda row
     return checks + [check for layer in features for check in _rows(features, layer, advance)]
 
 
+def changed_since_made(features: Features) -> str:
+    """What of provenance, names, labels and splits was changed since the file was made; empty if nothing was."""
+    try:
+        checks = [_fingerprint(features), *([_static(features)] if features.schema > 1 else [])]
+    except READ_ERRORS as error:
+        reason = printable(" ".join(str(error).split()))
+        raise FileFormatError(f"{features.path} is damaged: {reason}") from error
+    return "; ".join(f"{check.name}: {check.found}" for check in checks if not check.passed)
+
+
 def _fingerprint(features: Features) -> SelfCheck:
     now = hashlib.sha256(json.dumps(essence(features.provenance), sort_keys=True).encode()).hexdigest()
     same = now == features.fingerprint

@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import clusters, write_features, write_photo
+from conftest import clusters, seal, write_features, write_photo
 
 import featx
 from featx.artifacts.artifact import refuse_other_plan
@@ -65,15 +65,14 @@ def photos(tmp_path):
 
 
 def edited(path: Path, old: str, new: str) -> None:
-    """A features file whose provenance says something else of the same length, with the fingerprint to match."""
+    """A features file whose provenance says something else of the same length, with fingerprint and checksum to match."""
     with h5py.File(path, "r+") as file:
         text = file["provenance"][()].decode()
         assert old in text
         assert len(old) == len(new)
         changed = text.replace(old, new)
         file["provenance"][()] = np.bytes_(changed)
-        made = json.loads(changed)
-        file.attrs["fingerprint"] = np.bytes_(FilePlan([b"x"], [0], (), [0], (), [], made).fingerprint)
+        seal(file, json.loads(changed))
 
 
 def test_every_command_takes_its_output_of_another_version_with_a_note(photos, tmp_path):

@@ -13,8 +13,9 @@ from corpus import write_corpus
 from PIL import Image
 
 from featx.commands.extract import extract_features
+from featx.commands.inspect import inspect_file
 from featx.commands.verify import verify_file
-from featx.errors import FeatxError, PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
+from featx.errors import FeatxError, FileFormatError, PlanMismatch, SourceError, VerificationFailed, WeightsMismatch
 from featx.networks.build import construct
 from featx.options.extraction import ExtractConfig, VerifyConfig
 from featx.status import Status
@@ -121,6 +122,28 @@ def test_what_is_known_of_an_image_is_checked_for_every_row(photos, tmp_path, na
     change(out, name, row, value)
     with pytest.raises(VerificationFailed, match=found):
         verify_file(out, VerifyConfig(rows=1, seed=0))
+
+
+@pytest.mark.parametrize(("name", "row", "value"), [
+    ("images/label", 3, 0), ("images/path", 3, b"a/99.jpg"), ("classes", 0, b"z"), ("images/split", 2, 0),
+    ("provenance", (), None),
+])  # fmt: skip
+def test_an_edited_file_is_refused_when_it_is_opened_and_inspect_says_so(photos, tmp_path, name, row, value):
+    listed = tmp_path / "s.csv"
+    names = sorted(p.relative_to(tmp_path) for p in photos.rglob("*.jpg"))[:6]
+    rows = [f"{p},x{i % 2},{('train', 'test')[i % 2]}\n" for i, p in enumerate(names)]
+    listed.write_text("path,label,split\n" + "".join(rows))
+    out = extract(listed, tmp_path / "g.h5", "features.3", pool="avg")
+    assert "CHANGED" not in str(inspect_file(out))
+    with h5py.File(out, "r+") as file:
+        if value is None:  # the same length: everything else stays where it is
+            value = np.bytes_(file["provenance"][()].replace(b'"exif": false', b'"exif": true '))
+        assert not np.array_equal(file[name][row], value)
+        file[name][row] = value
+    with pytest.raises(FileFormatError, match="was changed since it was made"):
+        open_features(out)
+    assert "CHANGED since it was made" in str(inspect_file(out))
+    assert len(open_features(out, check=False)) == 6
 
 
 @pytest.mark.parametrize(("key", "value"), [("precision", "bf16"), ("dtype", "float16"), ("pooling", "max")])
