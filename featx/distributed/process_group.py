@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -11,9 +12,24 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from featx.errors import FeatxError
 from featx.runtime.environment import read_environment
 
 _PATIENCE = timedelta(days=2)
+
+
+_GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Raise FeatxError where another process has ended: it has said why, or was killed."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not any(words in str(error) for words in _GONE):
+            raise
+        raise FeatxError("another process of this training has ended; what it has said is the reason") from error
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,8 @@ class ProcessGroup:
         if self.world_size == 1:
             return values
         found = values.clone()
-        dist.all_reduce(found)
+        with together():
+            dist.all_reduce(found)
         return found
 
     def any(self, *flags: bool) -> list[bool]:
@@ -46,7 +63,8 @@ class ProcessGroup:
         found = torch.tensor([float(flag) for flag in flags])
         if dist.get_backend() == "nccl":
             found = found.cuda()
-        dist.all_reduce(found)
+        with together():
+            dist.all_reduce(found)
         return [value > 0 for value in found.tolist()]
 
     def from_first(self, make: Callable[[], Any]) -> Any:
@@ -54,13 +72,15 @@ class ProcessGroup:
         if self.world_size == 1:
             return make()
         held = [make() if self.is_first else None]
-        dist.broadcast_object_list(held, src=0)
+        with together():
+            dist.broadcast_object_list(held, src=0)
         return held[0]
 
     def wait(self) -> None:
         """Until all have come here."""
         if self.world_size > 1:
-            dist.barrier()
+            with together():
+                dist.barrier()
 
 
 def join_process_group(device: torch.device) -> tuple[ProcessGroup, torch.device]:

@@ -11,8 +11,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from featx.errors import DiskError, FileFormatError
-from featx.runtime.files import disk_errors, replacing
+from featx.errors import FileFormatError
+from featx.runtime.files import replacing
 from featx.runtime.stored import build, parse_json
 
 METADATA = "featx checkpoint 1"
@@ -72,8 +72,5 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
     """Write tensors as safetensors; the file has its name when it is whole."""
     # Contiguous and on the CPU: safetensors writes what lies in memory, whatever the strides say.
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    with disk_errors(path), replacing(path) as partial:
-        try:
-            save_file(plain, partial, metadata)
-        except SafetensorError as error:
-            raise DiskError(f"{path}: {error}") from error
+    with replacing(path) as partial:
+        save_file(plain, partial, metadata)

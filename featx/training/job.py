@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from featx.artifacts.artifact import write_json
 from featx.artifacts.finetuned_run import FinetuneReport, LayerChange
-from featx.distributed.process_group import ProcessGroup
+from featx.distributed.process_group import ProcessGroup, together
 from featx.errors import Interrupted, UsageError
 from featx.figures.training_curves import draw_curves
 from featx.heads.metrics import Metrics, measure
@@ -264,7 +264,8 @@ class FinetuningJob:
         logits, labels = training.predict()
         if self.group.world_size > 1:
             parts: list[Any] = [None] * self.group.world_size
-            torch.distributed.all_gather_object(parts, (logits, labels))
+            with together():
+                torch.distributed.all_gather_object(parts, (logits, labels))
             logits, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
         return measure(logits.double().numpy(), labels.numpy(), self.task.classes)
 

@@ -13,6 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from featx.distributed.process_group import together
+
 
 class _Normalise(torch.autograd.Function):
     """(x - mean) / sqrt(var + eps) * weight + bias over all processes.
@@ -30,11 +32,13 @@ class _Normalise(torch.autograd.Function):
         own_mean, own_var = torch.batch_norm_update_stats(inputs, zeros, torch.ones_like(zeros), 0.0)
         own = zeros.new_full((1,), inputs.numel() / inputs.shape[1])
         sums = torch.cat([own_mean * own, own])
-        dist.all_reduce(sums)
+        with together():
+            dist.all_reduce(sums)
         count, mean = sums[-1:], sums[:-1] / sums[-1:]
         # About the common mean, not as a difference of large sums.
         squares = own * (own_var + (own_mean - mean).square())
-        dist.all_reduce(squares)
+        with together():
+            dist.all_reduce(squares)
         var = squares / count
         outputs = F.batch_norm(inputs, mean, var, weight, bias, False, 0.0, eps)
         ctx.save_for_backward(inputs, weight, mean, var, count)
@@ -53,7 +57,8 @@ class _Normalise(torch.autograd.Function):
         )
         own = torch.stack([to_weight, to_bias])
         sums = own.clone()
-        dist.all_reduce(sums)
+        with together():
+            dist.all_reduce(sums)
         # ... and what the others add: a multiple of the normalised inputs and a constant, small beside the rest.
         others = factor * scale * (own / (inputs.numel() / inputs.shape[1]) - sums / count)
         back += F.batch_norm(inputs, mean, var, others[0], others[1], False, 0.0, ctx.eps)
