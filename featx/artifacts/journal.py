@@ -16,7 +16,14 @@ JOURNAL = "probe.partial.jsonl"
 Outcome = tuple[float, float, int]  # of one fit: mean accuracy per class, C, fits not proven
 
 
-def _plan_in(line: str, name: str) -> dict[str, Any]:
+def _append(file: IO[bytes], value: Any) -> None:
+    """One more line; of an unbuffered file, so that what the disk refuses is refused here and not at the end."""
+    line = memoryview(json.dumps(value).encode() + b"\n")
+    while line:
+        line = line[file.write(line) :]
+
+
+def _plan_in(line: bytes, name: str) -> dict[str, Any]:
     return convert(parse_json(line, name), dict[str, Any], name)
 
 
@@ -32,23 +39,23 @@ class Journal:
         """
         self.path = path
         self.done: dict[tuple[str, str, int], Outcome] = {}
-        self._file: IO[str] | None = None
+        self._file: IO[bytes] | None = None
         if path is None:
             return
         with disk_errors(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = path.open("a+")
+            self._file = path.open("a+b", buffering=0)
             try:
                 self._read(self._file, plan)
             except BaseException:
                 self._file.close()
                 raise
 
-    def _read(self, file: IO[str], plan: dict[str, Any]) -> None:
+    def _read(self, file: IO[bytes], plan: dict[str, Any]) -> None:
         if not try_lock(file.fileno()):
             raise busy(Path(file.name).parent)
         file.seek(0)
-        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith("\n")]  # a kill may cut one
+        lines = [line for line in file.read().splitlines(keepends=True) if line.endswith(b"\n")]  # a kill may cut one
         try:
             if lines:
                 refuse_other_plan(
@@ -59,17 +66,16 @@ class Journal:
                 self.done[fit.layer, fit.head, fit.repeat] = (fit.accuracy, fit.c, fit.unproven)
         except FileFormatError as error:
             raise FileFormatError(f"{file.name} is damaged; delete it and run again") from error
-        file.truncate(sum(len(line.encode()) for line in lines))
+        file.truncate(sum(map(len, lines)))
         file.seek(0, os.SEEK_END)
         if not lines:
-            file.write(json.dumps(plan) + "\n")
-            file.flush()
+            _append(file, plan)
 
     def write(self, layer: str, head: str, repeat: int, outcome: Outcome) -> None:
         """Keep the outcome of one fit."""
-        if self._file is not None:
-            self._file.write(json.dumps([layer, head, repeat, *outcome]) + "\n")
-            self._file.flush()
+        if self.path is not None and self._file is not None:
+            with disk_errors(self.path):
+                _append(self._file, [layer, head, repeat, *outcome])
 
     def close(self) -> None:
         """Let go of it."""

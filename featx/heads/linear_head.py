@@ -169,11 +169,8 @@ class LinearHead:
         described["sha256"] = _digest(described, tensors)
         # One key only: safetensors writes several in whatever order its hash table has them in that day.
         with replacing(path) as partial:
-            try:
-                save_file(tensors, partial, {METADATA: json.dumps(described, sort_keys=True)})
-                back = load_file(partial)
-            except SafetensorError as error:
-                raise DiskError(f"{path}: {error}") from error
+            save_file(tensors, partial, {METADATA: json.dumps(described, sort_keys=True)})
+            back = load_file(partial)
             if not all(np.array_equal(back[name], tensor) for name, tensor in tensors.items()):
                 raise DiskError(f"{path}: the file does not hold what was written")
 

@@ -8,17 +8,19 @@ import fcntl
 import hashlib
 import logging
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from featx.errors import DiskError, FileFormatError, Interrupted
+from featx.errors import DiskError, FeatxError, FileFormatError, Interrupted
 
 LOCK = ".lock"
 _ATTEMPTS = 100
 _NAME_PART = 100  # of a file's own name in that of a temporary one, which must stay below 255 bytes
 _log = logging.getLogger("featx")
+_RUST = re.compile(r"\(os error (\d+)\)")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
@@ -36,12 +38,24 @@ def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals into a DiskError that names the file."""
     try:
         yield
-    except OSError as error:
-        hint = "; free some space and run the same command again" if error.errno == errno.ENOSPC else ""
-        reason: object = error.strerror or error
-        if error.errno and "errno = " in str(reason):  # HDF5 puts a paragraph of its own into the text
-            reason = os.strerror(error.errno)
+    except FeatxError:
+        raise
+    except Exception as error:
+        number, reason = _refusal_of(error)
+        if reason is None:
+            raise
+        hint = "; free some space and run the same command again" if number == errno.ENOSPC else ""
         raise DiskError(f"{path}: {reason}{hint}") from error
+
+
+def _refusal_of(error: Exception) -> tuple[int | None, str | None]:
+    """The operating system's number and words in an error, None if it is no refusal of its."""
+    if isinstance(error, OSError):
+        # HDF5 puts a paragraph of its own into the text.
+        in_words = error.errno is None or "errno = " not in str(error.strerror)
+        return error.errno, str(error.strerror or error) if in_words else os.strerror(error.errno or 0)
+    found = _RUST.search(str(error))  # as of safetensors
+    return (None, None) if found is None else (int(found[1]), os.strerror(int(found[1])))
 
 
 @contextlib.contextmanager
