@@ -46,11 +46,14 @@ if TYPE_CHECKING:
         VerifyConfig,
     )
     from featx.options.heads import FitConfig, ProbeConfig
+    from featx.options.serving import ServeConfig
     from featx.options.training import FinetuneConfig
+    from featx.service.client import Client
     from featx.store.open import open_features
     from featx.store.reader import Features
 
 _HOME = {
+    "Client": "featx.service.client",
     "CheckConfig": "featx.options.extraction",
     "CheckReport": "featx.commands.check",
     "EvaluateConfig": "featx.options.extraction",
@@ -77,6 +80,7 @@ _HOME = {
     "Predictor": "featx.extraction.in_memory.predictor",
     "ProbeConfig": "featx.options.heads",
     "ProbeReport": "featx.artifacts.probe_folder",
+    "ServeConfig": "featx.options.serving",
     "Softmax": "featx.heads.estimators",
     "VerifyConfig": "featx.options.extraction",
     "VerifyReport": "featx.commands.verify",
@@ -97,6 +101,7 @@ _HOME = {
 __all__ = [  # defined by __getattr__
     "CheckConfig",
     "CheckReport",
+    "Client",
     "EvaluateConfig",
     "EvaluateReport",
     "ExtractConfig",
@@ -121,6 +126,7 @@ __all__ = [  # defined by __getattr__
     "Predictor",
     "ProbeConfig",
     "ProbeReport",
+    "ServeConfig",
     "Softmax",
     "VerifyConfig",
     "VerifyReport",

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import click
 
 from featx import __version__
-from featx.errors import DiskError, FeatxError, OutOfMemory, VerificationFailed
+from featx.errors import DiskError, FeatxError, OutOfMemory, UsageError, VerificationFailed
 from featx.options.click_options import PATH, common, options_of, output_option
 from featx.options.extraction import (
     CheckConfig,
@@ -29,6 +29,7 @@ from featx.options.extraction import (
     VerifyConfig,
 )
 from featx.options.heads import FitConfig, ProbeConfig
+from featx.options.serving import ServeConfig
 from featx.options.training import FinetuneConfig
 from featx.runtime.memory import is_out_of_memory
 from featx.runtime.progress import StderrReporter
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from featx.runtime.report import Report
 
 INTERRUPTED = 130
-COMPUTING = ("check", "evaluate", "extract", "finetune", "predict", "probe")  # they run networks
+COMPUTING = ("check", "evaluate", "extract", "finetune", "predict", "probe", "serve")  # they run networks
 
 
 def show(report: Report, as_json: bool) -> None:
@@ -303,6 +304,25 @@ def evaluate_command(head: Path, features: Path, output: Path | None, config: Ev
     from featx.commands.evaluate import evaluate_head
 
     show(evaluate_head(head, features, config, output=output, reporter=StderrReporter()), as_json)
+
+
+@commands.command("serve")
+@options_of(ServeConfig)
+@common
+def serve_command(config: ServeConfig, as_json: bool) -> None:
+    """Serve features, classes and nearest images over HTTP, until SIGTERM or SIGINT.
+
+    \b
+    featx serve -b alexnet -l conv5,fc7 --head birds=head.safetensors
+    curl --data-binary @photo.jpg -H "Content-Type: image/jpeg" "localhost:8000/v1/features?layers=fc7"
+    """
+    try:
+        from featx.service.server import serve
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            f"featx serve needs {error.name}, which is not installed: pip install 'featx[serve]'"
+        ) from error
+    serve(config, ready=lambda report: show(report, as_json))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -28,6 +28,8 @@ from featx.images.device_decode import DeviceDecoder, NotDecodable
 from featx.images.reader import BlockDecoder
 from featx.networks.backbone import LoadedNetwork, load_network
 from featx.networks.download import Progress
+from featx.networks.graph.layout import MAP
+from featx.networks.pooling import Pooling
 from featx.runtime.device import strict_precision, upload
 from featx.runtime.memory import return_freed_memory
 from featx.runtime.threads import one_thread
@@ -197,6 +199,19 @@ class Engine:
         activations: dict[str, Tensor] = self._network(images)
         pool = self.recipe.pooling
         return {name: pool(values.float(), self._layouts[name]) for name, values in activations.items()}
+
+    def pool(self, name: str, values: npt.NDArray[Any], pooling: Pooling) -> npt.NDArray[Any]:
+        """What this engine would give for a layer with another pooling, with the same bits, of what it gave without.
+
+        Args:
+            values: (B, ...) of the layer, not pooled.
+        """
+        tensor, layout = torch.from_numpy(values), self._layouts[name]
+        if (
+            layout == MAP and tensor.ndim == 4
+        ):  # as it lies in memory while it is computed: the order of sums follows it
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+        return pooling(tensor, layout).contiguous().numpy()
 
     def _finish(self, name: str, features: Tensor) -> npt.NDArray[Any]:
         least, greatest = (float(v) for v in torch.aminmax(features))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -17,7 +18,7 @@ from featx.images.bad_image import BadImage
 from featx.images.block import Block, empty_block
 from featx.images.decode import to_rgb
 from featx.images.preprocess import TooElongated
-from featx.images.processes.turns import Need
+from featx.images.processes.turns import Need, no_turns
 from featx.images.reader import BlockDecoder
 from featx.images.sources.read import read_file
 from featx.runtime.text import printable
@@ -87,9 +88,13 @@ class InputDecoder(BlockDecoder):
         """A block of images, with pixels for `size` of them."""
         block = empty_block(len(images), size, self.preprocess.crop, keep_encoded=keep_encoded)
         for place, image in enumerate(images):
-            with self.turns.image() as need:
-                self._image(block, place, image, need)
+            self.put(block, place, image)
         return block
+
+    def put(self, block: Block, place: int, image: Any) -> None:
+        """Decode one image into its place of a block."""
+        with self.turns.image() as need:
+            self._image(block, place, image, need)
 
     def _image(self, block: Block, place: int, image: Any, need: Need) -> None:
         started = time.perf_counter()
@@ -114,6 +119,20 @@ def name_of(image: Any, place: int) -> str:
         return printable(os.fsencode(image))
     name = getattr(image, "filename", None) or getattr(image, "name", None)
     return printable(str(name)) if name and isinstance(name, str) else f"image {place}"
+
+
+def encoded(image: Any) -> bytes:
+    """An image as a file: its own bytes, or for pixels in memory a PNG of what they become.
+
+    Raises:
+        BadImage: it is none, or cannot be read.
+    """
+    content = _content_of(image, no_turns)
+    if content is None:
+        out = io.BytesIO()
+        _pillow_image(image).save(out, "PNG", compress_level=1)
+        content = out.getvalue()
+    return content
 
 
 def _content_of(image: Any, need: Need) -> bytes | None:

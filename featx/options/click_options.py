@@ -58,11 +58,14 @@ def options_of(config: type[Config]) -> Callable[[Command], Command]:
 
 def _option(spec: Field[Any], hint: Any) -> Any:
     metadata = spec.metadata
+    several = get_origin(hint) is tuple
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(kind for kind in get_args(hint) if kind is not type(None))
     kind: Any = _VALUE_TYPES.get(hint)
     if metadata["choices"]:
         kind = click.Choice(metadata["choices"])
+    elif several:
+        kind = click.STRING  # the config looks at all of them together
     elif metadata["parse"]:
         kind = Parsed(spec)
     elif metadata["low"] is not None:
@@ -74,9 +77,10 @@ def _option(spec: Field[Any], hint: Any) -> Any:
         default=spec.default,
         type=None if hint is bool else kind,
         is_flag=hint is bool,
+        multiple=several,
         metavar=metadata["metavar"] if hint is not bool else None,
         envvar=f"FEATX_{spec.name.upper()}",
-        show_default=spec.default is not None and hint is not bool,
+        show_default=spec.default is not None and hint is not bool and not several,
         help=metadata["help"],
     )
 

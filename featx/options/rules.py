@@ -1,7 +1,6 @@
 """Options that have no effect together, or in a given run: refused or noted before anything is computed.
 
-One table. A rule that needs only the options is checked when they are made; one that needs to know the network or the
-images, when the run is planned.
+A rule that needs only the options is checked when they are made, another one when the run is planned.
 """
 
 from __future__ import annotations
@@ -84,7 +83,7 @@ def _follow_links(command: str) -> Rule:
 
 
 FINETUNE, EXTRACT, FIT, PROBE = "FinetuneConfig", "ExtractConfig", "FitConfig", "ProbeConfig"
-VERIFY, PREDICT, EVALUATE = "VerifyConfig", "PredictConfig", "EvaluateConfig"
+VERIFY, PREDICT, EVALUATE, SERVE = "VerifyConfig", "PredictConfig", "EvaluateConfig", "ServeConfig"
 _OF_ROWS = ("rows", "all", "seed", "tolerance", "weights_file")
 _OF_IMAGES = ("weights_file", "follow_links", "decode", "image_timeout", "workers", "batch_size")
 _OF_IMAGES_IN_EVALUATE = ("follow_links", "workers", "batch_size")
@@ -106,9 +105,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         FINETUNE,
         lambda o, f: o.warmup > o.epochs,
-        lambda o, f: (
-            f"--warmup {o.warmup:g} is not over after --epochs {o.epochs}: the rates of --lr would never be reached"
-        ),
+        lambda o, f: f"--warmup {o.warmup:g} is not over after --epochs {o.epochs}: --lr would never be reached",
         example=({"warmup": 50.0, "epochs": 2}, {}),
     ),
     Rule(
@@ -269,6 +266,12 @@ RULES: tuple[Rule, ...] = (
         refuses=False,
         needs_facts=True,
         example=({"workers": 2}, {"source_kind": None, "model": "head"}),
+    ),
+    Rule(
+        SERVE,
+        lambda o, f: o.rate_limit is not None and o.api_key_file is None,
+        lambda o, f: "--rate-limit is for each key, and without --api-key-file there are none",
+        example=({"rate_limit": 5}, {}),
     ),
     *map(_follow_links, (FINETUNE, EXTRACT, PREDICT, EVALUATE)),
 )

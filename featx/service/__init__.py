@@ -1,0 +1,1 @@
+"""featx over HTTP: features, classes and nearest images of what is sent."""
