@@ -45,7 +45,8 @@ ENV PATH=/opt/product/bin:/opt/libraries/bin:$PATH \
     TORCH_LOGS=-all \
     TORCH_HOME=/opt/weights \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility,video \
-    HOME=/tmp
+    HOME=/tmp \
+    FEATX_HOST=0.0.0.0
 COPY --from=libraries /opt/libraries /opt/libraries
 COPY --from=weights /opt/weights /opt/weights
 COPY pipelines /pipelines
@@ -53,5 +54,12 @@ COPY --from=product /opt/product /opt/product
 RUN mkdir /data /out && chown 10001:10001 /out
 USER 10001:10001
 WORKDIR /out
+# Of `featx serve`, on the port it is told by FEATX_PORT, else 8000; other commands are taken for healthy.
+EXPOSE 8000
+HEALTHCHECK --interval=30s --timeout=15s --start-period=60s CMD ["python", "-c", "\
+import os, urllib.request; \
+serves = b'serve' in open('/proc/1/cmdline', 'rb').read().split(b'\\0'); \
+port = os.environ.get('FEATX_PORT', '8000'); \
+serves and urllib.request.urlopen(f'http://127.0.0.1:{port}/v2/health/ready', timeout=12)"]
 ENTRYPOINT ["featx"]
 CMD ["--help"]

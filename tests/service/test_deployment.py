@@ -1,0 +1,73 @@
+"""The templates are valid, their arguments are options, and the image's health check sees what it should."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import kubernetes_validate
+import yaml
+from serving import serving
+
+from featx.cli import commands
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "pipelines" / "cluster"
+
+
+def options_in(words: list[str]) -> dict:
+    """What the command line makes of a template's arguments, without running them."""
+    assert words[0] == "serve"
+    return commands.commands["serve"].make_context("serve", list(words[1:])).params
+
+
+def test_the_kubernetes_template_obeys_the_published_schemas():
+    found = list(yaml.safe_load_all((CLUSTER / "k8s-serve.yaml").read_text()))
+    assert [one["kind"] for one in found] == ["Deployment", "Service", "HorizontalPodAutoscaler"]
+    for one in found:
+        kubernetes_validate.validate(one, "1.33", strict=True)
+    pod = found[0]["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    options = options_in(container["args"])
+    assert options["layers"] == "conv5,fc7"
+    assert options["port"] == container["ports"][0]["containerPort"]
+    assert (
+        pod["terminationGracePeriodSeconds"]
+        > options["grace"] + container["lifecycle"]["preStop"]["sleep"]["seconds"]
+    )
+    metric = found[2]["spec"]["metrics"][0]["pods"]["metric"]["name"]
+    assert f'"{metric}"' in (ROOT / "featx" / "service" / "metrics.py").read_text()
+
+
+def test_the_compose_file_names_what_there_is():
+    found = yaml.safe_load((CLUSTER / "compose-serve.yaml").read_text())
+    assert options_in(found["services"]["featx"]["command"])["layers"] == "conv5,fc7"
+    scraped = yaml.safe_load(found["configs"]["prometheus"]["content"])["scrape_configs"][0]
+    assert scraped["static_configs"] == [{"targets": ["featx:8000"]}]
+    assert scraped.get("metrics_path", "/metrics") == "/metrics"
+
+
+def health_check() -> str:
+    """The program in the Dockerfile."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", "")
+    program = re.search(r'HEALTHCHECK .* CMD \["python", "-c", "(.*?)"\]', text)[1]
+    return program.replace("\\\\", "\\")
+
+
+def test_the_health_check_is_of_serve_alone(tmp_path):
+    program = health_check()
+
+    def status(process: int, port: int) -> int:
+        text = program.replace("/proc/1/", f"/proc/{process}/")
+        words = [sys.executable, "-c", text]
+        return subprocess.run(words, env={"FEATX_PORT": str(port)}, stderr=subprocess.DEVNULL, check=False).returncode
+
+    with serving(tmp_path / "log.txt") as served:
+        assert status(served.process.pid, served.address[1]) == 0
+        assert status(served.process.pid, 9) != 0
+    other = subprocess.Popen(["sleep", "60"])
+    assert status(other.pid, 9) == 0
+    other.kill()
+    other.wait()
