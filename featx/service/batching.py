@@ -177,7 +177,6 @@ class Batcher:
         started = time.perf_counter()
         place = 0
         while True:
-            whole.pixels[place] = 0
             self._decode(whole, place, jobs[place])
             place += 1
             following = self._next(wait=False) if place < self._at_once else None

@@ -36,7 +36,7 @@ class Index:
 
     def __init__(self, name: str, features: Features, layers: dict[str, tuple[Network, Pooling]]) -> None:
         self.name, self.features, self.layers = name, features, layers
-        self._done = features.status == Status.DONE
+        self._done = features.count(Status.DONE)
         self._squares: dict[str, npt.NDArray[np.float64]] = {}
 
     def layer(self, name: str | None) -> str:
@@ -70,8 +70,7 @@ class Index:
                 found[start : start + step] = np.maximum(0.0, 1.0 - cosines)
             else:
                 found[start : start + step] = np.sqrt(np.square(block - query).sum(axis=1))
-        found[~self._done] = np.inf
-        best = np.argsort(found, kind="stable")[: min(k, int(self._done.sum()))]
+        best = np.argsort(found, kind="stable")[: min(k, self._done)]  # failed images' are NaN, which come last
         return best, found[best]
 
     def _squares_of(self, layer: str) -> npt.NDArray[np.float64]:

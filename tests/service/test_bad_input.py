@@ -108,6 +108,9 @@ def test_a_bad_image_changes_nothing_of_its_neighbours(server, material):
     mixed = [part for photo in photos for part in (photo, *(content for content, *_ in list(CASES.values())[:4]))]
     body, kind = form(mixed)
     answer = server.ask("POST", "/v1/features?layers=fc7", body, Content_Type=kind, Accept="application/x-npy")[2]
+    described = json.loads(server.ask("POST", "/v1/features?layers=fc7", body, Content_Type=kind)[2])["images"]
+    assert [one["reason"] for one in described[::5]] == [None] * len(photos)
+    assert all(one["reason"] for place, one in enumerate(described) if place % 5)
     rows = [answer[-len(mixed) * 384 * 4 :][i * 384 * 4 : (i + 1) * 384 * 4] for i in range(len(mixed))]
     assert rows[::5] == alone
 

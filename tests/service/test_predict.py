@@ -7,10 +7,12 @@ import json
 
 import numpy as np
 import pytest
+from conftest import write_features
 from PIL import Image
 from serving import form, same_bits
 
 import featx
+from featx.service.neighbors import METRICS, Index
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,17 @@ def test_nearest_images_are_those_of_all_distances(server, material, photos, met
         assert one["neighbors"][0]["path"] == paths[row]
         assert one["neighbors"][0]["label"] == paths[row][0]
         assert len(own) == 12
+
+
+def test_images_that_failed_are_nobodys_neighbours(tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    path = write_features(tmp_path / "f.h5", values, [0] * 6, ("a",), failed=(1, 4))
+    index = Index("x", featx.open_features(path), {})
+    for metric in METRICS:
+        rows, distances = index.nearest("fc7", values[3], 6, metric)
+        assert sorted(rows.tolist()) == [0, 2, 3, 5]
+        assert rows[0] == 3
+        assert np.isfinite(distances).all()
 
 
 def test_an_index_of_pooled_maps_pools_the_image_that_is_sent(server, photos):
