@@ -10,7 +10,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -38,14 +38,16 @@ _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob: data:; frame-ancestors 'none'; "
     "base-uri 'none'; form-action 'self'",
 }
+CLIENT_GONE = 499  # nginx's number for it
 _log = logging.getLogger("featx.access")
+_errors = logging.getLogger("featx.service")
 _KEY_LINE = re.compile(r"(?P<name>\S+)\s+(?P<hash>[0-9a-f]{64})")
 
 
 class Keys:
     """The keys that may ask, as hashes: the file and the memory hold none that could be used."""
 
-    def __init__(self, hashes: dict[str, str], per_minute: int | None) -> None:
+    def __init__(self, hashes: Sequence[tuple[str, str]], per_minute: int | None) -> None:
         self._hashes, self._per_minute = hashes, per_minute
         self._lock = threading.Lock()
         self._left: dict[str, tuple[float, float]] = {}  # name -> images left, and when that was
@@ -63,7 +65,7 @@ class Keys:
             lines = Path(path).read_text().splitlines()
         except (OSError, ValueError) as error:
             raise UsageError(f"--api-key-file {path} cannot be read: {error}") from error
-        hashes: dict[str, str] = {}
+        hashes: list[tuple[str, str]] = []
         for number, line in enumerate(lines, 1):
             if not line.strip() or line.lstrip().startswith("#"):
                 continue
@@ -72,16 +74,16 @@ class Keys:
                 raise UsageError(
                     f"{path}, line {number}: not NAME SHA256. The hash of a key: printf %s KEY | sha256sum"
                 )
-            hashes[found["name"]] = found["hash"]
+            hashes.append((found["name"], found["hash"]))  # one name may have several, while a key is exchanged
         if not hashes:
             raise UsageError(f"{path} holds no key; nobody could ask")
         return cls(hashes, per_minute)
 
     def name_of(self, key: str) -> str | None:
         """Whose key it is; every hash is compared, in a time that does not depend on the key."""
-        digest = hashlib.sha256(key.encode(errors="surrogateescape")).hexdigest()
+        digest = hashlib.sha256(key.encode("latin-1", errors="replace")).hexdigest()  # the bytes that were sent
         found = None
-        for name, one in self._hashes.items():
+        for name, one in self._hashes:
             if hmac.compare_digest(digest, one):
                 found = name
         return found
@@ -99,6 +101,18 @@ class Keys:
                 return (min(images, self._per_minute) - left) * 60 / self._per_minute
             self._left[name] = left - images, now
             return 0.0
+
+    def give_back(self, name: str, images: int) -> None:
+        """Uncount images that were not computed after all."""
+        if self._per_minute is not None:
+            with self._lock:
+                left, then = self._left[name]
+                self._left[name] = min(self._per_minute, left + images), then
+
+    def take_over(self, before: Keys | None) -> None:
+        """Go on counting where others have stopped."""
+        if before is not None:
+            self._left = before._left
 
 
 class Access:
@@ -118,9 +132,14 @@ class Access:
         given = headers.get("x-request-id", "")
         scope["featx.request_id"] = request_id = given if _ID.fullmatch(given) else secrets.token_hex(8)
         status = 0
+        only_head = scope["method"] == "HEAD"
+        if only_head:  # answered as GET is, without the body
+            scope = {**scope, "method": "GET"}
 
         async def answer(message: Message) -> None:
             nonlocal status
+            if message["type"] == "http.response.body" and only_head:
+                message = {**message, "body": b""}
             if message["type"] == "http.response.start":
                 status = message["status"]
                 own = MutableHeaders(scope=message)
@@ -138,13 +157,20 @@ class Access:
             else:
                 body = problem_body(refused.status, str(refused), request_id)
                 await Response(body, refused.status, refused.headers, MEDIA_TYPE)(scope, receive, answer)
+        except Exception as error:
+            number = secrets.token_hex(4)
+            _errors.exception("featx: error %s", number, exc_info=error)
+            if not status:
+                detail = f"something went wrong that should not; it is in the log as {number}"
+                body = problem_body(500, detail, request_id)
+                await Response(body, 500, media_type=MEDIA_TYPE)(scope, receive, answer)
         finally:
             self._metrics.in_flight.dec()
             seconds = time.perf_counter() - started
             route = getattr(scope.get("route"), "path", "other")
-            self._metrics.requests.labels(route, str(status or 499)).inc()
+            self._metrics.requests.labels(route, str(status or CLIENT_GONE)).inc()
             self._metrics.seconds.labels("total").observe(seconds)
-            self._write(scope, request_id, status or 499, seconds)
+            self._write(scope, request_id, status or CLIENT_GONE, seconds)
 
     def _refusal(self, scope: Scope, headers: Headers) -> Problem | None:
         """Why a request is not let in; with a key that is known its name goes along."""

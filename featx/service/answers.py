@@ -16,7 +16,8 @@ from featx.service.problems import Problem
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 ARROW = "application/vnd.apache.arrow.stream"
-_KINDS = {JSON: JSON, NPY: NPY, NPZ: NPZ, ARROW: ARROW, "*/*": JSON, "application/*": JSON}
+MOST_ANSWERED = 256 << 20  # bytes of features in one answer
+_KINDS = (JSON, NPZ, NPY, ARROW)  # in the order in which they are chosen where all are accepted
 
 
 @dataclass(frozen=True)
@@ -38,41 +39,52 @@ class Answer:
     poolings: dict[str, str]
 
 
-def chosen_kind(accept: str) -> str:
-    """The media type to answer with: of those accepted the one with the highest q, the first of equal ones.
+def chosen_kind(accept: str, layers: int) -> str:
+    """The media type to answer with: of those that suit the one with the highest q, the first of equal ones.
 
-    >>> chosen_kind("application/x-npz;q=0.5, application/x-npy")
-    'application/x-npy'
+    Args:
+        layers: how many are asked for; .npy is for one.
+
+    >>> chosen_kind("application/x-npz;q=0.5, application/x-npy", 1), chosen_kind("application/*, text/html", 2)
+    ('application/x-npy', 'application/json')
 
     Raises:
         Problem: 406, none of them can be had.
     """
-    best, best_q = None, 0.0
+    asked: dict[str, float] = {}
     for part in (accept or "*/*").split(","):
         name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        q = 1.0
-        for parameter in parameters:
-            if parameter.startswith("q="):
-                try:
-                    q = float(parameter[2:])
-                except ValueError:
-                    q = 0.0
-        if name in _KINDS and q > best_q:
-            best, best_q = _KINDS[name], q
-    if best is None:
-        raise Problem(406, f"none of {accept[:100]!r} can be had; Accept may be {', '.join((JSON, NPY, NPZ, ARROW))}")
-    return best
+        quality = [parameter[2:] for parameter in parameters if parameter.startswith("q=")]
+        try:
+            asked.setdefault(name, float(quality[0]) if quality else 1.0)
+        except ValueError:
+            asked.setdefault(name, 0.0)
+    order = [*(kind for kind in asked if kind in _KINDS), *(kind for kind in _KINDS if kind not in asked)]
+    suited = [kind for kind in order if kind != NPY or layers == 1]
+    best = max(suited, key=lambda kind: _quality(asked, kind))
+    if _quality(asked, best) > 0:
+        return best
+    if _quality(asked, NPY) > 0:
+        raise Problem(406, f"{NPY} is for one layer, and {layers} were asked for; take {NPZ}")
+    raise Problem(406, f"none of {accept[:100]!r} can be had; Accept may be {', '.join(_KINDS)}")
+
+
+def _quality(asked: dict[str, float], kind: str) -> float:
+    """The q of a media type: its own, else that of all of its family, else that of all."""
+    return next((asked[name] for name in (kind, "application/*", "*/*") if name in asked), 0.0)
+
+
+def refuse_large_answer(size: int) -> None:
+    """Raise Problem 413 for an answer of more bytes than one may have."""
+    if size > MOST_ANSWERED:
+        raise Problem(
+            413, f"the answer would have {size:,} bytes, at most {MOST_ANSWERED:,} are given: pool, or ask for fewer"
+        )
 
 
 def encode(answer: Answer, kind: str) -> bytes:
-    """The body of an answer.
-
-    Raises:
-        Problem: 406, several layers as .npy.
-    """
+    """The body of an answer."""
     if kind == NPY:
-        if len(answer.layers) != 1:
-            raise Problem(406, f"{NPY} is for one layer, and {', '.join(answer.layers)} were asked for; take {NPZ}")
         return _npy(next(iter(answer.layers.values())))
     return {JSON: _json, NPZ: _npz, ARROW: _arrow}[kind](answer)
 

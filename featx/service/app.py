@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from importlib import resources
@@ -15,18 +16,19 @@ from starlette.responses import Response
 
 from featx import __version__
 from featx.networks.pooling import parse_pooling
-from featx.service.access import PAGE_FILES, Access
-from featx.service.answers import ARROW, JSON, NPY, NPZ, Answer, chosen_kind, encode
+from featx.service.access import CLIENT_GONE, PAGE_FILES, Access
+from featx.service.answers import ARROW, JSON, NPY, NPZ, Answer, chosen_kind, encode, refuse_large_answer
 from featx.service.batching import Row
 from featx.service.bodies import Gone, Sent
 from featx.service.models import Classifier, Network
 from featx.service.neighbors import METRICS
-from featx.service.problems import PROBLEMS, Problem, add_handlers, json_answer, problem
+from featx.service.problems import PROBLEMS, Problem, add_handlers, json_answer
 from featx.service.protocols.inference import add_inference_protocol
 from featx.service.protocols.openai import add_embeddings
 from featx.service.service import Service
 
 MOST_NEIGHBORS = 1000
+MOST_STATUSES = 64  # in a header: proxies give headers a few kilobytes
 _ENCODED = {"type": "string", "description": "base64, or a data URL"}
 _NAMED = {"type": "object", "required": ["data"], "properties": {"name": {"type": "string"}, "data": _ENCODED}}
 _JSON_IMAGES = {
@@ -112,8 +114,8 @@ def make_app(service: Service) -> FastAPI:
         )  # fmt: skip
 
     @app.exception_handler(Gone)
-    def gone(request: Request, _: Gone) -> Response:
-        return problem(request, 400, "the connection was closed")  # which nobody reads
+    def gone(_request: Request, _: Gone) -> Response:
+        return Response(status_code=CLIENT_GONE)  # which nobody reads, but for the log
 
     return app
 
@@ -127,20 +129,22 @@ def _add_images(app: FastAPI, service: Service) -> None:
         model: Name = None,
         on_error: OnError = "raise",
     ) -> Response:
-        kind = chosen_kind(request.headers.get("accept", ""))
         sent = await service.images(request)
         network = service.models.network(model)
         chosen = chosen_layers(network, layers)
+        kind = chosen_kind(",".join(request.headers.getlist("accept")), len(chosen))
         pooling = parse_pooling(pool)
-        for layer in chosen:
-            network.shape(layer, pooling)  # before anything is computed
+        values = sum(math.prod(network.shape(layer, pooling)) for layer in chosen)
+        refuse_large_answer(4 * values * len(sent))  # before anything is computed
         rows = await service.rows(request, network, [one.content for one in sent])
         refuse_single_failure(rows, on_error)
         started = time.perf_counter()
-        body = encode(features_of(network, chosen, pool, sent, rows), kind)
+        # Beside the loop, which has others to answer meanwhile.
+        body = await asyncio.to_thread(lambda: encode(features_of(network, chosen, pool, sent, rows), kind))
         service.metrics.seconds.labels("encode").observe(time.perf_counter() - started)
-        statuses = ",".join(row.status for row in rows)
-        headers = {"X-Featx-Fingerprint": network.fingerprint, "X-Featx-Status": statuses, "Vary": "Accept"}
+        headers = {"X-Featx-Fingerprint": network.fingerprint, "Vary": "Accept"}
+        if len(rows) <= MOST_STATUSES:
+            headers["X-Featx-Status"] = ",".join(row.status for row in rows)
         return Response(body, 200, headers, kind)
 
     @app.post("/v1/predict", responses=PROBLEMS, openapi_extra=IMAGES, summary="Classes of images")
@@ -157,9 +161,8 @@ def _add_images(app: FastAPI, service: Service) -> None:
         rows = await service.rows(request, classifier.network, [one.content for one in sent])
         refuse_single_failure(rows, on_error)
         images = [about(one.name, row) | predicted(classifier, row, top) for one, row in zip(sent, rows, strict=True)]
-        digest = classifier.model.digest
-        described = {"model": classifier.name, "kind": classifier.rule.kind, "fingerprint": digest, "images": images}
-        return json_answer(described, {"X-Featx-Fingerprint": digest})
+        described = {"model": classifier.name, "kind": classifier.rule.kind, "fingerprint": classifier.fingerprint}
+        return json_answer({**described, "images": images}, {"X-Featx-Fingerprint": classifier.fingerprint})
 
     @app.post("/v1/neighbors", responses=PROBLEMS, openapi_extra=IMAGES, summary="Nearest images of an index")
     async def neighbors(

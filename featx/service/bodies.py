@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any, cast
@@ -18,6 +19,7 @@ from starlette.requests import ClientDisconnect
 from featx.service.problems import Problem
 
 MOST_IMAGES = 1024  # of one request
+_DRAINED_S = 2.0
 _NAME = 200  # characters of a name that are repeated in the answer
 
 
@@ -50,12 +52,13 @@ async def read_body(request: Request, *, most: int, idle_s: float) -> bytes:
     """
     close = {"Connection": "close"}  # nobody will read the rest
     too_large = Problem(413, f"the body is larger than {most:,} bytes, the limit of this service", headers=close)
+    stream = request.stream().__aiter__()
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > most:
+        await _drain(stream, most)
         raise too_large
     parts: list[bytes] = []
     size = 0
-    stream = request.stream().__aiter__()
     while True:
         try:
             part = await asyncio.wait_for(anext(stream), idle_s)
@@ -69,8 +72,18 @@ async def read_body(request: Request, *, most: int, idle_s: float) -> bytes:
             raise Gone from None
         size += len(part)
         if size > most:
+            await _drain(stream, most)
             raise too_large
         parts.append(part)
+
+
+async def _drain(stream: AsyncIterator[bytes], most: int) -> None:
+    """Read on for a while: whoever is still sending would not read an answer, and find the connection broken."""
+    left = most
+    with contextlib.suppress(TimeoutError, StopAsyncIteration, ClientDisconnect):
+        async with asyncio.timeout(_DRAINED_S):
+            while left > 0:
+                left -= len(await anext(stream))
 
 
 async def images_of(request: Request, body: bytes, *, most: int = MOST_IMAGES) -> list[Sent]:
@@ -114,7 +127,9 @@ async def _of_form(request: Request, body: bytes) -> list[Sent]:
     found: list[Sent] = []
     for _, value in form.multi_items():
         if isinstance(value, UploadFile):
-            found.append(Sent((value.filename or str(len(found)))[:_NAME], await value.read()))
+            name = (value.filename or str(len(found)))[:_NAME]
+            name = name.encode("utf-8", "replace").decode()  # a form may name any encoding
+            found.append(Sent(name, await value.read()))
     await form.close()
     return found
 

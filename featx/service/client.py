@@ -5,9 +5,12 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import secrets
+import socket
+import ssl
 import time
 import urllib.parse
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,10 +23,9 @@ from featx.images.bad_image import BadImage
 from featx.images.inputs import as_list, encoded, name_of
 from featx.store.reader import Failure
 
-_AT_ONCE = 64  # images in one request
+_AT_ONCE = 64  # images in one request,
+_BYTES_AT_ONCE = 16 << 20  # and bytes; one image may have more
 _BUSY = (429, 502, 503, 504)
-_ROWS = {"on_error": "row"}  # also one image alone that cannot be used is a row
-_BOUNDARY = "featx-1f0c2b1e7d"
 
 
 class ServiceError(FeatxError):
@@ -36,6 +38,8 @@ class ServiceError(FeatxError):
 
 class Client:
     """A `featx serve` somewhere else. Images are given as to an `Extractor`, and sent as they are.
+
+    It can be used by several threads at once.
 
     Args:
         url: as http://localhost:8000.
@@ -60,14 +64,22 @@ class Client:
         timeout: float = 60.0,
         on_error: str = "raise",
     ) -> None:
-        parts = urllib.parse.urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urllib.parse.urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError:
+            host, port = None, None
+            parts = urllib.parse.urlsplit("")
+        if parts.scheme not in ("http", "https") or not host:
             raise UsageError(f"{url!r} is not the address of a service; http://localhost:8000 is")
+        key = (api_key or "").strip()
+        if not (key.isascii() and key.isprintable()):
+            raise UsageError("api_key has characters that no header can have")
         self._kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._host, self._port, self._prefix = parts.hostname, parts.port, parts.path.rstrip("/")
-        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._host, self._port, self._prefix = host, port, urllib.parse.quote(parts.path.rstrip("/"), safe="/%")
+        self._headers = {"Authorization": f"Bearer {key}"} if key else {}
         self._retries, self._timeout, self._on_error = retries, timeout, on_error
-        self._connection: http.client.HTTPConnection | None = None
+        self._idle: list[http.client.HTTPConnection] = []  # list.pop and append are safe among threads
 
     def __call__(
         self, images: Any, layers: str | Iterable[str] | None = None, *, pool: str = "none", model: str | None = None
@@ -79,18 +91,16 @@ class Client:
             ServiceError: the service refuses, or cannot be reached.
         """
         names = layers if layers is None or isinstance(layers, str) else ",".join(layers)
+        query = {"layers": names, "pool": pool, "model": model}
         parts, failures, first = [], [], 0
         for some in _portions(images):
-            query = {"layers": names, "pool": pool, "model": model, **_ROWS}
             body = self._ask("POST", "/v1/features", query, some, "application/x-npz")
             with np.load(io.BytesIO(body), allow_pickle=False) as found:
-                about = {key: found[key] for key in ("status", "reason")}
-                parts.append(
-                    {k.removeprefix("features/"): found[k] for k in found.files if k.startswith("features/")}
-                )
-            statuses = zip(about["status"].tolist(), about["reason"].tolist(), strict=True)
-            failures += _failures([(status, reason) for status, reason in statuses], some, first)
-            first += len(some)
+                statuses = list(zip(found["status"].tolist(), found["reason"].tolist(), strict=True))
+                of_layers = [name for name in found.files if name.startswith("features/")]
+                parts.append({name.removeprefix("features/"): found[name] for name in of_layers})
+            failures += some.failures(statuses, first)
+            first += len(some.images)
         batch = Batch((name, np.concatenate([part[name] for part in parts])) for name in parts[0])
         batch.failures = failures
         self._refuse(failures, first)
@@ -105,11 +115,9 @@ class Client:
         found: list[Prediction] = []
         failures: list[Failure] = []
         for some in _portions(images):
-            answer = json.loads(
-                self._ask("POST", "/v1/predict", {"top": top, "head": head, **_ROWS}, some, "application/json")
-            )
-            rows = answer["images"]
-            failures += _failures([(row["status"], row["reason"] or "") for row in rows], some, len(found))
+            query = {"top": top, "head": head}
+            rows = json.loads(self._ask("POST", "/v1/predict", query, some, "application/json"))["images"]
+            failures += some.failures([(row["status"], row["reason"] or "") for row in rows], len(found))
             found += [Prediction(row["label"], row["probability"], row["scores"] or {}) for row in rows]
         self._refuse(failures, len(found))
         return found
@@ -121,9 +129,9 @@ class Client:
         found: list[list[dict[str, Any]]] = []
         failures: list[Failure] = []
         for some in _portions(images):
-            query = {"k": k, "layer": layer, "index": index, "metric": metric, **_ROWS}
+            query = {"k": k, "layer": layer, "index": index, "metric": metric}
             rows = json.loads(self._ask("POST", "/v1/neighbors", query, some, "application/json"))["images"]
-            failures += _failures([(row["status"], row["reason"] or "") for row in rows], some, len(found))
+            failures += some.failures([(row["status"], row["reason"] or "") for row in rows], len(found))
             found += [row["neighbors"] or [] for row in rows]
         self._refuse(failures, len(found))
         return found
@@ -134,10 +142,9 @@ class Client:
         return found
 
     def close(self) -> None:
-        """Close the connection; the next request opens another."""
-        if self._connection is not None:
-            self._connection.close()
-        self._connection = None
+        """Close the connections; the next request opens another."""
+        while self._idle:
+            self._idle.pop().close()
 
     def __enter__(self) -> Client:
         return self
@@ -154,21 +161,21 @@ class Client:
                 failures,
             )
 
-    def _ask(self, method: str, path: str, query: dict[str, Any], images: list[Any] | None, accept: str) -> bytes:
+    def _ask(self, method: str, path: str, query: dict[str, Any], images: _Portion | None, accept: str) -> bytes:
         given = {key: value for key, value in query.items() if value is not None}
-        target = f"{self._prefix}{path}?{urllib.parse.urlencode(given)}"
         headers = {**self._headers, "Accept": accept}
         body = None
         if images is not None:
-            body = _form(images)
-            headers["Content-Type"] = f"multipart/form-data; boundary={_BOUNDARY}"
+            given["on_error"] = "row"  # also one image alone that cannot be used is a row
+            body, headers["Content-Type"] = images.form()
+        target = f"{self._prefix}{path}?{urllib.parse.urlencode(given)}"
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
                 status, answered, content = self._send(method, target, body, headers)
             except (OSError, http.client.HTTPException) as error:
-                self.close()
-                if last:
+                # A name that nobody has, or a certificate that is not trusted, will be so again.
+                if last or isinstance(error, socket.gaierror | ssl.SSLCertVerificationError):
                     raise ServiceError(f"{self._host} cannot be reached: {error or type(error).__name__}") from error
                 time.sleep(0.5 * 2**attempt)
                 continue
@@ -183,36 +190,89 @@ class Client:
     def _send(
         self, method: str, target: str, body: bytes | None, headers: dict[str, str]
     ) -> tuple[int, http.client.HTTPMessage, bytes]:
-        if self._connection is None:
-            self._connection = self._kind(self._host, self._port, timeout=self._timeout)
-        self._connection.request(method, target, body, headers)
-        answer = self._connection.getresponse()
-        return answer.status, answer.headers, answer.read()
-
-
-def _portions(images: Any) -> list[list[Any]]:
-    every = as_list(images)
-    return [every[start : start + _AT_ONCE] for start in range(0, len(every), _AT_ONCE)] or [[]]
-
-
-def _form(images: list[Any]) -> bytes:
-    """A multipart form; files are sent as they are, arrays as PNGs of the same pixels."""
-    parts = []
-    for place, image in enumerate(images):
-        head = f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="{place}"\r\n\r\n'
         try:
-            parts += [head.encode(), encoded(image), b"\r\n"]
+            connection = self._idle.pop()
+        except IndexError:
+            connection = self._kind(self._host, self._port, timeout=self._timeout)
+        refused = None
+        try:
+            try:
+                connection.request(method, target, body, headers)
+            except (BrokenPipeError, ConnectionResetError) as error:
+                refused = error  # perhaps it has answered before it had everything
+            answer = connection.getresponse()
+            found = answer.status, answer.headers, answer.read()
+        except (OSError, http.client.HTTPException):
+            connection.close()
+            if refused is not None:
+                raise refused from None
+            raise
+        if refused is None:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return found
+
+
+class _Portion:
+    """Images of one request, as files; those that are none here already are sent empty."""
+
+    def __init__(self) -> None:
+        self.images: list[Any] = []
+        self.contents: list[bytes] = []
+        self.reasons: dict[int, str] = {}
+
+    def add(self, image: Any, content: bytes, reason: str | None) -> None:
+        if reason is not None:
+            self.reasons[len(self.images)] = reason
+        self.images.append(image)
+        self.contents.append(content)
+
+    def form(self) -> tuple[bytes, str]:
+        """A multipart form and its type. The boundary is drawn anew: no image can hold it by design."""
+        boundary = f"featx-{secrets.token_hex(16)}"
+        parts = []
+        for place, content in enumerate(self.contents):
+            head = f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{place}"\r\n\r\n'
+            parts += [head.encode(), content, b"\r\n"]
+        return b"".join([*parts, f"--{boundary}--\r\n".encode()]), f"multipart/form-data; boundary={boundary}"
+
+    def failures(self, rows: list[tuple[str, str]], first: int) -> list[Failure]:
+        """The images that could not be used, of the status and reason of every row.
+
+        Raises:
+            ServiceError: there are not as many rows as images.
+        """
+        if len(rows) != len(self.images):
+            raise ServiceError(f"the service gives {len(rows)} rows for {len(self.images)} images")
+        return [
+            Failure(first + place, name_of(self.images[place], first + place), 0, self.reasons.get(place, _said(row)))
+            for place, row in enumerate(rows)
+            if row[0] != "done"
+        ]
+
+
+def _said(row: tuple[str, str]) -> str:
+    return f"{row[0].replace('_', ' ')}: {row[1]}"
+
+
+def _portions(images: Any) -> Iterator[_Portion]:
+    """Images in requests of so many and so many bytes."""
+    every = as_list(images)
+    if not every:
+        raise UsageError("there is no image to send")
+    portion, size = _Portion(), 0
+    for image in every:
+        try:
+            content, reason = encoded(image), None
         except BadImage as bad:
-            raise ImageError(f"{name_of(image, place)} cannot be sent: {bad}") from None
-    return b"".join([*parts, f"--{_BOUNDARY}--\r\n".encode()])
-
-
-def _failures(rows: list[tuple[str, str]], images: list[Any], first: int) -> list[Failure]:
-    return [
-        Failure(first + place, name_of(images[place], first + place), 0, f"{status.replace('_', ' ')}: {reason}")
-        for place, (status, reason) in enumerate(rows)
-        if status != "done"
-    ]
+            content, reason = b"", f"{bad.status.name.lower().replace('_', ' ')}: {bad}"
+        if portion.images and (len(portion.images) >= _AT_ONCE or size + len(content) > _BYTES_AT_ONCE):
+            yield portion
+            portion, size = _Portion(), 0
+        portion.add(image, content, reason)
+        size += len(content)
+    yield portion
 
 
 def _detail(content: bytes) -> str:

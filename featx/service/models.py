@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ class Classifier:
     def rule(self) -> DecisionRule:
         return self.model.rule
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that its scores depend on but the images."""
+        parts = f"{self.network.fingerprint} {self.model.digest} {self.pooling.spec}"
+        return hashlib.sha256(parts.encode()).hexdigest()
+
     def scores(self, row: Row) -> Scores:
         """(1, K) of one image, computed alone: they cannot depend on its neighbours."""
         if self.model.head is None:
@@ -132,7 +139,8 @@ class Classifier:
             "pooling": self.pooling.spec,
             "classes": self.model.classes,
             "multilabel": self.rule.multilabel,
-            "fingerprint": self.model.digest,
+            "sha256": self.model.digest,
+            "fingerprint": self.fingerprint,
         }
 
 
@@ -236,7 +244,11 @@ def load_models(config: ServeConfig, metrics: Metrics) -> Models:
         if names.count(name) > 1:
             raise UsageError(f"{name!r} is the name of several heads, runs or indexes; give each its own")
     models = Models()
-    by_base = {key: _network(group, models, names, config, metrics) for key, group in groups.items()}
+    try:
+        by_base = {key: _network(group, models, names, config, metrics) for key, group in groups.items()}
+    except BaseException:
+        models.close()
+        raise
     for name, model, want in heads:
         network = by_base[_base(want.recipe)]
         models.classifiers[name] = Classifier(name, model, network, want.recipe.pooling)
@@ -273,6 +285,7 @@ def _network(group: list[_Want], models: Models, taken: list[str], config: Serve
     engine = Engine(recipe)
     for want in group:
         if want.sha256 not in (None, engine.weights_sha256):
+            engine.close()
             raise WeightsMismatch(
                 f"{want.who} needs weights with sha256 {str(want.sha256)[:16]}...; {recipe.weights.name} has "
                 f"{engine.weights_sha256[:16]}..."
@@ -292,5 +305,4 @@ def _network(group: list[_Want], models: Models, taken: list[str], config: Serve
         plain = f"{base}-{number}"
     network = Network(plain, engine, batcher, fingerprint, {spec.name: spec for spec in recipe.layer_specs()})
     models.networks[plain] = network
-    network.show(metrics)
     return network

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import secrets
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -17,7 +15,6 @@ from starlette.responses import Response
 from featx.errors import FeatxError, ImageError, UnknownLayer, UsageError
 
 MEDIA_TYPE = "application/problem+json"
-_log = logging.getLogger("featx.service")
 _PROBLEM = {"description": "What is wrong, in one sentence (RFC 9457).", "content": {MEDIA_TYPE: {"schema": {
     "type": "object", "required": ["title", "status", "detail"],
     "properties": {"type": {"type": "string"}, "title": {"type": "string"}, "status": {"type": "integer"},
@@ -58,7 +55,7 @@ def problem(request: Request, status: int, detail: str, headers: dict[str, str] 
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Turn every exception into a problem."""
+    """Turn what is raised on purpose into a problem; the rest is `Access`'s."""
 
     @app.exception_handler(Problem)
     def refused(request: Request, error: Problem) -> Response:
@@ -70,7 +67,7 @@ def add_handlers(app: FastAPI) -> None:
             return problem(request, 404, str(error))
         if isinstance(error, UsageError | ImageError):
             return problem(request, 422 if isinstance(error, ImageError) else 400, str(error))
-        return unexpected(request, error)
+        raise error
 
     @app.exception_handler(HTTPException)
     def not_found(request: Request, error: HTTPException) -> Response:
@@ -84,12 +81,6 @@ def add_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     def invalid(request: Request, error: RequestValidationError) -> Response:
         return problem(request, 422, describe_invalid(error.errors()))
-
-    @app.exception_handler(Exception)
-    def unexpected(request: Request, error: Exception) -> Response:
-        number = secrets.token_hex(4)
-        _log.exception("featx: error %s", number, exc_info=error)
-        return problem(request, 500, f"something went wrong that should not; it is in the log as {number}")
 
 
 def describe_invalid(errors: Sequence[Any]) -> str:

@@ -156,6 +156,9 @@ def _protocol(patience_s: float) -> type[H11Protocol]:
         def on_response_complete(self) -> None:
             self._stop_waiting()
             super().on_response_complete()
+            # The rest of the body, or a part of the next request: it must come as well.
+            if self.conn.their_state is h11.SEND_BODY or self.conn.trailing_data[0]:
+                self._wait_for_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()

@@ -14,7 +14,6 @@ from typing import Any
 from fastapi import Request
 from PIL import Image
 
-from featx.errors import FeatxError
 from featx.options.serving import ServeConfig
 from featx.service.access import Keys
 from featx.service.batching import Overloaded, Row
@@ -24,6 +23,7 @@ from featx.service.models import Models, Network, load_models
 from featx.service.problems import Problem
 
 _PROBED_S = 10.0  # in which the probe's image must come back
+_EXCHANGE_S = 1.0  # for requests that have chosen a network and not yet given it their images
 _PROBE_KEPT_S = 1.0  # during which the answer of a probe is repeated
 _log = logging.getLogger("featx.service")
 
@@ -41,10 +41,16 @@ class Service:
         self.keys = Keys.read(config.api_key_file, config.rate_limit)
         self.models: Models = load_models(config, self.metrics)
         self.metrics.watch_ready(lambda: not self.stopping)
+        self._show_queues()
         self._probed: tuple[float, str | None] = (-math.inf, None)
         self._probe_lock = asyncio.Lock()
         self._reloading = threading.Lock()
         self._probe_image = _probe_image()
+
+    def _show_queues(self) -> None:
+        self.metrics.forget_networks()
+        for network in self.models.networks.values():
+            network.show(self.metrics)
 
     def fingerprint(self) -> str:
         """Of the first network: what an answer carries that is of no other."""
@@ -66,12 +72,14 @@ class Service:
         try:
             futures = network.batcher.submit(images)
         except Overloaded as error:
+            self._give_back(request, len(images))
             if len(images) > network.batcher.capacity:
                 holds = f"the queue holds {network.batcher.capacity}"
                 raise Problem(413, f"{len(images)} images at once are too many; {holds}") from None
             self.metrics.rejected.labels("queue").inc()
             raise Problem(429, f"{error}; try again later", headers={"Retry-After": "1"}) from None
         everything = asyncio.gather(*map(asyncio.wrap_future, futures))
+        everything.add_done_callback(lambda done: done.cancelled() or done.exception())  # whether anybody asks or not
         gone = asyncio.ensure_future(_disconnected(request))
         try:
             waited_for: set[asyncio.Future[Any]] = {everything, gone}
@@ -96,6 +104,11 @@ class Service:
                 f"more than {self.config.rate_limit} images in a minute",
                 headers={"Retry-After": str(math.ceil(wait))},
             )
+
+    def _give_back(self, request: Request, images: int) -> None:
+        name = request.scope.get("featx.key")
+        if self.keys is not None and name is not None:
+            self.keys.give_back(name, images)
 
     async def why_not_ready(self) -> str | None:
         """None if an image goes through every network; else what is wrong."""
@@ -131,14 +144,15 @@ class Service:
         with self._reloading:
             try:
                 keys = Keys.read(self.config.api_key_file, self.config.rate_limit)
-                self.metrics.forget_networks()
                 loaded = load_models(self.config, self.metrics)
-            except FeatxError as error:
-                for network in self.models.networks.values():
-                    network.show(self.metrics)
+            except Exception as error:
                 _log.error("featx: not loaded again, the service goes on as before: %s", error)
                 return
+            if keys is not None:
+                keys.take_over(self.keys)
             before, self.models, self.keys = self.models, loaded, keys
+            self._show_queues()
+            time.sleep(_EXCHANGE_S)
             before.close()
             _log.warning("featx: loaded again: %s", ", ".join(one["id"] for one in loaded.describe()))
 

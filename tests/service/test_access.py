@@ -6,7 +6,9 @@ import hashlib
 import json
 
 import pytest
-from serving import serving
+from serving import form, serving
+
+from featx.service.access import Keys
 
 KEY, OTHER = "a key of twenty letters", "another"
 
@@ -73,6 +75,25 @@ def test_images_are_counted_by_key(guarded, photo):
     assert json.loads(body)["detail"] == "more than 20 images in a minute"
     assert guarded.image("/v1/features", photo, Authorization=f"Bearer {OTHER}")[0] == 200
     assert guarded.ask("GET", "/v1/models", Authorization=f"Bearer {KEY}")[0] == 200
+
+
+def test_what_was_not_computed_is_not_counted(material, tmp_path, photo):
+    (tmp_path / "keys").write_text(f"one {hashlib.sha256(KEY.encode()).hexdigest()}\n")
+    words = ["--api-key-file", str(tmp_path / "keys"), "--rate-limit", "20", "--queue", "4"]
+    with serving(tmp_path / "log.txt", *words) as served:
+        body, kind = form([photo] * 5)
+        for _ in range(5):
+            headers = {"Content_Type": kind, "Authorization": f"Bearer {KEY}"}
+            assert served.ask("POST", "/v1/features", body, **headers)[0] == 413
+        assert served.image("/v1/features", photo, Authorization=f"Bearer {KEY}")[0] == 200
+
+
+def test_a_name_may_have_two_keys_and_a_key_any_letters():
+    words = ["schl\u00fcssel", "second"]
+    found = Keys([("shop", hashlib.sha256(word.encode()).hexdigest()) for word in words], None)
+    for word in words:
+        assert found.name_of(word.encode().decode("latin-1")) == "shop"  # as HTTP hands a header over
+    assert found.name_of("third") is None
 
 
 def test_the_log_names_the_key_and_never_holds_it(guarded, photo):

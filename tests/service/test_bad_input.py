@@ -94,6 +94,16 @@ def test_bodies_that_do_not_follow_their_type_are_400(server, body, kind):
     assert "detail" in json.loads(answer)
 
 
+@pytest.mark.parametrize("encoding", ["unicode_escape", "utf-7", "rot13", "hex"])
+@pytest.mark.parametrize("name", ["\\ud800", "a+2AA-", "x"])
+def test_a_form_that_names_an_odd_encoding(server, encoding, name):
+    body, _ = form([picture((9, 9))], [name])
+    boundary = body[2 : body.index(b"\r\n")].decode()
+    kind = f"multipart/form-data; boundary={boundary}; charset={encoding}"
+    for accept in ("application/json", "application/x-npz", "application/vnd.apache.arrow.stream"):
+        assert server.ask("POST", "/v1/features?layers=fc7", body, Content_Type=kind, Accept=accept)[0] in (200, 400)
+
+
 def test_too_many_images_are_413(server):
     body, kind = form([b"x"] * 1025)
     status, _, answer = server.ask("POST", "/v1/features", body, Content_Type=kind)

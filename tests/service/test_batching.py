@@ -9,17 +9,21 @@ import threading
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
 from safetensors.torch import save_file
 
 import featx
+from featx.errors import WeightsMismatch
 from featx.extraction.engine import Engine
 from featx.extraction.recipe import Recipe
 from featx.networks.backbone import load_network
 from featx.networks.weights import weights_of
 from featx.options.serving import ServeConfig
+from featx.service.app import make_app
 from featx.service.batching import Batcher, Overloaded
 from featx.service.metrics import Metrics
+from featx.service.models import load_models
 from featx.service.service import Service
 
 FC7 = ("classifier.6.weight", "classifier.6.bias")  # of alexnet-mini: BatchNorm before the last ReLU
@@ -92,6 +96,48 @@ def test_what_was_given_up_is_not_computed():
     dropped = sum(future.cancelled() for future in futures)
     assert dropped > 0
     assert busy._metrics.dropped._value.get() == dropped
+
+
+def test_a_network_that_cannot_be_loaded_leaves_no_threads(tmp_path):
+    """And no memory: the first one is loaded by then."""
+    before = threading.active_count()
+    config = ServeConfig(
+        backbone="alexnet-mini", layers="fc7", device="cpu", head=(f"h={head_of_other_weights(tmp_path)}",)
+    )
+    with pytest.raises(WeightsMismatch):
+        load_models(config, Metrics())
+    assert threading.active_count() == before
+
+
+def head_of_other_weights(folder):
+    """A head whose network's file has been changed since."""
+    weights = folder / "w.safetensors"
+    state = load_network("alexnet-mini", weights_of("alexnet-mini", "default")).network.state_dict()
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, weights)
+    for index in range(6):
+        (folder / "photos" / "ab"[index % 2]).mkdir(parents=True, exist_ok=True)
+        (folder / "photos" / "ab"[index % 2] / f"{index}.png").write_bytes(photo(index))
+    plan = featx.ExtractConfig(backbone="alexnet-mini", layers="fc7", weights=str(weights), device="cpu")
+    featx.extract_features(folder / "photos", folder / "f.h5", plan)
+    featx.fit_svm(folder / "f.h5", folder / "h.safetensors", featx.FitConfig(c=1.0, test=0.0))
+    state["classifier.8.bias"] += 1
+    save_file({name: tensor.contiguous().clone() for name, tensor in state.items()}, weights)
+    return folder / "h.safetensors"
+
+
+def test_an_error_that_nobody_expects_is_a_500_in_answer_log_and_metrics(caplog):
+    service = Service(ServeConfig(backbone="alexnet-mini", layers="fc7", device="cpu", workers=1))
+    service.models.default.engine.pool = None  # what no request can do
+    del service.models.default.layers["fc7"]
+    service.models.default.layers["fc7"] = None
+    with TestClient(make_app(service), raise_server_exceptions=False) as client, caplog.at_level("INFO", "featx"):
+        answer = client.post("/v1/features", content=photo(0), headers={"Content-Type": "image/png"})
+        assert answer.status_code == 500
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "it is in the log as" in answer.json()["detail"]
+        assert 'featx_requests_total{path="/v1/features",status="500"} 1.0' in client.get("/metrics").text
+    assert any('"status": 500' in record.message for record in caplog.records)
+    service.models.close()
 
 
 class Ended(BaseException):

@@ -147,20 +147,25 @@ def test_pipelined_requests_and_then_garbage(strict):
     assert b'"status":400' in answer
 
 
-def test_work_whose_client_has_gone_is_dropped(strict, photos):
-    before = strict.metric("featx_dropped_images_total")
-    body, kind = form(photos[:4])
-    gone = []
-    for _ in range(3):
-        connection = http.client.HTTPConnection(*strict.address)
+def test_work_whose_client_has_gone_is_dropped(tmp_path, photos):
+    words = ["--workers", "1", "--weights", "random:0"]
+    with serving(tmp_path / "log.txt", *words, net="squeezenet1_1", layers="classifier.1") as served:
+        body, kind = form(photos * 6)  # more than one block
+        connection = http.client.HTTPConnection(*served.address)
         connection.request("POST", "/v1/features", body, {"Content-Type": kind})
-        gone.append(connection)
+        while served.metric("featx_queue_images") == 0:
+            time.sleep(0.01)
         connection.sock.close()
-    deadline = time.monotonic() + 20
-    while strict.metric("featx_dropped_images_total") == before and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert strict.metric("featx_dropped_images_total") > before
-    assert strict.image("/v1/features", photos[0])[0] == 200
+        connection.close()
+        deadline = time.monotonic() + 20
+        while served.metric("featx_dropped_images_total") == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert served.metric("featx_dropped_images_total") > 10
+        assert served.image("/v1/features", photos[0])[0] == 200
+        served.stop()
+        text = served.log.read_text()
+    assert '"status": 499' in text
+    assert all(line.startswith("{") for line in text.splitlines())
 
 
 def test_sigterm_answers_what_is_in_hand_and_ends_with_0(material, tmp_path, photos):

@@ -153,6 +153,7 @@ def test_the_last_layer_is_the_default_and_json_the_default_form(server, photos)
         ("?model=vgg99", {}, 400, "no network 'vgg99'; there is alexnet-mini"),
         ("?layers=conv5,fc7", {"Accept": NPY}, 406, "is for one layer"),
         ("", {"Accept": "text/html"}, 406, "none of 'text/html' can be had"),
+        ("?layers=fc7", {"Accept": "application/json;q=0"}, 406, "can be had"),
     ],
 )
 def test_what_cannot_be_had_is_said_in_one_sentence(server, photos, path, headers, status, said):
@@ -162,6 +163,34 @@ def test_what_cannot_be_had_is_said_in_one_sentence(server, photos, path, header
     assert said in problem["detail"]
     assert answered["Content-Type"] == "application/problem+json"
     assert problem["instance"] == f"urn:request:{answered['X-Request-Id']}"
+
+
+@pytest.mark.parametrize(
+    ("accept", "layers", "kind"),
+    [
+        (f"{NPY}, {NPZ}", "conv5,fc7", NPZ), (f"{NPY}, {NPZ}", "fc7", NPY), (f"{JSON};q=0, */*;q=0.5", "fc7", NPZ),
+        (f"{NPY};q=0.5, {ARROW}", "fc7", ARROW), ("application/*", "fc7", JSON), ("text/html, */*;q=0.1", "fc7", JSON),
+        (f"{NPZ};q=x, {NPY}", "fc7", NPY),
+    ],
+)  # fmt: skip
+def test_accept_is_read_as_http_has_it(server, photos, accept, layers, kind):
+    status, headers, _ = server.image(f"/v1/features?layers={layers}", photos[0].read_bytes(), Accept=accept)
+    assert (status, headers["Content-Type"]) == (200, kind)
+
+
+def test_an_answer_that_would_fill_the_memory_is_refused_before_it_is_made(server, photos):
+    body, kind = form([photos[0].read_bytes()] * 6)
+    path = "/v1/features?layers=conv5&pool=spp:" + ",".join(["99"] * 20)
+    status, _, answer = server.ask("POST", path, body, Content_Type=kind)
+    assert status == 413
+    assert "the answer would have 1,204,346,880 bytes" in json.loads(answer)["detail"]
+
+
+def test_head_is_get_without_the_body(server):
+    for path in ("/", "/v2/health/ready", "/v1/models", "/docs"):
+        status, headers, body = server.ask("HEAD", path)
+        assert (status, body) == (200, b"")
+        assert int(headers["Content-Length"]) > 10
 
 
 def test_one_image_that_cannot_be_used_is_422_or_a_row(server):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ from PIL import Image
 from serving import form, same_bits
 
 import featx
+from featx.runtime.threads import run_workers
+from featx.service.client import _Portion
 from featx.service.neighbors import METRICS, Index
 
 
@@ -28,7 +31,7 @@ def test_a_head_says_what_predictor_says(server, material, photos, head):
     status, headers, content = server.ask("POST", f"/v1/predict?head={head}&top=3", body, Content_Type=kind)
     found = json.loads(content)
     assert status == 200, found
-    assert headers["X-Featx-Fingerprint"] == found["fingerprint"]
+    assert headers["X-Featx-Fingerprint"] == found["fingerprint"] != server.about["models"][0]["fingerprint"]
     for one, expected in zip(found["images"], right, strict=False):
         assert one["label"] == expected.label
         assert list(one["scores"]) == list(expected.scores)
@@ -143,7 +146,7 @@ def test_a_client_is_an_extractor_and_a_predictor(server, material, photos):
         assert {one["id"] for one in client.models()} >= {"svm", "photos"}
 
 
-def test_a_client_says_which_image_cannot_be_used(server, photos):
+def test_a_client_says_which_image_cannot_be_used(server, photos, tmp_path):
     with featx.Client(server.url) as client:
         with pytest.raises(featx.ImageError, match=r"1 of 3 images cannot be used: image 1: not an image"):
             client([photos[0], b"text", photos[1]], "fc7")
@@ -155,11 +158,71 @@ def test_a_client_says_which_image_cannot_be_used(server, photos):
         assert client.predict([b"text"], head="svm")[0].label is None
         with pytest.raises(featx.FeatxError, match="answers 404: alexnet-mini offers"):
             client(photos[0], "fc99")
+        found = client([photos[0], tmp_path / "missing.jpg", photos[1]], "fc7")
+        assert np.isnan(found["fc7"]).all(axis=1).tolist() == [False, True, False]
+        assert found.failures[0].reason == "missing: no such file"
+
+
+def test_no_image_can_move_the_rows_of_others(server, photos):
+    """By holding what looks like the end of its part."""
+    first = photos[0].read_bytes()
+    with featx.Client(server.url) as client:
+        boundary = _Portion().form()[1].partition("boundary=")[2]
+        evil = (
+            first + f'\r\n--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="z"\r\n\r\n'.encode()
+        )
+        found = client([evil + first, photos[1]], "fc7")["fc7"]
+        assert same_bits(found, client([photos[0], photos[1]], "fc7")["fc7"])
+    with pytest.raises(featx.FeatxError, match="gives 1 rows for 0 images"):
+        _Portion().failures([("done", "")], 0)
+
+
+def test_a_client_sends_large_photos_in_several_requests(server, photos):
+    padded = [photo.read_bytes() + bytes(3_000_000) for photo in photos]
+    with featx.Client(server.url) as client, featx.Extractor("alexnet-mini", "fc7", device="cpu") as extractor:
+        before = server.metric("featx_requests_total")
+        assert same_bits(client(padded, "fc7")["fc7"], extractor(padded)["fc7"])
+        assert server.metric("featx_requests_total") - before >= 3
+
+
+def test_a_client_can_be_used_by_several_threads(server, photos):
+    with (
+        featx.Client(server.url, retries=0) as client,
+        featx.Extractor("alexnet-mini", "fc7", device="cpu") as extractor,
+    ):
+        right = extractor(list(map(str, photos)))["fc7"]
+        wrong: list[int] = []
+
+        def ask(turn: int) -> None:
+            row = turn % len(photos)
+            if not same_bits(client(photos[row], "fc7")["fc7"], right[row : row + 1]):
+                wrong.append(row)
+
+        run_workers(range(60), 6, ask, threading.Event())
+        assert not wrong
+
+
+@pytest.mark.parametrize(
+    ("url", "key"),
+    [
+        ("localhost:8000", None),
+        ("http://localhost:abc", None),
+        ("http://[::1", None),
+        ("http://x:99999", None),
+        ("http://x", "a\nb"),
+    ],
+)
+def test_what_is_no_address_or_key_is_said_at_once(url, key):
+    with pytest.raises(featx.FeatxError, match=r"is not the address of a service|no header can have"):
+        featx.Client(url, api_key=key)
+
+
+def test_nothing_to_send_is_said(server):
+    with featx.Client(server.url) as client, pytest.raises(featx.FeatxError, match="there is no image to send"):
+        client([])
 
 
 def test_a_client_tries_again_and_then_says_that_nobody_is_there(tmp_path):
     client = featx.Client("http://127.0.0.1:9", retries=1)
     with pytest.raises(featx.FeatxError, match=r"127\.0\.0\.1 cannot be reached"):
         client.models()
-    with pytest.raises(featx.FeatxError, match="is not the address of a service"):
-        featx.Client("localhost:8000")

@@ -145,6 +145,8 @@ def tensor(**changes: object) -> dict:
         (request(tensor(name="x")), "it must be 'image'"),
         (request(tensor(shape=[])), "must be a list of positive whole numbers"),
         (request(tensor(shape=[True])), "must be a list of positive whole numbers"),
+        (request(tensor(shape=[1] + [2**31 - 1] * 100_000)), "must be a list of positive whole numbers: [N]"),
+        ((b"{}", {"Inference_Header_Content_Length": "0" * 5000}), "Inference-Header-Content-Length is"),
         (request(tensor(shape=[10**6])), "there are 1000000 images; at most 1024"),
         (request(tensor(shape=[2])), "is 2 images, and its data 1"),
         (request(tensor(datatype="FP32")), "it can be BYTES (image files) or UINT8 (pixels)"),

@@ -75,12 +75,13 @@ async function take(file) {
 }
 
 async function showClasses() {
-  const head = el("head").value;
+  const head = el("head").value, file = state.file;
   el("classes").hidden = !head || !state.file;
   if (el("classes").hidden) return;
   const model = state.models.find((one) => one.id === head);
   const top = Math.min(5, model.classes.length);
   const found = await (await send(`/v1/predict?head=${encodeURIComponent(head)}&top=${top}`)).json();
+  if (head !== el("head").value || file !== state.file) return; // something else was asked for meanwhile
   const image = found.images[0];
   const scores = Object.entries(image.scores);
   const all = scores.map(([, value]) => value);
@@ -115,9 +116,10 @@ function readNpy(buffer) {
 async function showMaps() {
   el("maps").hidden = !state.file;
   if (!state.file) return;
-  const layer = el("layer").value;
+  const layer = el("layer").value, file = state.file;
   const answer = await send(`/v1/features?layers=${encodeURIComponent(layer)}`, "application/x-npy");
   const { shape, values } = readNpy(await answer.arrayBuffer());
+  if (layer !== el("layer").value || file !== state.file) return;
   state.values = { shape: shape.slice(1), values };
   state.page = 0;
   drawMaps();
@@ -162,9 +164,10 @@ async function showNearest() {
   const index = el("index").value;
   el("nearest").hidden = !index || !state.file;
   if (el("nearest").hidden) return;
-  const layer = el("index-layer").value;
+  const layer = el("index-layer").value, file = state.file;
   const query = `index=${encodeURIComponent(index)}&layer=${encodeURIComponent(layer)}&k=12`;
   const found = await (await send(`/v1/neighbors?${query}`)).json();
+  if (index !== el("index").value || layer !== el("index-layer").value || file !== state.file) return;
   el("neighbors").replaceChildren(...found.images[0].neighbors.map((near) => {
     const item = document.createElement("li");
     const picture = document.createElement("img");

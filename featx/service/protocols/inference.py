@@ -20,6 +20,7 @@ from PIL import Image
 from starlette.responses import Response
 
 from featx import __version__
+from featx.service.answers import refuse_large_answer
 from featx.service.batching import Row
 from featx.service.bodies import MOST_IMAGES, decode_base64, parse_json, read_body
 from featx.service.models import NONE, Classifier, Network
@@ -29,6 +30,8 @@ from featx.service.service import Service
 IMAGE = "image"  # the one input: BYTES [N] of image files, or UINT8 [N, H, W, 3] of pixels
 _HEADER = "Inference-Header-Content-Length"
 _SIDE = 8192  # of pixels sent as a tensor
+_DIGITS = 12  # of a number of bytes
+_MOST_AXES = 4
 
 
 def add_inference_protocol(app: FastAPI, service: Service) -> None:
@@ -67,12 +70,15 @@ def add_inference_protocol(app: FastAPI, service: Service) -> None:
         served = _served(service, model)
         wanted = _wanted(described, served)
         network = served if isinstance(served, Network) else served.network
+        if isinstance(served, Network):
+            values = sum(math.prod(served.layers[name].shape) for name, _ in wanted)
+            refuse_large_answer(4 * values * len(images))
         rows = await service.rows(request, network, images)
         for place, row in enumerate(rows):  # tensors have no place for an image that failed
             if not row.done:
                 status = 500 if row.status == "failed" else 422
                 raise Problem(status, f"image {place}: {row.status.replace('_', ' ')}: {row.reason}")
-        headers = {"X-Featx-Fingerprint": network.fingerprint}
+        headers = {"X-Featx-Fingerprint": served.fingerprint}
         return _answer(described, model, [(name, _values(served, name, rows), b) for name, b in wanted], headers)
 
 
@@ -109,7 +115,7 @@ def _split(request: Request, body: bytes) -> tuple[dict[str, Any], bytes]:
     given = request.headers.get(_HEADER)
     length = len(body)
     if given is not None:
-        if not given.isascii() or not given.isdigit() or int(given[:20]) > len(body):
+        if not given.isascii() or not given.isdigit() or len(given) > _DIGITS or int(given) > len(body):
             raise Problem(400, f"{_HEADER} is {given[:40]!r}; the body has {len(body)} bytes")
         length = int(given)
     described = parse_json(body[:length])
@@ -126,7 +132,11 @@ def _images(described: dict[str, Any], tail: bytes) -> list[bytes]:
     shape, kind = tensor.get("shape"), tensor.get("datatype")
     if tensor.get("name") != IMAGE:
         raise Problem(400, f"the input is called {str(tensor.get('name'))[:60]!r}; it must be {IMAGE!r}")
-    if not isinstance(shape, list) or not shape or not all(type(n) is int and 0 < n <= 1 << 31 for n in shape):
+    if not isinstance(shape, list) or not 1 <= len(shape) <= _MOST_AXES:
+        raise Problem(
+            400, "the input's shape must be a list of positive whole numbers: [N], or [N, H, W, 3] of pixels"
+        )
+    if not all(type(n) is int and 0 < n <= 1 << 31 for n in shape):
         raise Problem(400, "the input's shape must be a list of positive whole numbers")
     if shape[0] > MOST_IMAGES or (kind == "BYTES" and math.prod(shape) > MOST_IMAGES):
         raise Problem(
