@@ -25,10 +25,18 @@ failed; 75 another process is writing the file; 130 and 143 interrupted, run aga
 def rendered() -> str:
     sections = [HEAD]
     for name in sorted(commands.commands):
-        command = commands.commands[name]
-        context = click.Context(command, info_name=f"featx {name}", max_content_width=100, terminal_width=100)
-        sections.append(f"## featx {name}\n\n```text\n{command.get_help(context)}\n```\n")
+        sections += help_of(commands.commands[name], f"featx {name}")
     return "\n".join(sections)
+
+
+def help_of(command: click.Command, name: str) -> list[str]:
+    """The section of a command, and those of its own commands."""
+    context = click.Context(command, info_name=name, max_content_width=100, terminal_width=100)
+    sections = [f"## {name}\n\n```text\n{command.get_help(context)}\n```\n"]
+    if isinstance(command, click.Group):
+        for inner in sorted(command.commands):
+            sections += help_of(command.commands[inner], f"{name} {inner}")
+    return sections
 
 
 def main() -> None:

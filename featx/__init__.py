@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from featx.commands.merge import MergeReport, merge_shards
     from featx.commands.predict import PredictReport, predict_images
     from featx.commands.probe import probe_layers
+    from featx.commands.show.filters import show_filters
+    from featx.commands.show.maps import show_maps
+    from featx.commands.show.occlusion import show_occlusion
+    from featx.commands.show.saliency import show_saliency
     from featx.commands.verify import VerifyReport, verify_file
     from featx.errors import FeatxError, ImageError
     from featx.extraction.in_memory.extractor import Extractor
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     )
     from featx.options.heads import FitConfig, ProbeConfig
     from featx.options.serving import ServeConfig
+    from featx.options.show import FiltersConfig, MapsConfig, OcclusionConfig, SaliencyConfig
     from featx.options.training import FinetuneConfig
     from featx.service.client import Client
     from featx.store.open import open_features
@@ -63,6 +68,7 @@ _HOME = {
     "Extractor": "featx.extraction.in_memory.extractor",
     "Features": "featx.store.reader",
     "FeatxError": "featx.errors",
+    "FiltersConfig": "featx.options.show",
     "FinetuneConfig": "featx.options.training",
     "FinetuneReport": "featx.artifacts.finetuned_run",
     "FitConfig": "featx.options.heads",
@@ -73,6 +79,13 @@ _HOME = {
     "LayersReport": "featx.commands.layers",
     "LinearHead": "featx.heads.linear_head",
     "LinearSVM": "featx.heads.estimators",
+    "MapsConfig": "featx.options.show",
+    "OcclusionConfig": "featx.options.show",
+    "SaliencyConfig": "featx.options.show",
+    "show_filters": "featx.commands.show.filters",
+    "show_maps": "featx.commands.show.maps",
+    "show_occlusion": "featx.commands.show.occlusion",
+    "show_saliency": "featx.commands.show.saliency",
     "MergeReport": "featx.commands.merge",
     "PredictConfig": "featx.options.extraction",
     "PredictReport": "featx.commands.predict",
@@ -109,6 +122,7 @@ __all__ = [  # defined by __getattr__
     "Extractor",
     "Features",
     "FeatxError",
+    "FiltersConfig",
     "FinetuneConfig",
     "FinetuneReport",
     "FitConfig",
@@ -119,13 +133,16 @@ __all__ = [  # defined by __getattr__
     "LayersReport",
     "LinearHead",
     "LinearSVM",
+    "MapsConfig",
     "MergeReport",
+    "OcclusionConfig",
     "PredictConfig",
     "PredictReport",
     "Prediction",
     "Predictor",
     "ProbeConfig",
     "ProbeReport",
+    "SaliencyConfig",
     "ServeConfig",
     "Softmax",
     "VerifyConfig",
@@ -143,6 +160,10 @@ __all__ = [  # defined by __getattr__
     "open_features",
     "predict_images",
     "probe_layers",
+    "show_filters",
+    "show_maps",
+    "show_occlusion",
+    "show_saliency",
     "verify_file",
 ]
 

@@ -30,6 +30,7 @@ from featx.options.extraction import (
 )
 from featx.options.heads import FitConfig, ProbeConfig
 from featx.options.serving import ServeConfig
+from featx.options.show import FiltersConfig, MapsConfig, OcclusionConfig, SaliencyConfig
 from featx.options.training import FinetuneConfig
 from featx.runtime.memory import is_out_of_memory
 from featx.runtime.progress import StderrReporter
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from featx.runtime.report import Report
 
 INTERRUPTED = 130
-COMPUTING = ("check", "evaluate", "extract", "finetune", "predict", "probe", "serve")  # they run networks
+COMPUTING = ("check", "evaluate", "extract", "finetune", "predict", "probe", "serve", "show")  # they run networks
 
 
 def show(report: Report, as_json: bool) -> None:
@@ -304,6 +305,82 @@ def evaluate_command(head: Path, features: Path, output: Path | None, config: Ev
     from featx.commands.evaluate import evaluate_head
 
     show(evaluate_head(head, features, config, output=output, reporter=StderrReporter()), as_json)
+
+
+@commands.group("show")
+def show_group() -> None:
+    """Show what a network sees: pictures, and the numbers behind them.
+
+    \b
+    featx show saliency photo.jpg -b vgg16 -o saliency/
+    featx show occlusion photo.jpg -b vgg16 -o occlusion/
+    featx show maps photo.jpg -b alexnet -l conv1,conv5 -o maps/
+    featx show filters alexnet -o filters/
+    """
+
+
+@show_group.command("saliency")
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(SaliencyConfig)
+@common
+def show_saliency_command(images: tuple[Path, ...], output: Path, config: SaliencyConfig, as_json: bool) -> None:
+    """Show which pixels of IMAGES decide for a class.
+
+    \b
+    featx show saliency photo.jpg -b vgg16 --method gradient,gradcam -o saliency/
+    """
+    from featx.commands.show.saliency import show_saliency
+
+    show(show_saliency(images, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("occlusion")
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(OcclusionConfig)
+@common
+def show_occlusion_command(images: tuple[Path, ...], output: Path, config: OcclusionConfig, as_json: bool) -> None:
+    """Show what a network makes of IMAGES while a grey square moves over them.
+
+    \b
+    featx show occlusion photo.jpg -b vgg16 -o occlusion/
+    """
+    from featx.commands.show.occlusion import show_occlusion
+
+    show(show_occlusion(images, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("maps")
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(MapsConfig)
+@common
+def show_maps_command(images: tuple[Path, ...], output: Path, config: MapsConfig, as_json: bool) -> None:
+    """Show the activation maps of IMAGES, strongest first.
+
+    \b
+    featx show maps photo.jpg -b alexnet -l conv1,conv5 -o maps/
+    """
+    from featx.commands.show.maps import show_maps
+
+    show(show_maps(images, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("filters")
+@click.argument("net")
+@output_option("Folder for the picture.", metavar="FOLDER", required=True)
+@options_of(FiltersConfig)
+@common
+def show_filters_command(net: str, output: Path, config: FiltersConfig, as_json: bool) -> None:
+    """Show the filters of a convolution of NET, the first by default.
+
+    \b
+    featx show filters alexnet -o filters/
+    """
+    from featx.commands.show.filters import show_filters
+
+    show(show_filters(net, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("serve")

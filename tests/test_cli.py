@@ -41,7 +41,7 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         ("finetune", photos, "-b", "alexnet-mini", "-w", "random:0", "--epochs", "1", "-o", tmp_path / "run"),
         ("weights",),
     ]
-    assert {step[0] for step in steps} == set(commands.commands) - {"serve"}  # which has tests of its own
+    assert {step[0] for step in steps} == set(commands.commands) - {"serve", "show"}  # which have tests of their own
     for step in steps:
         for form in ((), ("--json",)):
             found = featx(*step, *form)
@@ -164,7 +164,8 @@ def test_every_command_and_every_option_is_in_the_documents():
     reference = (DOCS / "docs" / "commands.md").read_text()
     readme = (DOCS / "README.md").read_text()
     options = 0
-    for name, command in commands.commands.items():
+    inner = {f"show {name}": command for name, command in commands.commands["show"].commands.items()}
+    for name, command in (commands.commands | inner).items():
         assert f"## featx {name}\n" in reference
         assert f"featx {name}" in readme, f"{name} is not shown in the README"
         section = reference.split(f"## featx {name}\n")[1].split("\n## ")[0]

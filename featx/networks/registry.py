@@ -76,3 +76,21 @@ def default_preprocessing(name: str, weights: str | None = None) -> dict[str, An
         weights: a torchvision weights name; by default the network's DEFAULT.
     """
     return dict(read_run(name).preprocess) if is_run(name) else architecture(name).weights.preprocessing(weights)
+
+
+def class_names(name: str, count: int) -> list[str]:
+    """The names of a network's classes: a run's own, torchvision's for its published weights; else their numbers.
+
+    Args:
+        count: how many it has.
+    """
+    if is_run(name):
+        return list(read_run(name).classes)
+    from torchvision.models import get_model_weights, list_models
+
+    if name in list_models():
+        for weights in get_model_weights(name):
+            found = weights.meta.get("categories")
+            if found is not None and len(found) == count:
+                return list(found)
+    return [str(index) for index in range(count)]

@@ -18,8 +18,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from featx.errors import UsageError
+from featx.service.messages.problems import MEDIA_TYPE, Problem, problem_body
 from featx.service.metrics import Metrics
-from featx.service.problems import MEDIA_TYPE, Problem, problem_body
 
 _OPEN = (
     "/",

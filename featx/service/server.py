@@ -22,7 +22,7 @@ from featx.options.serving import ServeConfig
 from featx.runtime.report import Report
 from featx.runtime.text import format_bytes
 from featx.service.app import make_app
-from featx.service.problems import MEDIA_TYPE, problem_body
+from featx.service.messages.problems import MEDIA_TYPE, problem_body
 from featx.service.service import Service
 
 _KEEP_ALIVE_S = 75  # between requests of one connection; longer than the usual proxy's

@@ -17,10 +17,11 @@ from PIL import Image
 from featx.options.serving import ServeConfig
 from featx.service.access import Keys
 from featx.service.batching import Overloaded, Row
-from featx.service.bodies import Gone, Sent, images_of, read_body
+from featx.service.loading import load_models
+from featx.service.messages.bodies import Gone, Sent, images_of, read_body
+from featx.service.messages.problems import Problem
 from featx.service.metrics import Metrics
-from featx.service.models import Models, Network, load_models
-from featx.service.problems import Problem
+from featx.service.models import Models, Network
 
 _PROBED_S = 10.0  # in which the probe's image must come back
 _EXCHANGE_S = 1.0  # for requests that have chosen a network and not yet given it their images

@@ -22,8 +22,8 @@ from featx.networks.weights import weights_of
 from featx.options.serving import ServeConfig
 from featx.service.app import make_app
 from featx.service.batching import Batcher, Overloaded
+from featx.service.loading import load_models
 from featx.service.metrics import Metrics
-from featx.service.models import load_models
 from featx.service.service import Service
 
 FC7 = ("classifier.6.weight", "classifier.6.bias")  # of alexnet-mini: BatchNorm before the last ReLU

@@ -221,8 +221,8 @@ def test_a_service_of_another_process_says_the_same_fingerprint_as_its_layers_ch
     material, server, tmp_path
 ):
     from featx.options.serving import ServeConfig
+    from featx.service.loading import load_models
     from featx.service.metrics import Metrics
-    from featx.service.models import load_models
 
     shutil.copy(material / "svm.safetensors", tmp_path / "h.safetensors")
     models = load_models(

@@ -20,11 +20,11 @@ from PIL import Image
 from starlette.responses import Response
 
 from featx import __version__
-from featx.service.answers import refuse_large_answer
 from featx.service.batching import Row
-from featx.service.bodies import MOST_IMAGES, decode_base64, parse_json, read_body
+from featx.service.messages.answers import refuse_large_answer
+from featx.service.messages.bodies import MOST_IMAGES, decode_base64, parse_json, read_body
+from featx.service.messages.problems import PROBLEMS, Problem, json_answer
 from featx.service.models import NONE, Classifier, Network
-from featx.service.problems import PROBLEMS, Problem, json_answer
 from featx.service.service import Service
 
 IMAGE = "image"  # the one input: BYTES [N] of image files, or UINT8 [N, H, W, 3] of pixels

@@ -13,9 +13,9 @@ import numpy as np
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
-from featx.service.bodies import MOST_IMAGES, decode_base64, parse_json, read_body
+from featx.service.messages.bodies import MOST_IMAGES, decode_base64, parse_json, read_body
+from featx.service.messages.problems import PROBLEMS, Problem, json_answer
 from featx.service.models import NONE, Network
-from featx.service.problems import PROBLEMS, Problem, json_answer
 from featx.service.service import Service
 
 _SCHEMA: dict[str, Any] = {"requestBody": {"required": True, "content": {"application/json": {"schema": {

@@ -16,7 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
-from featx.service.problems import Problem
+from featx.service.messages.problems import Problem
 
 MOST_IMAGES = 1024  # of one request
 _DRAINED_S = 2.0

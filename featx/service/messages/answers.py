@@ -12,7 +12,7 @@ import numpy.typing as npt
 import orjson
 
 from featx.service.batching import Row
-from featx.service.problems import Problem
+from featx.service.messages.problems import Problem
 
 JSON, NPY, NPZ = "application/json", "application/x-npy", "application/x-npz"
 ARROW = "application/vnd.apache.arrow.stream"

@@ -1,0 +1,77 @@
+"""A folder of pictures and the numbers behind them, as an output."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files, write_json
+from featx.runtime.files import replacing
+from featx.runtime.progress import SILENT, Reporter
+from featx.runtime.report import Report
+from featx.runtime.stored import convert, read_json_file
+from featx.runtime.text import table
+
+RECORD = "show.json"
+
+
+@dataclass(frozen=True)
+class ShowReport(Report):
+    """What a `featx show` has drawn.
+
+    Attributes:
+        files: names in the folder.
+        columns, rows: a table of the numbers that can be read at a glance.
+    """
+
+    output: Path
+    files: list[str]
+    columns: list[str]
+    rows: list[list[str]]
+
+    def lines(self) -> list[str]:
+        return [*table(self.columns, self.rows), f"saved in {self.output}: {', '.join(self.files)}"]
+
+
+class ShownFolder(Artifact[ShowReport]):
+    """FOLDER with pictures, an .npz, and show.json, which is written last.
+
+    Args:
+        files: the names of what is to be written.
+    """
+
+    noun = "folder of pictures"
+
+    def __init__(self, path: Path, files: Sequence[str], command: str, reporter: Reporter = SILENT) -> None:
+        super().__init__(path, reporter)
+        self.files, self.command = list(files), command
+
+    def read(self) -> Stored[ShowReport] | None:
+        path = self.path / RECORD
+        if not path.exists():
+            refuse_foreign_files(self.path, self.files, self.command)
+            return None
+        stored = convert(read_json_file(path), dict[str, Any], str(path))
+        plan = convert(stored.get("plan", {}), dict[str, Any], f"{path}, plan")
+        files = convert(stored.get("files", []), list[str], f"{path}, files")
+        columns = convert(stored.get("columns", []), list[str], f"{path}, columns")
+        rows = convert(stored.get("rows", []), list[list[str]], f"{path}, rows")
+        whole = files and all((self.path / name).exists() for name in files)
+        return Stored(plan, ShowReport(self.path, files, columns, rows) if whole else None)
+
+    def save_arrays(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Write the numbers behind the pictures as .npz."""
+        with replacing(self.path / name) as partial, partial.open("wb") as file:
+            np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its keywords are arrays
+
+    def finish(self, plan: Mapping[str, Any], columns: list[str], rows: list[list[str]]) -> ShowReport:
+        """Write the record: where it is, everything is."""
+        report = ShowReport(self.path, self.files, columns, rows)
+        kept = {"plan": plan, "files": self.files, "columns": columns, "rows": rows}
+        write_json(self.path / RECORD, kept)
+        return report

@@ -1,0 +1,99 @@
+"""`featx show saliency`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featx.artifacts.shown_folder import ShownFolder, ShowReport
+from featx.errors import UsageError
+from featx.explain.images import Shown, layer_of_maps, subject_of
+from featx.figures.sheets import BOTH_SIDES, HEAT, Tile, draw_sheet
+from featx.options.show import SALIENCY_METHODS, SaliencyConfig
+from featx.runtime.progress import SILENT, Reporter
+
+NUMBERS = "saliency.npz"
+
+
+def show_saliency(
+    images: Sequence[str | os.PathLike[str]],
+    output: str | os.PathLike[str],
+    config: SaliencyConfig | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> ShowReport:
+    """Draw which pixels of some images decide, by several methods side by side.
+
+    Writes NAME.png for every image, and saliency.npz with `METHOD` (N, S, S), `pixels`, `class` and `paths`.
+
+    Raises:
+        UsageError and its children: as `featx extract`; an unknown method or class.
+        PlanMismatch: the folder holds pictures made with other settings.
+    """
+    config = config or SaliencyConfig()
+    methods = _methods(config)
+    shown = Shown(images)
+    folder = ShownFolder(
+        Path(output), [*(f"{stem}.png" for stem in shown.stems), NUMBERS], "featx show saliency", reporter
+    )
+    plan = shown.plan(config, show="saliency")
+    if (finished := folder.take_finished(plan)) is not None:
+        return finished
+    import torch
+
+    from featx.explain.saliency import saliency
+
+    layer = layer_of_maps(config, config.layer) if "gradcam" in methods else None
+    subject = subject_of(config, layer, reporter)
+    pixels = subject.pixels(shown.contents)
+    inputs = subject.normalised(pixels)
+    with torch.inference_mode():
+        scores = subject.logits(inputs)
+    best = scores.argmax(1)
+    target = best if config.target is None else torch.full_like(best, subject.class_index(config.target))
+    probability = scores.double().softmax(1).gather(1, target[:, None])[:, 0].cpu().numpy()
+    reporter.begin("saliency", len(methods) * len(inputs))
+    maps = {}
+    for method in methods:
+        found = saliency(
+            subject, inputs, target, method, samples=config.samples, noise=config.noise, steps=config.steps,
+            baseline=config.baseline, seed=config.seed,
+        )  # fmt: skip
+        maps[method] = found.maps.float().cpu().numpy()
+        if found.completeness is not None:
+            reporter.note(
+                f"integrated: the parts add up to the score's change but for {found.completeness.max():.2%}"
+            )
+        reporter.advance(len(inputs))
+    reporter.end()
+    rows = []
+    for place, stem in enumerate(shown.stems):
+        name = subject.classes[int(target[place])]
+        tiles = [Tile(pixels[place], "what the network sees")]
+        for method in methods:
+            colours = BOTH_SIDES if method == "integrated" else HEAT
+            tiles.append(Tile(maps[method][place], method, colours, pixels[place] if method == "gradcam" else None))
+        title = f"{stem}: {subject.recipe.backbone.name}, class {name} ({probability[place]:.1%})"
+        draw_sheet([tiles], folder.path / f"{stem}.png", title)
+        rows.append([stem, name, f"{probability[place]:.1%}", subject.classes[int(best[place])]])
+    arrays = {
+        **maps,
+        "pixels": pixels,
+        "class": target.cpu().numpy(),
+        "paths": np.array([str(p) for p in shown.paths]),
+    }
+    folder.save_arrays(NUMBERS, arrays)
+    return folder.finish(plan, ["image", "class", "probability", "taken for"], rows)
+
+
+def _methods(config: SaliencyConfig) -> list[str]:
+    if config.method == "all":
+        return list(SALIENCY_METHODS)
+    found = list(dict.fromkeys(word.strip() for word in config.method.split(",")))
+    for method in found:
+        if method not in SALIENCY_METHODS:
+            raise UsageError(f"--method is {method!r}; it can be {', '.join(SALIENCY_METHODS)}, or all")
+    return found

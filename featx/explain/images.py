@@ -1,0 +1,82 @@
+"""What the commands that show something of single images have in common."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from featx.artifacts.artifact import plan_of
+from featx.errors import UsageError
+from featx.explain.subject import Subject, load_subject
+from featx.images.bad_image import BadImage
+from featx.images.sources.read import read_file
+from featx.options.show import ShowConfig
+from featx.runtime.progress import Reporter
+from featx.runtime.text import printable
+
+MOST_IMAGES = 64
+_STEM = 60  # characters of an image's name in that of its picture
+
+
+class Shown:
+    """Some images and the names of their pictures."""
+
+    def __init__(self, images: Sequence[str | os.PathLike[str]]) -> None:
+        """Read them.
+
+        Raises:
+            UsageError: none, too many, or one that cannot be read.
+        """
+        if not 1 <= len(images) <= MOST_IMAGES:
+            raise UsageError(f"{len(images)} images were given; from 1 to {MOST_IMAGES} can be shown at once")
+        self.paths = [Path(image) for image in images]
+        self.contents: list[bytes] = []
+        for path in self.paths:
+            try:
+                self.contents.append(read_file(path))
+            except BadImage as bad:
+                raise UsageError(f"{printable(str(path))} cannot be used: {bad}") from None
+        self.stems: list[str] = []
+        for path in self.paths:
+            stem = base = printable(path.stem)[:_STEM] or "image"
+            number = 1
+            while stem in self.stems:  # of two folders
+                number += 1
+                stem = f"{base}-{number}"
+            self.stems.append(stem)
+
+    def plan(self, config: ShowConfig, **more: Any) -> dict[str, Any]:
+        """What the pictures depend on."""
+        hashes = [hashlib.sha256(content).hexdigest() for content in self.contents]
+        return plan_of(config, without=("device",), images=hashes, **more)
+
+
+def subject_of(config: ShowConfig, layers: str | None, reporter: Reporter) -> Subject:
+    """The network of a command's options."""
+    return load_subject(
+        config.backbone, layers, weights=config.weights, device=config.device, preprocess=config.preprocess,
+        resize=config.resize, squash=config.squash, exif=config.exif, progress=reporter.download,
+    )  # fmt: skip
+
+
+def layer_of_maps(config: ShowConfig, layer: str | None) -> str:
+    """A layer of (C, H, W) maps: the one that is named, or the last one of more than one position.
+
+    Raises:
+        UsageError: it is none, or there is none.
+    """
+    from featx.extraction.recipe import Recipe
+
+    recipe = Recipe.plan(
+        backbone=config.backbone, weights=config.weights, preprocess=config.preprocess, device="cpu",
+        layers=layer or "*",
+    )  # fmt: skip
+    shapes = {one.name: recipe.backbone.geometry_of(one).shape for one in recipe.layers}
+    maps = [name for name, shape in shapes.items() if len(shape) == 3 and (layer or shape[1] * shape[2] > 1)]
+    if not maps:
+        what = f"{layer} of {config.backbone} is" if layer else f"{config.backbone} has"
+        raise UsageError(f"{what} no layer of maps (C, H, W); featx layers {config.backbone} lists them")
+    return maps[-1]

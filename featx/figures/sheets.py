@@ -1,0 +1,90 @@
+"""Pictures in rows and columns, in one style: black on white, one typeface, colours that everybody can tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from featx.runtime.files import replacing
+
+HEAT = "inferno"  # from nothing to most
+BOTH_SIDES = "PuOr_r"  # against and for
+FORMATS = (".png", ".svg", ".pdf")
+_INCHES = 2.2  # of a tile
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture of a sheet.
+
+    Attributes:
+        values: (H, W, 3) uint8, or (H, W) of any range: then it is drawn in colours.
+        title: above it.
+        colours: of (H, W); HEAT begins at 0 or the least value, BOTH_SIDES has 0 in its middle.
+        over: (H, W, 3) uint8, drawn below with the values half transparent.
+        bar: whether a scale stands beside it; it has all values.
+    """
+
+    values: npt.NDArray[Any]
+    title: str = ""
+    colours: str = HEAT
+    over: npt.NDArray[np.uint8] | None = None
+    bar: bool = False
+
+
+def draw_sheet(rows: Sequence[Sequence[Tile]], picture: Path, title: str, *, inches: float = _INCHES) -> None:
+    """Draw tiles in rows; the format is that of the file's ending: PNG, SVG or PDF."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = max(len(row) for row in rows)
+    figure = Figure(figsize=(inches * columns, inches * len(rows) * 1.12 + 0.5), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, fontsize=10)
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes_row, row in zip(grid, rows, strict=True):
+        for axes in axes_row:
+            axes.set_axis_off()
+        for axes, tile in zip(axes_row, row, strict=False):
+            _draw(figure, axes, tile)
+    save_figure(figure, picture)
+
+
+def save_figure(figure: Any, picture: Path) -> None:
+    """Write a figure in the format of the file's ending; no date in it, so that bytes repeat."""
+    kind = picture.suffix[1:].lower()
+    metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
+    with replacing(picture) as partial:
+        figure.savefig(partial, format=kind, metadata=metadata)
+
+
+def _draw(figure: Any, axes: Any, tile: Tile) -> None:
+    axes.set_title(tile.title, fontsize=8)
+    if tile.over is not None:
+        axes.imshow(tile.over)
+    if tile.values.ndim == 3:
+        axes.imshow(tile.values, interpolation="nearest")
+        return
+    low, high = _range(tile)
+    shape = tile.values.shape if tile.over is None else tile.over.shape[:2]
+    drawn = axes.imshow(
+        tile.values, cmap=tile.colours, vmin=low, vmax=high, interpolation="nearest",
+        alpha=1.0 if tile.over is None else 0.6, extent=(-0.5, shape[1] - 0.5, shape[0] - 0.5, -0.5),
+    )  # fmt: skip
+    if tile.bar:
+        figure.colorbar(drawn, ax=axes, shrink=0.8).ax.tick_params(labelsize=7)
+
+
+def _range(tile: Tile) -> tuple[float, float]:
+    """Least and greatest value of the colours; the greatest percent is cut off: one pixel would hide all others."""
+    if tile.colours == BOTH_SIDES:
+        most = float(np.percentile(np.abs(tile.values), 99)) or 1.0
+        return -most, most
+    if tile.bar:
+        return float(tile.values.min()), float(tile.values.max())
+    return min(0.0, float(tile.values.min())), float(np.percentile(tile.values, 99)) or 1.0
