@@ -9,23 +9,30 @@ import random
 import h5py
 import numpy as np
 import pytest
-from conftest import clusters, seal, write_features
-from hypothesis import given, settings
+from conftest import clusters, seal, write_features, write_photo
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from featx.artifacts.journal import Journal
 from featx.commands.evaluate import evaluate_head
+from featx.commands.finetune import finetune_network
 from featx.commands.fit import fit_svm
 from featx.commands.inspect import inspect_file
 from featx.commands.predict import predict_images
+from featx.commands.probe import probe_layers
+from featx.commands.show.filters import show_filters
 from featx.errors import FeatxError
 from featx.heads.linear_head import METADATA, LinearHead
 from featx.networks.run_folder import read_run
 from featx.options.extraction import ExtractConfig
-from featx.options.heads import FitConfig
+from featx.options.heads import FitConfig, ProbeConfig
 from featx.options.option import known_command
+from featx.options.training import FinetuneConfig
 from featx.runtime.report import Report
 from featx.store.open import open_features
+from featx.training.checkpoint import METADATA as CHECKPOINT
+from featx.training.checkpoint import Checkpoint
 
 CLASSES = ("ant", "bee", "cow")
 LONG = "longer than any name"
@@ -139,6 +146,75 @@ def test_run(made, wrong, seed):
         found = read_run(folder)
         assert isinstance(found.backbone, str)
         assert found.published is None or isinstance(found.published, str)
+    except FeatxError as error:
+        one_line(error)
+
+
+@pytest.fixture(scope="module")
+def outputs(made, tmp_path_factory):
+    """Finished outputs of commands that read back what they have written: name -> (what says so, the command again)."""
+    folder = tmp_path_factory.mktemp("outputs")
+    for index in range(6):
+        write_photo(folder / "photos" / "ab"[index % 2] / f"{index}.jpg", index)
+    probing = ProbeConfig(per_class=3, repeats=1, c=1.0, heads="svm")
+    tuning = FinetuneConfig(backbone="alexnet-mini", lr="head", epochs=1, init_head="random", val=0.0, device="cpu")
+    again = {
+        "table": lambda: predict_images(made / "h.safetensors", made / "f.h5", folder / "p.csv"),
+        "probe": lambda: probe_layers(made / "f.h5", folder / "probe", probing),
+        "run": lambda: finetune_network(folder / "photos", folder / "run", tuning),
+        "pictures": lambda: show_filters("alexnet-mini", folder / "filters"),
+    }
+    for command in again.values():
+        command()
+    records = {
+        "table": folder / "p.csv.json", "probe": folder / "probe" / "probe.json", "run": folder / "run" / "report.json",
+        "pictures": folder / "filters" / "show.json",
+    }  # fmt: skip
+    return {name: (records[name], command) for name, command in again.items()}
+
+
+@pytest.mark.parametrize("name", ["table", "probe", "run", "pictures"])
+@given(wrong=WRONG, seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_what_a_command_reads_back_of_its_own_output(outputs, name, wrong, seed):
+    record, again = outputs[name]
+    content = record.read_text()
+    record.write_text(json.dumps(mutated(json.loads(content), wrong, random.Random(seed))))
+    try:
+        str(again())
+    except FeatxError as error:
+        one_line(error)
+    finally:
+        record.write_text(content)
+
+
+@given(wrong=WRONG, seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_the_journal_of_a_probe(made, outputs, wrong, seed):
+    plan = json.loads(outputs["probe"][0].read_text())["plan"]
+    lines = [plan, ["fc7", "svm", 0, 0.5, 1.0, 0]]
+    folder = made / "journal"
+    folder.mkdir(exist_ok=True)
+    place = seed % 2
+    lines[place] = mutated(lines[place], wrong, random.Random(seed))
+    (folder / "probe.partial.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    try:
+        Journal(folder / "probe.partial.jsonl", plan).close()
+    except FeatxError as error:
+        one_line(error)
+
+
+@given(wrong=WRONG, seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_a_checkpoint(made, wrong, seed):
+    numbers = {"epoch": 1, "step": 2, "sums": [0.5, 1.0], "history": [{"epoch": 1, "loss": 0.5}]}
+    path = made / "checkpoint.safetensors"
+    text = json.dumps(mutated(numbers, wrong, random.Random(seed)))
+    save_file({"model/x": np.zeros(3, np.float32)}, path, {CHECKPOINT: text})
+    try:
+        found = Checkpoint.load(path)
+        assert isinstance(found.epoch, int)
+        assert isinstance(found.history, list)
     except FeatxError as error:
         one_line(error)
 

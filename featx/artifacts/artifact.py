@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, TypeVar
 
 from featx.artifacts.same_images import refuse_other_files
-from featx.errors import PlanMismatch, UsageError
+from featx.errors import FileFormatError, PlanMismatch, UsageError
 from featx.images.manifest import Manifest
 from featx.options.option import Config
 from featx.runtime.files import replacing
@@ -120,6 +120,8 @@ class Artifact(ABC, Generic[Result]):
 
     def refuse_other_plan(self, stored: Mapping[str, Any], asked: Mapping[str, Any], *, finished: bool) -> None:
         """Raise PlanMismatch unless an output of the plan `stored` may stand for one of the plan `asked`."""
+        if not isinstance(stored.get("request", {}), dict):
+            raise FileFormatError(f"{self.path}: its plan is damaged; delete it, or choose another output with -o")
         if self.config is not None and "request" in asked:
             defaults = self.config().recorded()
             added = {name: defaults[name] for name in asked["request"] if name in defaults}

@@ -11,6 +11,7 @@ from typing import Any
 
 from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files, write_json
 from featx.artifacts.journal import JOURNAL
+from featx.errors import FileFormatError
 from featx.figures.layer_accuracy import draw_layers
 from featx.options.heads import HEADS, ProbeConfig
 from featx.runtime.files import replacing
@@ -101,6 +102,14 @@ class ProbeFolder(Artifact[ProbeReport]):
             return None
         stored = read_json_file(path)
         report = build(ProbeReport, stored, str(path), output=self.path, seconds=0.0)
+        layers = {row.layer for row in report.rows}
+        grid = sorted((layer, head) for layer in layers for head in report.heads)
+        if (
+            not grid
+            or grid != sorted((row.layer, row.head) for row in report.rows)
+            or not {*report.heads} <= {*HEADS}
+        ):
+            raise FileFormatError(f"{path}: its rows are not one for each layer and head")
         plan = convert(stored.get("plan", {}), dict[str, Any], f"{path}, plan")
         return Stored(plan, report)
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files, write_json
+from featx.errors import FileFormatError
 from featx.runtime.files import replacing
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
@@ -61,6 +62,8 @@ class ShownFolder(Artifact[ShowReport]):
         files = convert(stored.get("files", []), list[str], f"{path}, files")
         columns = convert(stored.get("columns", []), list[str], f"{path}, columns")
         rows = convert(stored.get("rows", []), list[list[str]], f"{path}, rows")
+        if any(len(row) != len(columns) for row in rows) or not columns:
+            raise FileFormatError(f"{path}: its rows do not fit its columns")
         whole = files and all((self.path / name).exists() for name in files)
         return Stored(plan, ShowReport(self.path, files, columns, rows) if whole else None)
 

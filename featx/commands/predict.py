@@ -24,6 +24,7 @@ from featx.options.rules import Facts, notes_on
 from featx.runtime.files import is_hdf5
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
+from featx.runtime.stored import build
 from featx.runtime.text import format_duration, plural, printable
 from featx.status import Status
 from featx.store.open import open_features
@@ -91,7 +92,9 @@ def predict_images(
     finished = table.take_finished(plan, given if isinstance(given, Manifest) else None)
     if finished is not None:
         stored.discard()  # left there if the run was killed at its very end
-        return PredictReport(head=Path(head), output=table.path, seconds=0.0, **finished)
+        return build(
+            PredictReport, finished, f"{table.record_path}, report", head=Path(head), output=table.path, seconds=0.0
+        )
     if isinstance(given, Manifest):
         scored = stored.of_images(given)
     elif model.head is None:
