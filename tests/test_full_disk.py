@@ -13,6 +13,7 @@ import pytest
 from conftest import write_photo
 
 import featx
+from featx.artifacts.journal import Journal
 
 HERE = Path(__file__).parent
 NET = ["-b", "alexnet-mini", "--device", "cpu", "--workers", "1"]
@@ -53,6 +54,16 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "evaluate": ["evaluate", head, features, "-o", "OUT/r.json"],
         "finetune": ["finetune", str(photos), *NET, "--lr", "fc", "--epochs", "1", "-o", "OUT/run"],
     }
+
+
+def test_a_journal_whose_disk_is_full_says_so_once_and_can_be_closed(tmp_path):
+    journal = Journal(tmp_path / "probe.partial.jsonl", {"plan": 1})
+    assert journal._file is not None
+    journal._file.close()
+    journal._file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115  # the journal closes it
+    with pytest.raises(featx.FeatxError, match=r"probe\.partial\.jsonl: No space left on device; free some space"):
+        journal.write("fc7", "svm", 0, (0.5, 1.0, 0))
+    journal.close()
 
 
 # All places of all commands, some 280, take a quarter of an hour.

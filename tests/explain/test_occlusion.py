@@ -65,6 +65,17 @@ def test_filters_are_the_weights():
         filters_of(network, "fc6")
 
 
+def test_the_strongest_maps_come_first(photo, tmp_path):
+    config = featx.MapsConfig(backbone="alexnet-mini", layers="conv5", strongest=6, device="cpu")
+    featx.show_maps([photo], tmp_path / "out", config)
+    with featx.Extractor("alexnet-mini", "conv5", device="cpu") as extractor:
+        maps = extractor(photo)["conv5"][0]
+    right = np.argsort(-maps.astype(float).sum(axis=(1, 2)), kind="stable")[:6]
+    with np.load(tmp_path / "out" / "maps.npz") as found:
+        assert found["conv5 units"][0].tolist() == right.tolist()
+        np.testing.assert_allclose(found["conv5"][0], maps[right], rtol=1e-4, atol=1e-5)
+
+
 COMMANDS = {
     "saliency": (["-b", "alexnet-mini", "--method", "all", "--samples", "3", "--steps", "4"], "saliency.npz"),
     "occlusion": (["-b", "alexnet-mini", "--square", "24", "--stride", "20"], "occlusion.npz"),

@@ -123,6 +123,17 @@ def test_senders_that_drip_headers_are_closed(strict):
         assert time.monotonic() - started < 10
 
 
+def test_half_of_a_next_request_does_not_keep_a_connection_open(strict):
+    whole = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"
+    for rest_of_it in (b"GET /v2/hea", b"POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc"):
+        started = time.monotonic()
+        with connected(strict) as connection:
+            connection.sendall(whole + rest_of_it)
+            answer = rest(connection)
+        assert b'{"live":true}' in answer
+        assert time.monotonic() - started < 10  # not the 75 s that a connection may be idle
+
+
 def test_a_second_request_on_the_same_connection_may_come_later(strict):
     connection = http.client.HTTPConnection(*strict.address, timeout=20)
     for _ in range(2):
