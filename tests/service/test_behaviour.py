@@ -179,6 +179,20 @@ def test_work_whose_client_has_gone_is_dropped(tmp_path, photos):
     assert all(line.startswith("{") for line in text.splitlines())
 
 
+def test_a_request_that_is_not_answered_in_time_is_504_and_what_is_left_of_it_dropped(tmp_path, photos):
+    words = ["--workers", "1", "--weights", "random:0", "--deadline", "0.3"]
+    with serving(tmp_path / "log.txt", *words, net="squeezenet1_1", layers="classifier.1") as served:
+        body, kind = form(photos * 12)
+        status, _, answer = served.ask("POST", "/v1/features", body, Content_Type=kind)
+        assert status == 504
+        assert json.loads(answer)["detail"] == "not computed within 0.3 s (--deadline)"
+        deadline = time.monotonic() + 20
+        while served.metric("featx_dropped_images_total") == 0 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert served.metric("featx_dropped_images_total") > 10
+        assert served.image("/v1/features", photos[0])[0] == 200
+
+
 def test_sigterm_answers_what_is_in_hand_and_ends_with_0(material, tmp_path, photos):
     words = ["--workers", "1", "--weights", "random:0", "--grace", "20"]
     with serving(tmp_path / "log.txt", *words, net="squeezenet1_1", layers="classifier.1") as served:
