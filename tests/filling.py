@@ -23,7 +23,7 @@ from typing import Any
 
 import featx.extraction.engine  # imported before the forks, not in each
 from featx.cli import main as featx
-from featx.commands import check, evaluate, extract, finetune, fit, merge, predict, probe  # noqa: F401
+from featx.commands import check, evaluate, extract, finetune, fit, merge, predict, probe  # noqa: F401  # likewise
 
 NEVER = 1 << 40
 

@@ -11,9 +11,12 @@ from typing import Any
 from featx.artifacts.artifact import plan_of
 from featx.errors import UsageError
 from featx.explain.subject import Subject, load_subject
+from featx.extraction.recipe import Recipe, weights_file
 from featx.images.bad_image import BadImage
 from featx.images.sources.read import read_file
+from featx.options.extraction import ExtractConfig
 from featx.options.show import ShowConfig
+from featx.runtime.files import sha256_of_file
 from featx.runtime.progress import Reporter
 from featx.runtime.text import printable
 
@@ -51,7 +54,14 @@ class Shown:
     def plan(self, config: ShowConfig, **more: Any) -> dict[str, Any]:
         """What the pictures depend on."""
         hashes = [hashlib.sha256(content).hexdigest() for content in self.contents]
-        return plan_of(config, without=("device",), images=hashes, **more)
+        weights = digest_of_weights(config.backbone, config.weights)
+        return plan_of(config, without=("device",), images=hashes, weights=weights, **more)
+
+
+def digest_of_weights(backbone: str, weights: str) -> str | None:
+    """SHA-256 of a weights file, which can change under its name; None for published weights and those of a seed."""
+    file = weights_file(ExtractConfig(backbone=backbone, weights=weights))
+    return sha256_of_file(file) if file.is_file() else None
 
 
 def subject_of(config: ShowConfig, layers: str | None, reporter: Reporter) -> Subject:
@@ -68,8 +78,6 @@ def layer_of_maps(config: ShowConfig, layer: str | None) -> str:
     Raises:
         UsageError: it is none, or there is none.
     """
-    from featx.extraction.recipe import Recipe
-
     recipe = Recipe.plan(
         backbone=config.backbone, weights=config.weights, preprocess=config.preprocess, device="cpu",
         layers=layer or "*",

@@ -69,12 +69,6 @@ class Subject:
         values = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2).float() / 255
         return (values - self._constant("mean")) / self._constant("std")
 
-    def shown(self, inputs: Tensor) -> npt.NDArray[np.uint8]:
-        """(N, S, S, 3) pixels of normalised inputs, cut to 0..255."""
-        values = (inputs.detach() * self._constant("std") + self._constant("mean")).clamp(0, 1)
-        found: npt.NDArray[np.uint8] = (values * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        return found
-
     def _constant(self, name: str) -> Tensor:
         return torch.tensor(self.recipe.preprocess.values()[name], device=self.device).view(1, 3, 1, 1)
 

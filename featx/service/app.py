@@ -89,9 +89,9 @@ def features_of(
 
 
 def chosen_layers(network: Network, layers: str | None) -> list[str]:
-    """The layers a request names; the last one without any."""
+    """The layers a request names; the last of -l without any."""
     if layers is None:
-        return [list(network.layers)[-1]]
+        return [network.default_layer]
     return list(dict.fromkeys(network.layer(name.strip()) for name in layers.split(",")))
 
 

@@ -131,6 +131,7 @@ def _network(group: list[_Want], models: Models, taken: list[str], config: Serve
     while plain in models.networks or plain in taken:
         number += 1
         plain = f"{base}-{number}"
-    network = Network(plain, engine, batcher, fingerprint, {spec.name: spec for spec in recipe.layer_specs()})
+    specs = {spec.name: spec for spec in recipe.layer_specs()}
+    network = Network(plain, engine, batcher, fingerprint, specs, default_layer=group[0].recipe.layers[-1].name)
     models.networks[plain] = network
     return network

@@ -36,6 +36,8 @@ class Network:
     Attributes:
         name: by which requests choose it.
         fingerprint: SHA-256 of all that its values depend on but the images.
+        layers: what can be asked for: those of -l, then what heads and indexes need.
+        default_layer: the last of -l.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Network:
     batcher: Batcher
     fingerprint: str
     layers: dict[str, LayerSpec]
+    default_layer: str
 
     def show(self, metrics: Metrics) -> None:
         """Show the length of its queue."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import write_photo
 from PIL import Image
+from safetensors.torch import save_file
 
 import featx
 from featx.errors import PlanMismatch, UsageError
@@ -150,6 +151,24 @@ def test_bad_input_is_one_line(featx_command, photo, tmp_path, words, said):
     assert said in outcome.err
     assert len(outcome.err.strip().splitlines()) == 1
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
+
+
+def test_pictures_of_weights_that_have_changed_since_are_not_taken_for_these(photo, tmp_path):
+    for command, words in ((featx.show_saliency, {"method": "gradient"}), (featx.show_filters, {})):
+        weights = tmp_path / "w.safetensors"
+        state = {name: t.contiguous() for name, t in construct("alexnet-mini", 0).state_dict().items()}
+        save_file(state, weights)
+        given = {"weights": str(weights), **words}
+        if command is featx.show_saliency:
+            config, subject = featx.SaliencyConfig(backbone="alexnet-mini", device="cpu", **given), [photo]
+        else:
+            config, subject = featx.FiltersConfig(**given), "alexnet-mini"
+        out = tmp_path / command.__name__
+        command(subject, out, config)
+        command(subject, out, config)
+        save_file({name: t * 2 if t.is_floating_point() else t for name, t in state.items()}, weights)
+        with pytest.raises(PlanMismatch, match="weights"):
+            command(subject, out, config)
 
 
 def test_a_folder_that_was_not_finished_is_made_again(photo, tmp_path):

@@ -231,4 +231,5 @@ def test_a_service_of_another_process_says_the_same_fingerprint_as_its_layers_ch
     )
     assert models.default.fingerprint == server.about["models"][0]["fingerprint"]
     assert list(models.default.layers) == ["fc6", "fc7"]
+    assert models.default.default_layer == "fc6"  # of -l, whatever the head needs
     models.close()

@@ -9,6 +9,7 @@ import numpy as np
 
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
+from featx.explain.images import digest_of_weights
 from featx.figures.sheets import BOTH_SIDES, Tile, draw_sheet
 from featx.networks.registry import refuse_unknown
 from featx.options.show import FiltersConfig
@@ -32,7 +33,7 @@ def show_filters(
     config = config or FiltersConfig()
     refuse_unknown(net)
     folder = ShownFolder(Path(output), [PICTURE, NUMBERS], "featx show filters", reporter)
-    plan = plan_of(config, show="filters", net=net)
+    plan = plan_of(config, show="filters", net=net, weights=digest_of_weights(net, config.weights))
     if (finished := folder.take_finished(plan)) is not None:
         return finished
     from featx.explain.filters import filters_of

@@ -57,10 +57,10 @@ def add_embeddings(app: FastAPI, service: Service) -> None:
 
 
 def chosen(service: Service, model: str | None) -> tuple[Network, str]:
-    """The network and layer that NETWORK or NETWORK/LAYER means; by default the first one's last layer."""
+    """The network and layer that NETWORK or NETWORK/LAYER means; by default the last of -l."""
     name, _, layer = (model or service.models.default.name).partition("/")
     network = service.models.network(name)
-    return network, network.layer(layer) if layer else list(network.layers)[-1]
+    return network, network.layer(layer) if layer else network.default_layer
 
 
 def _asked(value: Any) -> tuple[list[bytes], str | None, bool]:
