@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 
 from featx.errors import UsageError
-from featx.options import extraction, heads, serving, training
-from featx.options.rules import RULES, Facts, notes_on
+from featx.options import extraction, heads, serving, show, training
+from featx.options.rule import Facts
+from featx.options.rules import RULES, notes_on
 
 CONFIGS = {
     "FinetuneConfig": training.FinetuneConfig, "ExtractConfig": extraction.ExtractConfig,
     "FitConfig": heads.FitConfig, "ProbeConfig": heads.ProbeConfig, "VerifyConfig": extraction.VerifyConfig,
     "PredictConfig": extraction.PredictConfig, "EvaluateConfig": extraction.EvaluateConfig, "ServeConfig": serving.ServeConfig,
+    "SaliencyConfig": show.SaliencyConfig,
 }  # fmt: skip
 
 

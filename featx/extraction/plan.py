@@ -16,7 +16,8 @@ from featx.extraction.recipe import Recipe, extract_command
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
 from featx.options.extraction import ExtractConfig
-from featx.options.rules import Facts, notes_on
+from featx.options.rule import Facts
+from featx.options.rules import notes_on
 from featx.runtime.text import format_bytes, table
 from featx.store.schema import FilePlan, partial_path
 

@@ -5,60 +5,11 @@ A rule that needs only the options is checked when they are made, another one wh
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from typing import Any
 
 from featx.errors import UsageError
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What a run knows of itself when it is planned.
-
-    Attributes:
-        epochs_of_rates: layer -> the first epoch it is trained in, from 0, of the layers that are trained at all.
-        steps: training steps in all.
-        train, val: images to train on and to validate on.
-        class_sizes: training images of every class.
-        trained_dropouts: dropout layers among what is trained.
-        device: "cpu" or "cuda".
-        source_kind: of the manifest; None for a features file.
-        all_vectors: no layer asked for is a map or tokens.
-        model: "head" or "run" (a fine-tuned network), where one is used; else "".
-    """
-
-    epochs_of_rates: dict[str, int] = field(default_factory=dict)
-    steps: int = 1_000_000
-    train: int = 1_000_000
-    val: int = 1_000_000
-    class_sizes: tuple[int, ...] = ()
-    trained_dropouts: int = 1
-    device: str = "cuda"
-    source_kind: str | None = "folder"
-    all_vectors: bool = False
-    model: str = ""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """One combination without effect.
-
-    Attributes:
-        command: whose options: the name of the config class.
-        holds: (options, facts) -> whether it is met; facts are None while there are none yet.
-        says: (options, facts) -> the sentence.
-        refuses: an error; else a note.
-        needs_facts: whether it can be decided only when the run is planned.
-        example: options, and facts, that meet it; the tests use them.
-    """
-
-    command: str
-    holds: Callable[[Any, Facts], bool]
-    says: Callable[[Any, Facts], str]
-    refuses: bool = True
-    needs_facts: bool = False
-    example: tuple[dict[str, Any], dict[str, Any]] = field(default_factory=lambda: ({}, {}))
+from featx.options.rule import Facts, Rule
 
 
 def _late_layers(facts: Facts, epochs: int) -> list[str]:
@@ -69,6 +20,14 @@ def _given(options: Any, *names: str) -> str:
     """The flags of those options that are not at their defaults, as "--all, --seed"."""
     defaults = {spec.name: spec.default for spec in fields(options)}
     return ", ".join(f"--{name.replace('_', '-')}" for name in names if getattr(options, name) != defaults[name])
+
+
+def _of_other_methods(options: Any) -> str:
+    """The flags of saliency methods that are not asked for."""
+    needs = {"smoothgrad": ("samples", "noise", "seed"), "integrated": ("steps", "baseline"), "gradcam": ("layer",)}
+    asked = [word.strip() for word in options.method.split(",")]
+    idle = [name for method, names in needs.items() if not {method, "all"} & {*asked} for name in names]
+    return _given(options, *idle)
 
 
 def _follow_links(command: str) -> Rule:
@@ -266,6 +225,12 @@ RULES: tuple[Rule, ...] = (
         refuses=False,
         needs_facts=True,
         example=({"workers": 2}, {"source_kind": None, "model": "head"}),
+    ),
+    Rule(
+        "SaliencyConfig",
+        lambda o, f: bool(_of_other_methods(o)),
+        lambda o, f: f"{_of_other_methods(o)}: no effect with --method {o.method}; leave it out, or name its method",
+        example=({"method": "gradient", "steps": 9}, {}),
     ),
     Rule(
         SERVE,

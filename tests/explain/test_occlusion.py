@@ -140,6 +140,7 @@ def test_what_is_somebody_elses_is_left_alone(photo, tmp_path):
         (["PHOTO", "--method", "magic"], "--method is 'magic'"),
         (["PHOTO", "--target", "unicorn"], "alexnet-mini has no class 'unicorn'; it has 200, from 0"),
         (["PHOTO", "-l", "fc7"], "fc7 of alexnet-mini is no layer of maps"),
+        (["PHOTO", "--method", "gradient", "--steps", "9", "--samples", "3"], "--samples, --steps: no effect with"),
     ],
 )
 def test_bad_input_is_one_line(featx_command, photo, tmp_path, words, said):
