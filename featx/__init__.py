@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from featx.commands.predict import PredictReport, predict_images
     from featx.commands.probe import probe_layers
     from featx.commands.show.filters import show_filters
+    from featx.commands.show.map import show_map
     from featx.commands.show.maps import show_maps
+    from featx.commands.show.neighbors import show_neighbors
     from featx.commands.show.occlusion import show_occlusion
     from featx.commands.show.saliency import show_saliency
+    from featx.commands.show.top import show_top
     from featx.commands.verify import VerifyReport, verify_file
     from featx.errors import FeatxError, ImageError
     from featx.extraction.in_memory.extractor import Extractor
@@ -51,7 +54,15 @@ if TYPE_CHECKING:
     )
     from featx.options.heads import FitConfig, ProbeConfig
     from featx.options.serving import ServeConfig
-    from featx.options.show import FiltersConfig, MapsConfig, OcclusionConfig, SaliencyConfig
+    from featx.options.show import (
+        FiltersConfig,
+        MapConfig,
+        MapsConfig,
+        NeighborsConfig,
+        OcclusionConfig,
+        SaliencyConfig,
+        TopConfig,
+    )
     from featx.options.training import FinetuneConfig
     from featx.service.client import Client
     from featx.store.open import open_features
@@ -95,6 +106,12 @@ _HOME = {
     "ProbeReport": "featx.artifacts.probe_folder",
     "ServeConfig": "featx.options.serving",
     "Softmax": "featx.heads.estimators",
+    "MapConfig": "featx.options.show",
+    "show_map": "featx.commands.show.map",
+    "NeighborsConfig": "featx.options.show",
+    "show_neighbors": "featx.commands.show.neighbors",
+    "TopConfig": "featx.options.show",
+    "show_top": "featx.commands.show.top",
     "VerifyConfig": "featx.options.extraction",
     "VerifyReport": "featx.commands.verify",
     "check_source": "featx.commands.check",
@@ -133,8 +150,10 @@ __all__ = [  # defined by __getattr__
     "LayersReport",
     "LinearHead",
     "LinearSVM",
+    "MapConfig",
     "MapsConfig",
     "MergeReport",
+    "NeighborsConfig",
     "OcclusionConfig",
     "PredictConfig",
     "PredictReport",
@@ -145,6 +164,7 @@ __all__ = [  # defined by __getattr__
     "SaliencyConfig",
     "ServeConfig",
     "Softmax",
+    "TopConfig",
     "VerifyConfig",
     "VerifyReport",
     "__version__",
@@ -161,9 +181,12 @@ __all__ = [  # defined by __getattr__
     "predict_images",
     "probe_layers",
     "show_filters",
+    "show_map",
     "show_maps",
+    "show_neighbors",
     "show_occlusion",
     "show_saliency",
+    "show_top",
     "verify_file",
 ]
 

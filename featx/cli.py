@@ -30,7 +30,15 @@ from featx.options.extraction import (
 )
 from featx.options.heads import FitConfig, ProbeConfig
 from featx.options.serving import ServeConfig
-from featx.options.show import FiltersConfig, MapsConfig, OcclusionConfig, SaliencyConfig
+from featx.options.show import (
+    FiltersConfig,
+    MapConfig,
+    MapsConfig,
+    NeighborsConfig,
+    OcclusionConfig,
+    SaliencyConfig,
+    TopConfig,
+)
 from featx.options.training import FinetuneConfig
 from featx.runtime.memory import is_out_of_memory
 from featx.runtime.progress import StderrReporter
@@ -316,6 +324,9 @@ def show_group() -> None:
     featx show occlusion photo.jpg -b vgg16 -o occlusion/
     featx show maps photo.jpg -b alexnet -l conv1,conv5 -o maps/
     featx show filters alexnet -o filters/
+    featx show top photos/ -b alexnet -l conv5 -o top/
+    featx show map photos.h5 -l fc7 -o map/
+    featx show neighbors photos.h5 --query photo.jpg -l conv3,fc7 -o neighbors/
     """
 
 
@@ -381,6 +392,56 @@ def show_filters_command(net: str, output: Path, config: FiltersConfig, as_json:
     from featx.commands.show.filters import show_filters
 
     show(show_filters(net, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("top")
+@click.argument("source", type=PATH)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(TopConfig)
+@common
+def show_top_command(source: Path, output: Path, config: TopConfig, as_json: bool) -> None:
+    """Show the images of SOURCE, images or a features file, that excite units of a layer most.
+
+    Killed and started again, the same command goes on where it was.
+
+    \b
+    featx show top photos/ -b vgg16 -l conv4_3 --units 0,7,12 -o top/
+    """
+    from featx.commands.show.top import show_top
+
+    show(show_top(source, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("map")
+@click.argument("features", type=PATH)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(MapConfig)
+@common
+def show_map_command(features: Path, output: Path, config: MapConfig, as_json: bool) -> None:
+    """Show a map of the images of FEATURES: alike ones side by side, as points, as a grid, and as a page.
+
+    \b
+    featx show map photos.h5 -l fc7 -o map/
+    """
+    from featx.commands.show.map import show_map
+
+    show(show_map(features, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("neighbors")
+@click.argument("features", type=PATH)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(NeighborsConfig)
+@common
+def show_neighbors_command(features: Path, output: Path, config: NeighborsConfig, as_json: bool) -> None:
+    """Show which images of FEATURES lie nearest to some, by layer, and how often they are of the same class.
+
+    \b
+    featx show neighbors photos.h5 --query photo.jpg -l conv3,fc7 -o neighbors/
+    """
+    from featx.commands.show.neighbors import show_neighbors
+
+    show(show_neighbors(features, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("serve")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,7 +42,7 @@ class ShowReport(Report):
 
 
 class ShownFolder(Artifact[ShowReport]):
-    """FOLDER with pictures, an .npz, and show.json, which is written last.
+    """FOLDER with pictures, an .npz, and show.json, which names them when all are there.
 
     Args:
         files: the names of what is to be written.
@@ -67,10 +69,25 @@ class ShownFolder(Artifact[ShowReport]):
         whole = files and all((self.path / name).exists() for name in files)
         return Stored(plan, ShowReport(self.path, files, columns, rows) if whole else None)
 
+    def begin(self, plan: Mapping[str, Any]) -> None:
+        """Say whose files these are, before the first is written: the same command goes on after a kill."""
+        write_json(self.path / RECORD, {"plan": plan, "files": [], "columns": ["unfinished"], "rows": []})
+
     def save_arrays(self, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
         """Write the numbers behind the pictures as .npz."""
         with replacing(self.path / name) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its keywords are arrays
+
+    def saved_arrays(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
+        """The numbers of an .npz that an interrupted run has left; None if it is not there."""
+        path = self.path / name
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as stored:
+                return dict(stored)
+        except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+            raise FileFormatError(f"{path} is damaged ({error}); delete it") from error
 
     def finish(self, plan: Mapping[str, Any], columns: list[str], rows: list[list[str]]) -> ShowReport:
         """Write the record: where it is, everything is."""

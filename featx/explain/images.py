@@ -64,7 +64,7 @@ def digest_of_weights(backbone: str, weights: str) -> str | None:
     return sha256_of_file(file) if file.is_file() else None
 
 
-def subject_of(config: ShowConfig, layers: str | None, reporter: Reporter) -> Subject:
+def subject_for(config: ShowConfig, layers: str | None, reporter: Reporter) -> Subject:
     """The network of a command's options."""
     return load_subject(
         config.backbone, layers, weights=config.weights, device=config.device, preprocess=config.preprocess,

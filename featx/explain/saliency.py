@@ -7,7 +7,6 @@ other classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx
 
 from featx.errors import UsageError
-from featx.explain.subject import LOGITS, Subject, with_other_relus
+from featx.explain.rectifiers import deconvolved, guided, with_other_relus
+from featx.explain.subject import LOGITS, Subject
 from featx.options.show import BASELINES, SALIENCY_METHODS
 
 METHODS = SALIENCY_METHODS
@@ -69,9 +69,9 @@ def saliency(
     if method == "gradient":
         return _largest(method, input_gradient(subject.network, inputs, classes))
     if method == "guided":
-        return _largest(method, input_gradient(with_other_relus(subject.network, _guided), inputs, classes))
+        return _largest(method, input_gradient(with_other_relus(subject.network, guided), inputs, classes))
     if method == "deconvnet":
-        return _largest(method, input_gradient(with_other_relus(subject.network, _deconvolved), inputs, classes))
+        return _largest(method, input_gradient(with_other_relus(subject.network, deconvolved), inputs, classes))
     if method == "smoothgrad":
         return _largest(method, _smooth(subject.network, inputs, classes, samples, noise, seed))
     if method == "integrated":
@@ -96,52 +96,6 @@ def input_gradient(network: fx.GraphModule, inputs: Tensor, classes: Tensor) -> 
 def _largest(method: str, signed: Tensor) -> Saliency:
     """The largest absolute value over the colours, as in Simonyan et al."""
     return Saliency(method, signed.abs().amax(1), signed)
-
-
-class _Guided(torch.autograd.Function):
-    """ReLU that lets back only what is positive, and only where it let something through.
-
-    Source:
-        Springenberg et al., Striving for simplicity: the all convolutional net, ICLR workshop 2015, section 3.4.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        ctx.save_for_backward(values)
-        return values.clamp_min(0)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        (values,) = ctx.saved_tensors
-        passed: Tensor = gradients[0].clamp_min(0) * (values > 0)
-        return passed
-
-
-class _Deconvolved(torch.autograd.Function):
-    """ReLU that rectifies the signal on its way back, whatever came forwards.
-
-    Source:
-        Zeiler & Fergus, Visualizing and understanding convolutional networks, ECCV 2014, section 2.1. The switches of
-        max pooling and the transposed filters are what differentiation does by itself.
-    """
-
-    @staticmethod
-    def forward(_ctx: Any, values: Tensor) -> Tensor:
-        return values.clamp_min(0)
-
-    @staticmethod
-    def backward(_ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0].clamp_min(0)
-
-
-def _guided(values: Tensor) -> Tensor:
-    found: Tensor = _Guided.apply(values)
-    return found
-
-
-def _deconvolved(values: Tensor) -> Tensor:
-    found: Tensor = _Deconvolved.apply(values)
-    return found
 
 
 def _smooth(

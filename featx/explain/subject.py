@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 from featx.errors import ImageError, UsageError
 from featx.extraction.recipe import Recipe
@@ -119,41 +119,13 @@ def load_subject(
         backbone=backbone, layers=wanted, weights=weights, device=device, preprocess=preprocess, resize=resize,
         crop=crop, squash=squash, exif=exif,
     )  # fmt: skip
+    return subject_of(recipe, progress)
+
+
+def subject_of(recipe: Recipe, progress: Progress | None = None) -> Subject:
+    """The network of a recipe; its classes have names if `LOGITS` is among the layers."""
     loaded = load_network(recipe.backbone.name, recipe.weights, progress)
     network = loaded.capture(recipe.layers).to(recipe.device).eval().requires_grad_(False)
-    count = recipe.backbone.geometry_of(next(one for one in recipe.layers if one.name == LOGITS)).shape[-1]
-    return Subject(recipe, network, class_names(recipe.backbone.name, count), loaded.sha256)
-
-
-def relus(network: fx.GraphModule) -> list[fx.Node]:
-    """The nodes of a traced network that are a ReLU, whether a module or a function."""
-    return [node for node in network.graph.nodes if _is_relu(network, node)]
-
-
-def _is_relu(network: fx.GraphModule, node: fx.Node) -> bool:
-    if node.op == "call_module":
-        return isinstance(network.get_submodule(str(node.target)), nn.ReLU)
-    if node.op == "call_method":
-        return node.target == "relu"
-    return node.op == "call_function" and node.target in (torch.relu, torch.nn.functional.relu)
-
-
-def with_other_relus(network: fx.GraphModule, other: Any) -> fx.GraphModule:
-    """A copy of a network, weights shared, in which a function takes the place of every ReLU.
-
-    Args:
-        other: tensor -> tensor; what it does backwards is the point of it.
-    """
-    graph = fx.Graph()
-    copies: dict[fx.Node, fx.Node] = {}
-    result = graph.graph_copy(network.graph, copies)
-    graph.output(result)
-    for node in relus(network):
-        copy = copies[node]
-        with graph.inserting_after(copy):
-            replaced = graph.call_function(other, (copy.args[0],))
-        copy.replace_all_uses_with(replaced)
-        graph.erase_node(copy)
-    found = fx.GraphModule(network, graph)
-    found.recompile()
-    return found.eval()
+    logits = next((one for one in recipe.layers if one.name == LOGITS), None)
+    count = 0 if logits is None else recipe.backbone.geometry_of(logits).shape[-1]
+    return Subject(recipe, network, class_names(recipe.backbone.name, count) if count else (), loaded.sha256)

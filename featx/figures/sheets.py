@@ -14,7 +14,6 @@ from featx.runtime.files import replacing
 
 HEAT = "inferno"  # from nothing to most
 BOTH_SIDES = "PuOr_r"  # against and for
-FORMATS = (".png", ".svg", ".pdf")
 _INCHES = 2.2  # of a tile
 
 
@@ -55,6 +54,24 @@ def draw_sheet(rows: Sequence[Sequence[Tile]], picture: Path, title: str, *, inc
     save_figure(figure, picture)
 
 
+def mosaic(pictures: Sequence[npt.NDArray[np.uint8] | None], columns: int, gap: int = 3) -> npt.NDArray[np.uint8]:
+    """One picture (H, W, 3) of pictures (h, w, 3), row by row, white between them and where there is none."""
+    height, width = next(one.shape[:2] for one in pictures if one is not None)
+    rows = -(-len(pictures) // columns)
+    found = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for place, picture in enumerate(pictures):
+        if picture is not None:
+            top, left = place // columns * (height + gap), place % columns * (width + gap)
+            found[top : top + height, left : left + width] = picture
+    return found
+
+
+def around_grey(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """(h, w, 3) of signed values as colours: 0 is grey, the largest size is black or white."""
+    most = float(np.abs(values).max()) or 1.0
+    return np.rint(127.5 + 127.5 * (values.astype(np.float64) / most)).astype(np.uint8)
+
+
 def save_figure(figure: Any, picture: Path) -> None:
     """Write a figure in the format of the file's ending; no date in it, so that bytes repeat."""
     kind = picture.suffix[1:].lower()
@@ -68,7 +85,7 @@ def _draw(figure: Any, axes: Any, tile: Tile) -> None:
     if tile.over is not None:
         axes.imshow(tile.over)
     if tile.values.ndim == 3:
-        axes.imshow(tile.values, interpolation="nearest")
+        axes.imshow(tile.values, interpolation="antialiased")
         return
     low, high = _range(tile)
     shape = tile.values.shape if tile.over is None else tile.over.shape[:2]

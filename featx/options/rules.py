@@ -50,6 +50,15 @@ _NO_DECAY, _DEFAULT_MOMENTUM, _DEFAULT_FOLDS = 0.0, 0.9, 5
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        "MapConfig",
+        lambda o, f: bool(_given(o, "perplexity" if o.method == "umap" else "neighbors")),
+        lambda o, f: (
+            f"{_given(o, 'perplexity' if o.method == 'umap' else 'neighbors')} is of the other method; leave it out, "
+            f"or choose that with --method"
+        ),
+        example=({"neighbors": 5}, {}),
+    ),
+    Rule(
         FINETUNE,
         lambda o, f: o.optimizer == "adamw" and o.momentum != _DEFAULT_MOMENTUM,
         lambda o, f: f"--momentum {o.momentum:g} is of sgd; adamw has none. Leave it out, or use --optimizer sgd",

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from featx.options.common import device_option, exif_option, preprocess_option, resize_option, squash_option
+from featx.options.common import (
+    device_option,
+    exif_option,
+    follow_links_option,
+    max_bad_option,
+    preprocess_option,
+    resize_option,
+    squash_option,
+)
 from featx.options.option import Config, option
 
 SALIENCY_METHODS = ("gradient", "guided", "deconvnet", "smoothgrad", "integrated", "gradcam")
 BASELINES = ("black", "mean")
+FORMATS = ("png", "svg", "pdf")
+
+
+def format_option() -> Any:
+    return option("png", "Of the pictures.", choices=FORMATS)
+
+
+def seed_option(of: str) -> Any:
+    return option(0, f"Seed of {of}.", low=0, high=2**32 - 1, metavar="N")
 
 
 @dataclass(frozen=True)
@@ -24,6 +42,7 @@ class ShowConfig(Config):
     resize: int | None = resize_option()
     squash: bool = squash_option()
     exif: bool = exif_option()
+    format: str = format_option()
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,7 @@ class SaliencyConfig(ShowConfig):
     )
     steps: int = option(50, "Steps of integrated.", low=1, high=10_000, metavar="N")
     baseline: str = option("black", "What integrated starts from: black, or the mean colour.", choices=BASELINES)
-    seed: int = option(0, "Seed of the noise.", low=0, high=2**32 - 1, metavar="N")
+    seed: int = seed_option("the noise")
 
 
 @dataclass(frozen=True)
@@ -95,3 +114,60 @@ class FiltersConfig(Config):
         "each", "Brightness: each filter by its own largest weight, or all by one.", choices=("each", "all")
     )
     slices: int = option(3, "Input slices of each filter, of a deeper layer.", low=1, high=64, metavar="N")
+    format: str = format_option()
+
+
+@dataclass(frozen=True)
+class MapConfig(Config):
+    """Options of `featx show map`."""
+
+    layer: str | None = option(None, "Layer of the file; by default the only one.", "-l", metavar="LAYER")
+    method: str = option("tsne", "How: tsne, or umap (pip install 'featx[umap]').", choices=("tsne", "umap"))
+    components: int = option(50, "Principal components that it begins with.", low=2, high=10_000, metavar="N")
+    perplexity: float = option(30.0, "Neighbours that count, of tsne.", low=1.0, high=10_000.0, metavar="N")
+    neighbors: int = option(15, "Neighbours that count, of umap.", low=2, high=10_000, metavar="N")
+    normalize: str = option("none", "Rows first: as they are, or each divided by its length.", choices=("none", "l2"))
+    seed: int = seed_option("the map")
+    format: str = format_option()
+
+
+@dataclass(frozen=True)
+class NeighborsConfig(Config):
+    """Options of `featx show neighbors`."""
+
+    query: str = option(
+        "random:4",
+        "Rows of the file, as 12,99 or random:N; or an image, or a folder of images.",
+        metavar="IMAGE|ROWS",
+    )
+    layers: str | None = option(None, "Layers of the file; by default all.", "-l", metavar="LAYERS")
+    k: int = option(8, "Nearest images of each layer, also of the accuracy.", low=1, high=100, metavar="K")
+    metric: str = option(
+        "centred", "Distance: centred, the angle after the mean row is taken off; cosine; or euclidean.",
+        choices=("centred", "cosine", "euclidean"),
+    )  # fmt: skip
+    seed: int = seed_option("random rows")
+    device: str = device_option()
+    weights_file: str | None = option(
+        None, "For a query that is an image: where the weights are now, if they have moved.", metavar="FILE",
+        recorded=False,
+    )  # fmt: skip
+    format: str = format_option()
+
+
+@dataclass(frozen=True)
+class TopConfig(ShowConfig):
+    """Options of `featx show top`."""
+
+    layers: str | None = option(
+        None, "Layers of maps or vectors; by default the last one of maps.", "-l", metavar="LAYERS"
+    )
+    units: str = option("random:16", "Which channels of a layer: 0,7,12, 3-9, random:N or all.", metavar="UNITS")
+    k: int = option(9, "Images of each unit.", low=1, high=100, metavar="K")
+    seed: int = seed_option("random units")
+    weights_file: str | None = option(
+        None, "Where the weights are now, of a features file whose weights have moved.", metavar="FILE",
+        recorded=False,
+    )  # fmt: skip
+    follow_links: bool = follow_links_option()
+    max_bad: float = max_bad_option()

@@ -15,6 +15,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from featx import __version__
+from featx.analysis.nearest import METRICS
 from featx.networks.pooling import parse_pooling
 from featx.service.access import CLIENT_GONE, PAGE_FILES, Access
 from featx.service.batching import Row
@@ -22,7 +23,6 @@ from featx.service.messages.answers import ARROW, JSON, NPY, NPZ, Answer, chosen
 from featx.service.messages.bodies import Gone, Sent
 from featx.service.messages.problems import PROBLEMS, Problem, add_handlers, json_answer
 from featx.service.models import Classifier, Network
-from featx.service.neighbors import METRICS
 from featx.service.protocols.inference import add_inference_protocol
 from featx.service.protocols.openai import add_embeddings
 from featx.service.service import Service

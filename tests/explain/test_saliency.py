@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from featx.errors import UsageError
+from featx.explain.rectifiers import relus
 from featx.explain.saliency import input_gradient, saliency
-from featx.explain.subject import LOGITS, load_subject, relus
+from featx.explain.subject import LOGITS, load_subject
 from featx.networks.build import construct
 
 WEIGHTS = SHARED / "squeezenet" / "squeezenet1_0.safetensors"

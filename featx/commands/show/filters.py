@@ -15,7 +15,7 @@ from featx.networks.registry import refuse_unknown
 from featx.options.show import FiltersConfig
 from featx.runtime.progress import SILENT, Reporter
 
-PICTURE, NUMBERS = "filters.png", "filters.npz"
+NUMBERS = "filters.npz"
 _MOST_DEEP = 64  # filters of a deeper layer on one sheet
 
 
@@ -32,7 +32,8 @@ def show_filters(
     """
     config = config or FiltersConfig()
     refuse_unknown(net)
-    folder = ShownFolder(Path(output), [PICTURE, NUMBERS], "featx show filters", reporter)
+    picture = f"filters.{config.format}"
+    folder = ShownFolder(Path(output), [picture, NUMBERS], "featx show filters", reporter)
     plan = plan_of(config, show="filters", net=net, weights=digest_of_weights(net, config.weights))
     if (finished := folder.take_finished(plan)) is not None:
         return finished
@@ -60,7 +61,8 @@ def show_filters(
     sheet = [tiles[start : start + columns] for start in range(0, len(tiles), columns)]
     scale = "each scaled by its own largest weight" if config.scale == "each" else "all on one scale"
     title = f"{net} {found.name}: {what} of {height} x {width}, {scale}"
-    draw_sheet(sheet, folder.path / PICTURE, title, inches=0.9)
+    folder.begin(plan)
+    draw_sheet(sheet, folder.path / picture, title, inches=0.9)
     folder.save_arrays(NUMBERS, {"weights": found.weights, "slices": found.slices})
     row = [found.name, str(count), f"{channels} x {height} x {width}", f"{np.abs(found.weights).max():.3f}"]
     return folder.finish(plan, ["layer", "filters", "shape", "largest weight"], [row])

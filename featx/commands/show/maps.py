@@ -10,7 +10,7 @@ import numpy as np
 
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
-from featx.explain.images import Shown, layer_of_maps, subject_of
+from featx.explain.images import Shown, layer_of_maps, subject_for
 from featx.figures.sheets import Tile, draw_sheet
 from featx.options.show import MapsConfig
 from featx.runtime.progress import SILENT, Reporter
@@ -38,17 +38,18 @@ def show_maps(
     shown = Shown(images)
     asked = config.layers or layer_of_maps(config, None)
     names = _layers(config, asked)
-    pictures = [f"{stem}.{layer}.png" for stem in shown.stems for layer in names]
+    pictures = [f"{stem}.{layer}.{config.format}" for stem in shown.stems for layer in names]
     folder = ShownFolder(Path(output), [*pictures, NUMBERS], "featx show maps", reporter)
     plan = shown.plan(config, show="maps")
     if (finished := folder.take_finished(plan)) is not None:
         return finished
     import torch
 
-    subject = subject_of(config, asked, reporter)
+    subject = subject_for(config, asked, reporter)
     pixels = subject.pixels(shown.contents)
     with torch.inference_mode():
         outputs = subject.network(subject.normalised(pixels))
+    folder.begin(plan)
     arrays = {}
     rows = []
     for layer in names:
@@ -67,7 +68,7 @@ def show_maps(
             sheet = [tiles[start : start + side] for start in range(0, len(tiles), side)]
             shape = " x ".join(map(str, maps.shape[1:]))
             title = f"{stem}: {subject.recipe.backbone.name} {layer}, {shape}, the {count} strongest maps"
-            draw_sheet(sheet, folder.path / f"{stem}.{layer}.png", title, inches=1.5)
+            draw_sheet(sheet, folder.path / f"{stem}.{layer}.{config.format}", title, inches=1.5)
             silent = int((maps[place].flatten(1).amax(1) <= 0).sum())
             rows.append([stem, layer, shape, str(int(order[place, 0])), str(silent)])
     folder.save_arrays(NUMBERS, {**arrays, "paths": np.array([str(path) for path in shown.paths])})

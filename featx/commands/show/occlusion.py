@@ -10,7 +10,7 @@ import numpy as np
 
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
-from featx.explain.images import Shown, layer_of_maps, subject_of
+from featx.explain.images import Shown, layer_of_maps, subject_for
 from featx.figures.sheets import Tile, draw_sheet
 from featx.options.show import OcclusionConfig
 from featx.runtime.progress import SILENT, Reporter
@@ -38,7 +38,10 @@ def show_occlusion(
     config = config or OcclusionConfig()
     shown = Shown(images)
     folder = ShownFolder(
-        Path(output), [*(f"{stem}.png" for stem in shown.stems), NUMBERS], "featx show occlusion", reporter
+        Path(output),
+        [*(f"{stem}.{config.format}" for stem in shown.stems), NUMBERS],
+        "featx show occlusion",
+        reporter,
     )
     plan = shown.plan(config, show="occlusion")
     if (finished := folder.take_finished(plan)) is not None:
@@ -48,7 +51,7 @@ def show_occlusion(
     from featx.explain.occlusion import occlude, positions
 
     layer = layer_of_maps(config, config.layer)
-    subject = subject_of(config, layer, reporter)
+    subject = subject_for(config, layer, reporter)
     square = config.square or max(1, subject.side // _PARTS)
     if square >= subject.side:
         raise UsageError(f"--square {square} covers the whole image, which has {subject.side} pixels")
@@ -64,6 +67,7 @@ def show_occlusion(
         for image, target in zip(inputs, targets, strict=True)
     ]
     reporter.end()
+    folder.begin(plan)
     rows = []
     for stem, image, one, target in zip(shown.stems, pixels, found, targets, strict=True):
         name = subject.classes[target]
@@ -77,7 +81,7 @@ def show_occlusion(
             Tile(np.searchsorted(kinds, taken).astype(float), _kinds(subject.classes, taken), "tab10"),
         ]
         title = f"{stem}: {subject.recipe.backbone.name}, class {name}"
-        draw_sheet([tiles], folder.path / f"{stem}.png", title, inches=2.8)
+        draw_sheet([tiles], folder.path / f"{stem}.{config.format}", title, inches=2.8)
         least = float(one.probability.min())
         rows.append(
             [

@@ -10,7 +10,7 @@ import numpy as np
 
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
-from featx.explain.images import Shown, layer_of_maps, subject_of
+from featx.explain.images import Shown, layer_of_maps, subject_for
 from featx.figures.sheets import BOTH_SIDES, HEAT, Tile, draw_sheet
 from featx.options.show import SALIENCY_METHODS, SaliencyConfig
 from featx.runtime.progress import SILENT, Reporter
@@ -37,7 +37,7 @@ def show_saliency(
     methods = _methods(config)
     shown = Shown(images)
     folder = ShownFolder(
-        Path(output), [*(f"{stem}.png" for stem in shown.stems), NUMBERS], "featx show saliency", reporter
+        Path(output), [*(f"{stem}.{config.format}" for stem in shown.stems), NUMBERS], "featx show saliency", reporter
     )
     plan = shown.plan(config, show="saliency")
     if (finished := folder.take_finished(plan)) is not None:
@@ -47,7 +47,7 @@ def show_saliency(
     from featx.explain.saliency import saliency
 
     layer = layer_of_maps(config, config.layer) if "gradcam" in methods else None
-    subject = subject_of(config, layer, reporter)
+    subject = subject_for(config, layer, reporter)
     pixels = subject.pixels(shown.contents)
     inputs = subject.normalised(pixels)
     with torch.inference_mode():
@@ -69,6 +69,7 @@ def show_saliency(
             )
         reporter.advance(len(inputs))
     reporter.end()
+    folder.begin(plan)
     rows = []
     for place, stem in enumerate(shown.stems):
         name = subject.classes[int(target[place])]
@@ -77,7 +78,7 @@ def show_saliency(
             colours = BOTH_SIDES if method == "integrated" else HEAT
             tiles.append(Tile(maps[method][place], method, colours, pixels[place] if method == "gradcam" else None))
         title = f"{stem}: {subject.recipe.backbone.name}, class {name} ({probability[place]:.1%})"
-        draw_sheet([tiles], folder.path / f"{stem}.png", title)
+        draw_sheet([tiles], folder.path / f"{stem}.{config.format}", title)
         rows.append([stem, name, f"{probability[place]:.1%}", subject.classes[int(best[place])]])
     arrays = {
         **maps,

@@ -1,0 +1,1 @@
+"""What features say about images: which are alike, and how they lie."""
