@@ -31,7 +31,10 @@ if TYPE_CHECKING:
     from featx.commands.merge import MergeReport, merge_shards
     from featx.commands.predict import PredictReport, predict_images
     from featx.commands.probe import probe_layers
+    from featx.commands.show.class_image import show_class_image
+    from featx.commands.show.correspondence import show_correspondence
     from featx.commands.show.filters import show_filters
+    from featx.commands.show.invariance import show_invariance
     from featx.commands.show.map import show_map
     from featx.commands.show.maps import show_maps
     from featx.commands.show.neighbors import show_neighbors
@@ -55,7 +58,10 @@ if TYPE_CHECKING:
     from featx.options.heads import FitConfig, ProbeConfig
     from featx.options.serving import ServeConfig
     from featx.options.show import (
+        ClassImageConfig,
+        CorrespondenceConfig,
         FiltersConfig,
+        InvarianceConfig,
         MapConfig,
         MapsConfig,
         NeighborsConfig,
@@ -110,6 +116,12 @@ _HOME = {
     "show_map": "featx.commands.show.map",
     "NeighborsConfig": "featx.options.show",
     "show_neighbors": "featx.commands.show.neighbors",
+    "InvarianceConfig": "featx.options.show",
+    "show_invariance": "featx.commands.show.invariance",
+    "ClassImageConfig": "featx.options.show",
+    "show_class_image": "featx.commands.show.class_image",
+    "CorrespondenceConfig": "featx.options.show",
+    "show_correspondence": "featx.commands.show.correspondence",
     "TopConfig": "featx.options.show",
     "show_top": "featx.commands.show.top",
     "VerifyConfig": "featx.options.extraction",
@@ -131,7 +143,9 @@ _HOME = {
 __all__ = [  # defined by __getattr__
     "CheckConfig",
     "CheckReport",
+    "ClassImageConfig",
     "Client",
+    "CorrespondenceConfig",
     "EvaluateConfig",
     "EvaluateReport",
     "ExtractConfig",
@@ -146,6 +160,7 @@ __all__ = [  # defined by __getattr__
     "FitReport",
     "ImageError",
     "InspectReport",
+    "InvarianceConfig",
     "LayersConfig",
     "LayersReport",
     "LinearHead",
@@ -180,7 +195,10 @@ __all__ = [  # defined by __getattr__
     "open_features",
     "predict_images",
     "probe_layers",
+    "show_class_image",
+    "show_correspondence",
     "show_filters",
+    "show_invariance",
     "show_map",
     "show_maps",
     "show_neighbors",

@@ -31,7 +31,10 @@ from featx.options.extraction import (
 from featx.options.heads import FitConfig, ProbeConfig
 from featx.options.serving import ServeConfig
 from featx.options.show import (
+    ClassImageConfig,
+    CorrespondenceConfig,
     FiltersConfig,
+    InvarianceConfig,
     MapConfig,
     MapsConfig,
     NeighborsConfig,
@@ -327,6 +330,9 @@ def show_group() -> None:
     featx show top photos/ -b alexnet -l conv5 -o top/
     featx show map photos.h5 -l fc7 -o map/
     featx show neighbors photos.h5 --query photo.jpg -l conv3,fc7 -o neighbors/
+    featx show invariance photo.jpg -b alexnet -l conv1,fc7 -o invariance/
+    featx show class-image alexnet --target goose,lemon -o classes/
+    featx show correspondence parts.csv -b alexnet -l conv5,fc7 -o correspondence/
     """
 
 
@@ -442,6 +448,56 @@ def show_neighbors_command(features: Path, output: Path, config: NeighborsConfig
     from featx.commands.show.neighbors import show_neighbors
 
     show(show_neighbors(features, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("invariance")
+@click.argument("images", type=PATH, nargs=-1, required=True)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(InvarianceConfig)
+@common
+def show_invariance_command(images: tuple[Path, ...], output: Path, config: InvarianceConfig, as_json: bool) -> None:
+    """Show how features and probabilities change when IMAGES are moved, enlarged and turned.
+
+    \b
+    featx show invariance photo.jpg -b alexnet -l conv1,fc7 -o invariance/
+    """
+    from featx.commands.show.invariance import show_invariance
+
+    show(show_invariance(images, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("class-image")
+@click.argument("net")
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(ClassImageConfig)
+@common
+def show_class_image_command(net: str, output: Path, config: ClassImageConfig, as_json: bool) -> None:
+    """Show what NET takes for the essence of classes: images with the highest scores.
+
+    \b
+    featx show class-image alexnet --target goose,lemon -o classes/
+    """
+    from featx.commands.show.class_image import show_class_image
+
+    show(show_class_image(net, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("correspondence")
+@click.argument("parts", type=PATH)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(CorrespondenceConfig)
+@common
+def show_correspondence_command(parts: Path, output: Path, config: CorrespondenceConfig, as_json: bool) -> None:
+    """Show whether hiding the same part of different images changes features alike.
+
+    PARTS is a CSV file with the columns path, part, left, top, width, height.
+
+    \b
+    featx show correspondence parts.csv -b alexnet -l conv5,fc7 -o correspondence/
+    """
+    from featx.commands.show.correspondence import show_correspondence
+
+    show(show_correspondence(parts, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("serve")

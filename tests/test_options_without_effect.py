@@ -13,7 +13,7 @@ CONFIGS = {
     "FinetuneConfig": training.FinetuneConfig, "ExtractConfig": extraction.ExtractConfig,
     "FitConfig": heads.FitConfig, "ProbeConfig": heads.ProbeConfig, "VerifyConfig": extraction.VerifyConfig,
     "PredictConfig": extraction.PredictConfig, "EvaluateConfig": extraction.EvaluateConfig, "ServeConfig": serving.ServeConfig,
-    "SaliencyConfig": show.SaliencyConfig, "MapConfig": show.MapConfig,
+    "SaliencyConfig": show.SaliencyConfig, "MapConfig": show.MapConfig, "ClassImageConfig": show.ClassImageConfig,
 }  # fmt: skip
 
 

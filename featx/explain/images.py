@@ -11,7 +11,7 @@ from typing import Any
 from featx.artifacts.artifact import plan_of
 from featx.errors import UsageError
 from featx.explain.subject import Subject, load_subject
-from featx.extraction.recipe import Recipe, weights_file
+from featx.extraction.recipe import Recipe, default_layer, weights_file
 from featx.images.bad_image import BadImage
 from featx.images.sources.read import read_file
 from featx.options.extraction import ExtractConfig
@@ -88,3 +88,11 @@ def layer_of_maps(config: ShowConfig, layer: str | None) -> str:
         what = f"{layer} of {config.backbone} is" if layer else f"{config.backbone} has"
         raise UsageError(f"{what} no layer of maps (C, H, W); featx layers {config.backbone} lists them")
     return maps[-1]
+
+
+def first_and_last(config: ShowConfig) -> str:
+    """The first layer of a network and the one that `featx extract` gives by default, as the options have them."""
+    recipe = Recipe.plan(
+        backbone=config.backbone, weights=config.weights, preprocess=config.preprocess, device="cpu", layers="all"
+    )
+    return f"{recipe.layers[0].name},{default_layer(config.backbone)}"

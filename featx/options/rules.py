@@ -50,6 +50,12 @@ _NO_DECAY, _DEFAULT_MOMENTUM, _DEFAULT_FOLDS = 0.0, 0.9, 5
 
 RULES: tuple[Rule, ...] = (
     Rule(
+        "ClassImageConfig",
+        lambda o, f: o.blur > 0 and o.parameters != "pixels",
+        lambda o, f: "--blur is of --parameters pixels; the spectrum is smooth by itself",
+        example=({"blur": 1.0}, {}),
+    ),
+    Rule(
         "MapConfig",
         lambda o, f: bool(_given(o, "perplexity" if o.method == "umap" else "neighbors")),
         lambda o, f: (

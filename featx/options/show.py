@@ -118,6 +118,63 @@ class FiltersConfig(Config):
 
 
 @dataclass(frozen=True)
+class InvarianceConfig(ShowConfig):
+    """Options of `featx show invariance`."""
+
+    layers: str | None = option(
+        None, "Layers whose features are compared; by default the first one and that of featx extract.", "-l",
+        metavar="LAYERS",
+    )  # fmt: skip
+    target: str | None = option(
+        None, "Class to follow, by name or number; by default what the network takes the image for.", metavar="CLASS"
+    )
+    fill: str = option(
+        "edge", "What comes in from outside: the image's edge, or the mean colour.", choices=("edge", "mean")
+    )
+
+
+@dataclass(frozen=True)
+class ClassImageConfig(Config):
+    """Options of `featx show class-image`."""
+
+    target: str = option("0", "Classes, by name or number, separated by commas.", metavar="CLASSES")
+    weights: str = option("default", "default, a torchvision name, a file, or random:SEED.", "-w", metavar="WEIGHTS")
+    device: str = device_option()
+    preprocess: str | None = preprocess_option()
+    crop: int | None = option(
+        None, "Side of the image in pixels; by default the weights' own.", low=16, high=2048, metavar="PIXELS"
+    )
+    parameters: str = option(
+        "fourier", "What is searched: the pixels, as Simonyan et al., or their Fourier spectrum.",
+        choices=("fourier", "pixels"),
+    )  # fmt: skip
+    steps: int = option(256, "Steps of the search.", low=1, high=100_000, metavar="N")
+    rate: float = option(0.05, "Step size of Adam.", low=1e-6, high=100.0, metavar="RATE")
+    l2: float = option(0.0, "Weight of the penalty on the squared image.", low=0.0, high=100.0, metavar="LAMBDA")
+    jitter: int | None = option(
+        None, "Pixels that the image is moved by at random in every step; by default a sixteenth of its side.",
+        low=0, high=1024, metavar="PIXELS",
+    )  # fmt: skip
+    no_turn: bool = option(False, "Do not also turn and scale it at random, by up to 10 degrees and 10 %.")
+    blur: float = option(
+        0.0, "Deviation of a blur in every step, of --parameters pixels.", low=0.0, high=50.0, metavar="PIXELS"
+    )
+    seed: int = seed_option("the search")
+    format: str = format_option()
+
+
+@dataclass(frozen=True)
+class CorrespondenceConfig(ShowConfig):
+    """Options of `featx show correspondence`."""
+
+    layers: str | None = option(
+        None, "Layers to compare; by default the last one of maps and that of featx extract.", "-l", metavar="LAYERS"
+    )
+    repeats: int = option(10, "Sets of random boxes.", low=2, high=10_000, metavar="N")
+    seed: int = seed_option("random boxes")
+
+
+@dataclass(frozen=True)
 class MapConfig(Config):
     """Options of `featx show map`."""
 

@@ -14,9 +14,9 @@ from serving import form, same_bits
 
 import featx
 from featx.analysis.nearest import METRICS
-from featx.service.neighbors import Index
 from featx.runtime.threads import run_workers
 from featx.service.client import _Portion
+from featx.service.neighbors import Index
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,51 @@
+"""Groups of bars with error bars."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from featx.figures.colours import class_colour
+from featx.figures.sheets import save_figure
+
+
+def draw_bars(
+    heights: Mapping[str, Sequence[float]],
+    deviations: Mapping[str, Sequence[float]],
+    groups: Sequence[str],
+    what: str,
+    picture: Path,
+    title: str,
+) -> None:
+    """Draw a bar of each series for each group, with its deviation.
+
+    Args:
+        heights, deviations: series -> a value for each group.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    longest = max(map(len, groups))
+    figure = Figure(figsize=(max(5.0, 1.6 + 1.1 * len(groups)), 4.0), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    width = 0.8 / len(heights)
+    for number, (name, values) in enumerate(heights.items()):
+        places = np.arange(len(groups)) + (number - (len(heights) - 1) / 2) * width
+        axes.bar(
+            places, values, 0.92 * width, yerr=deviations[name], capsize=3, label=name, color=class_colour(number),
+            error_kw={"linewidth": 0.9},
+        )  # fmt: skip
+    slanted = longest > 12
+    axes.set_xticks(
+        range(len(groups)), [group[:28] for group in groups], rotation=30 if slanted else 0,
+        ha="right" if slanted else "center",
+    )  # fmt: skip
+    axes.set_ylabel(what, fontsize=9)
+    axes.set_title(title, fontsize=10)
+    axes.grid(axis="y", linewidth=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(fontsize=8)
+    save_figure(figure, picture)
