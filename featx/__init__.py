@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from featx.commands.probe import probe_layers
     from featx.commands.show.class_image import show_class_image
     from featx.commands.show.correspondence import show_correspondence
+    from featx.commands.show.evolution import show_evolution
     from featx.commands.show.filters import show_filters
     from featx.commands.show.invariance import show_invariance
     from featx.commands.show.map import show_map
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from featx.options.show import (
         ClassImageConfig,
         CorrespondenceConfig,
+        EvolutionConfig,
         FiltersConfig,
         InvarianceConfig,
         MapConfig,
@@ -122,6 +124,8 @@ _HOME = {
     "show_class_image": "featx.commands.show.class_image",
     "CorrespondenceConfig": "featx.options.show",
     "show_correspondence": "featx.commands.show.correspondence",
+    "EvolutionConfig": "featx.options.show",
+    "show_evolution": "featx.commands.show.evolution",
     "TopConfig": "featx.options.show",
     "show_top": "featx.commands.show.top",
     "VerifyConfig": "featx.options.extraction",
@@ -148,6 +152,7 @@ __all__ = [  # defined by __getattr__
     "CorrespondenceConfig",
     "EvaluateConfig",
     "EvaluateReport",
+    "EvolutionConfig",
     "ExtractConfig",
     "ExtractReport",
     "Extractor",
@@ -197,6 +202,7 @@ __all__ = [  # defined by __getattr__
     "probe_layers",
     "show_class_image",
     "show_correspondence",
+    "show_evolution",
     "show_filters",
     "show_invariance",
     "show_map",

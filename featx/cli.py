@@ -33,6 +33,7 @@ from featx.options.serving import ServeConfig
 from featx.options.show import (
     ClassImageConfig,
     CorrespondenceConfig,
+    EvolutionConfig,
     FiltersConfig,
     InvarianceConfig,
     MapConfig,
@@ -333,6 +334,7 @@ def show_group() -> None:
     featx show invariance photo.jpg -b alexnet -l conv1,fc7 -o invariance/
     featx show class-image alexnet --target goose,lemon -o classes/
     featx show correspondence parts.csv -b alexnet -l conv5,fc7 -o correspondence/
+    featx show evolution run/ -l conv5 -o evolution/
     """
 
 
@@ -498,6 +500,24 @@ def show_correspondence_command(parts: Path, output: Path, config: Correspondenc
     from featx.commands.show.correspondence import show_correspondence
 
     show(show_correspondence(parts, output, config, reporter=StderrReporter()), as_json)
+
+
+@show_group.command("evolution")
+@click.argument("run", type=PATH)
+@output_option("Folder for the pictures.", metavar="FOLDER", required=True)
+@options_of(EvolutionConfig)
+@common
+def show_evolution_command(run: Path, output: Path, config: EvolutionConfig, as_json: bool) -> None:
+    """Show how units of RUN came to be what they are: their strongest activation at its snapshots.
+
+    RUN is the folder of a training with featx finetune --snapshots.
+
+    \b
+    featx show evolution run/ -l conv5 -o evolution/
+    """
+    from featx.commands.show.evolution import show_evolution
+
+    show(show_evolution(run, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("serve")

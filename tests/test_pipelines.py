@@ -32,6 +32,7 @@ TEMPLATES = sorted((ROOT / "pipelines" / "cluster").iterdir())
 KUBERNETES = "1.33"
 # What makes a pipeline small: its arguments behind DATA and OUT, and variables.
 SMALL: dict[str, tuple[list[str], dict[str, str]]] = {
+    "ablation": ([], {"EPOCHS": "1", "SEEDS": "0", "VARIANTS": "whole without-6-7", "LESIONS": "fc6", "BATCH": "4"}),
     "digits": ([], {"PER_CLASS": "3"}),
     "few-shot": (["alexnet-mini", "fc7"], {"SHOTS": "1 3", "REPEATS": "2"}),
     "frozen-vs-finetuned": (["alexnet-mini", "fc7"], {"EPOCHS": "1", "C": "1", "VAL": "0.25"}),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
-from dataclasses import dataclass, field
+import tempfile
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,27 @@ def evaluate_head(
         Interrupted: a signal came.
     """
     config, model = config or EvaluateConfig(), load_model(head)
+    if config.lesion is None:
+        return _evaluate(model, features, config, output, reporter)
+    if model.run is None:
+        raise UsageError(f"--lesion is for a fine-tuned network; {head} is a head")
+    from featx.networks.lesion import lesioned_run
+
+    model.run.refuse_unfinished()
+    with tempfile.TemporaryDirectory() as folder:
+        silent = lesioned_run(model.run, config.lesion, config.seed, Path(folder))
+        report = _evaluate(Model(silent.folder, run=silent), features, config, output, reporter)
+    return replace(report, head=model.path)
+
+
+def _evaluate(
+    model: Model,
+    features: str | os.PathLike[str],
+    config: EvaluateConfig,
+    output: str | os.PathLike[str] | None,
+    reporter: Reporter,
+) -> EvaluateReport:
+    head = model.path
     kept = None if output is None else Evaluation(Path(output), reporter)
     if model.head is not None:
         if not is_hdf5(Path(features)) and Path(features).exists():
@@ -167,7 +189,8 @@ def evaluate_head(
 
 
 def _plan(model: Model, images: str, config: EvaluateConfig) -> dict[str, Any]:
-    return {"head": model.digest, "images": images, "split": config.split, "featx": __version__}
+    lesion = {} if config.lesion is None else {"lesion": config.lesion, "seed": config.seed}
+    return {"head": model.digest, "images": images, "split": config.split, "featx": __version__, **lesion}
 
 
 def _evaluate_head(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from featx.artifacts.artifact import installed_versions
@@ -37,7 +38,8 @@ def finetune_network(
         TooManyBadImages, DiskError, Interrupted: as `extract_features`.
         Diverged: the loss became NaN; the last good checkpoint is kept.
     """
-    config, folder = config or FinetuneConfig(), Path(output)
+    given, folder = config or FinetuneConfig(), Path(output)
+    config = _with_variant(given) if given.without or given.widen else given
     manifest = scan(source, follow_links=config.follow_links)
     is_first = read_environment().is_first  # one process's word is enough
     plan = {"request": config.recorded(), "images": manifest.digest, **installed_versions()}
@@ -52,9 +54,30 @@ def finetune_network(
     from featx.training.job import FinetuningJob
 
     refuse_unknown(config.backbone)
+    if config.backbone != given.backbone:
+        reporter.notes(_changes(given, config))
     group, device = join_process_group(choose_device(config.device))
     try:
         with locked_folder(folder) if group.is_first else contextlib.nullcontext():
             return FinetuningJob(manifest, folder, config, device, group, reporter).run()
     finally:
         leave_process_group()
+
+
+def _with_variant(config: FinetuneConfig) -> FinetuneConfig:
+    """The options with the name of the network that layers were taken out of, or widened in."""
+    from featx.networks.architectures.variants import variant_name
+
+    without, widen = (
+        [word.strip() for word in (given or "").split(",") if word.strip()]
+        for given in (config.without, config.widen)
+    )
+    return replace(config, backbone=variant_name(config.backbone, without, widen), without=None, widen=None)
+
+
+def _changes(before: FinetuneConfig, now: FinetuneConfig) -> list[str]:
+    """What became of a network's layers, for people."""
+    from featx.networks.architectures.variants import describe_changes
+    from featx.networks.build import construct
+
+    return describe_changes(construct(before.backbone), construct(now.backbone))

@@ -20,7 +20,6 @@ from featx.status import Status
 from featx.store.reader import Features
 
 NOTHING = -1
-GREY = 128  # of a patch beyond the border of the image
 _BYTES_AT_ONCE = 64 << 20
 _AT_ONCE = 16
 
@@ -174,37 +173,3 @@ def project(subject: Subject, layer: Layer, inputs: Tensor, units: npt.NDArray[n
         parts.append((positions, best.detach().float().cpu().numpy(), signal.float().cpu().numpy()))
     positions, activations, projections = (np.concatenate(part) for part in zip(*parts, strict=True))
     return Projections(positions, activations, projections)
-
-
-def boxes_of(subject: Subject, layer: Layer, positions: npt.NDArray[np.intp]) -> npt.NDArray[np.intp]:
-    """(B, 4) top, left, height, width in pixels: what the unit at each position sees.
-
-    It can begin before the image, or end behind it; it is the image itself where a unit sees the whole of it, or
-    where that is not known (attention).
-    """
-    field = subject.recipe.backbone.geometry_of(layer).field
-    side = subject.side
-    found = np.tile(np.array([0, 0, side, side], np.intp), (len(positions), 1))
-    if field is None or field.whole or (field.vertical.size >= side and field.horizontal.size >= side):
-        return found
-    for axis, span in enumerate((field.vertical, field.horizontal)):
-        found[:, axis] = span.start + positions[:, axis] * span.stride
-        found[:, 2 + axis] = span.size
-    return found
-
-
-def cut(image: npt.NDArray[Any], box: npt.NDArray[np.intp], fill: float) -> npt.NDArray[Any]:
-    """(h, w, ...) of an image (H, W, ...), filled where the box goes beyond it.
-
-    >>> cut(np.arange(9).reshape(3, 3), np.array([-1, 1, 3, 3]), 0)
-    array([[0, 0, 0],
-           [1, 2, 0],
-           [4, 5, 0]])
-    """
-    top, left, height, width = (int(value) for value in box)
-    found = np.full((height, width, *image.shape[2:]), fill, image.dtype)
-    rows = slice(max(0, top), min(image.shape[0], top + height))
-    columns = slice(max(0, left), min(image.shape[1], left + width))
-    if rows.start < rows.stop and columns.start < columns.stop:
-        found[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left] = image[rows, columns]
-    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from featx.figures.colours import class_colour
-from featx.figures.sheets import save_figure
+from featx.figures.sheets import save_figure, set_title
 
 
 def draw_bars(
@@ -44,8 +44,8 @@ def draw_bars(
         ha="right" if slanted else "center",
     )  # fmt: skip
     axes.set_ylabel(what, fontsize=9)
-    axes.set_title(title, fontsize=10)
+    set_title(figure, title)
     axes.grid(axis="y", linewidth=0.3)
     axes.set_axisbelow(True)
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     save_figure(figure, picture)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.figures.colours import class_colour
-from featx.figures.sheets import mosaic, save_figure
+from featx.figures.sheets import mosaic, save_figure, set_title
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def draw_panels(columns: Sequence[Column], names: Sequence[str], picture: Path, 
     count = len(columns[0][2])
     figure = Figure(figsize=(4.2 * len(columns), 2.2 * count + 1.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=11)
+    set_title(figure, title, 11)
     grid = figure.subplots(count + 1, len(columns), squeeze=False, height_ratios=[*[2.2] * count, 1.0])
     for place, (what, places, panels, strip) in enumerate(columns):
         for axes, panel in zip(grid[:-1, place], panels, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,15 +37,24 @@ class Tile:
     bar: bool = False
 
 
-def draw_sheet(rows: Sequence[Sequence[Tile]], picture: Path, title: str, *, inches: float = _INCHES) -> None:
-    """Draw tiles in rows; the format is that of the file's ending: PNG, SVG or PDF."""
+def draw_sheet(
+    rows: Sequence[Sequence[Tile]], picture: Path, title: str, *, inches: float = _INCHES, flat: bool = False
+) -> None:
+    """Draw tiles in rows; the format is that of the file's ending: PNG, SVG or PDF.
+
+    Args:
+        inches: width of a tile.
+        flat: tiles are twice as wide as high.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     columns = max(len(row) for row in rows)
-    figure = Figure(figsize=(inches * columns, inches * len(rows) * 1.12 + 0.5), layout="constrained", dpi=150)
+    figure = Figure(
+        figsize=(inches * columns, inches * len(rows) * (0.62 if flat else 1.12) + 0.5), layout="constrained", dpi=150
+    )
     FigureCanvasAgg(figure)
-    figure.suptitle(title, fontsize=10)
+    set_title(figure, title)
     grid = figure.subplots(len(rows), columns, squeeze=False)
     for axes_row, row in zip(grid, rows, strict=True):
         for axes in axes_row:
@@ -52,6 +62,12 @@ def draw_sheet(rows: Sequence[Sequence[Tile]], picture: Path, title: str, *, inc
         for axes, tile in zip(axes_row, row, strict=False):
             _draw(figure, axes, tile)
     save_figure(figure, picture)
+
+
+def set_title(figure: Any, title: str, size: float = 10) -> None:
+    """Over the whole figure, broken into lines that fit its width."""
+    characters = max(20, int(140 * figure.get_figwidth() / size))
+    figure.suptitle(textwrap.fill(title, characters), fontsize=size)
 
 
 def mosaic(pictures: Sequence[npt.NDArray[np.uint8] | None], columns: int, gap: int = 3) -> npt.NDArray[np.uint8]:

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from featx.errors import UnknownBackbone
-from featx.networks.architectures import alexnet, mini, vgg
+from featx.networks.architectures import alexnet, mini, sequential, vgg
 from featx.networks.architectures.architecture import Architecture, NamedLayer
+from featx.networks.architectures.variants import Variant, parse_variant, variant
 from featx.networks.run_folder import is_run, read_run
 from featx.runtime.text import nearest_names
 
@@ -27,7 +28,10 @@ def architectures() -> dict[str, Architecture]:
 
 def is_architecture(name: str) -> bool:
     """Whether there is a network of that name."""
-    return name in _DEFINED_HERE or name in architectures()
+    if name in _DEFINED_HERE:
+        return True
+    change = parse_variant(name)
+    return is_architecture(change.base) if change is not None else name in architectures()
 
 
 def backbone_names() -> list[str]:
@@ -54,17 +58,24 @@ def architecture(name: str) -> Architecture:
     refuse_unknown(name)
     if is_run(name):
         return architecture(read_run(name).backbone)
-    return _DEFINED_HERE[name] if name in _DEFINED_HERE else architectures()[name]
+    if name in _DEFINED_HERE:
+        return _DEFINED_HERE[name]
+    change = parse_variant(name)
+    return architectures()[name] if change is None else variant(architecture(change.base), name, change)
 
 
 def literature_layers(network: nn.Module) -> list[NamedLayer]:
     """The layers of a network under their literature names, in order; empty for networks without."""
+    if isinstance(network, Variant):
+        return network.named
     entry = _BY_MODULE.get(type(network))
     return [] if entry is None or entry.layers is None else entry.layers(network)
 
 
 def chain(network: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """The modules of a network that is a chain of them, by name; None for others."""
+    if isinstance(network, Variant):
+        return sequential.chain(network)
     entry = _BY_MODULE.get(type(network))
     return None if entry is None or entry.chain is None else entry.chain(network)
 

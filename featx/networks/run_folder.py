@@ -17,6 +17,7 @@ from featx.runtime.stored import read_json_file, refuse_other_shape
 FORMAT, SCHEMA = "featx run", 1
 DESCRIPTION, WEIGHTS, TRAINED_ON = "config.json", "model.safetensors", "trained_on.bin"
 REPORT = "report.json"
+SNAPSHOTS = "snapshots"
 _MOST_HASHES = 100_000_000
 
 
@@ -69,6 +70,17 @@ def trained_on(folder: Path) -> npt.NDArray[np.uint8] | None:
     except FileNotFoundError:
         return None
     return content[: len(content) // 8 * 8].reshape(-1, 8)
+
+
+def snapshot_path(folder: Path, epoch: int) -> Path:
+    """Where a run keeps its weights at the end of an epoch, if it was asked to."""
+    return folder / SNAPSHOTS / f"epoch-{epoch:06d}.safetensors"
+
+
+def snapshots_of(folder: Path) -> dict[int, Path]:
+    """epoch -> the weights that a run has kept at its end, in order."""
+    found = sorted((folder / SNAPSHOTS).glob("epoch-*.safetensors"))
+    return {int(path.stem.partition("-")[2]): path for path in found if path.stem.partition("-")[2].isdigit()}
 
 
 def is_run(name: str) -> bool:

@@ -148,6 +148,11 @@ class EvaluateConfig(Config):
     """Options of `featx evaluate`."""
 
     split: str | None = option(None, "Only the images of this split, as stored in the file.", metavar="NAME")
+    lesion: str | None = option(
+        None, "Of a fine-tuned network: with units of these layers silent, all or a share, as conv3=0.5,fc6.",
+        metavar="LAYERS",
+    )  # fmt: skip
+    seed: int = option(0, "Which units --lesion LAYER=SHARE silences.", low=0, high=2**32 - 1, metavar="N")
     device: str = device_option()
     batch_size: int | None = batch_size_option()
     follow_links: bool = follow_links_option()

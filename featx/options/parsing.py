@@ -8,6 +8,18 @@ from typing import Any
 from featx.errors import UsageError
 
 
+def parse_epochs(text: Any) -> tuple[int, ...]:
+    """Epochs as numbers, in order.
+
+    >>> parse_epochs("5,1,2")
+    (1, 2, 5)
+    """
+    words = str(text).split(",")
+    if not all(re.fullmatch(r"\s*\d{1,6}\s*", word) for word in words):
+        raise UsageError(f"{text!r} are no epochs; write them as 1,2,5,10")
+    return tuple(sorted({int(word) for word in words}))
+
+
 def parse_fraction(text: Any) -> float:
     """A share of the images, as `0.05` or `5%`.
 

@@ -242,6 +242,12 @@ RULES: tuple[Rule, ...] = (
         example=({"workers": 2}, {"source_kind": None, "model": "head"}),
     ),
     Rule(
+        EVALUATE,
+        lambda o, f: o.seed != 0 and "=" not in (o.lesion or ""),
+        lambda o, f: f"--seed {o.seed} chooses the units of --lesion LAYER=SHARE, which is not given",
+        example=({"seed": 3}, {}),
+    ),
+    Rule(
         "SaliencyConfig",
         lambda o, f: bool(_of_other_methods(o)),
         lambda o, f: f"{_of_other_methods(o)}: no effect with --method {o.method}; leave it out, or name its method",

@@ -175,6 +175,24 @@ class CorrespondenceConfig(ShowConfig):
 
 
 @dataclass(frozen=True)
+class EvolutionConfig(Config):
+    """Options of `featx show evolution`."""
+
+    images: str | None = option(
+        None, "Images to look among; by default those that the run was trained on.", metavar="SOURCE"
+    )
+    layer: str | None = option(
+        None, "Layer of maps or a vector; by default the last one of maps.", "-l", metavar="LAYER"
+    )
+    units: str = option("random:6", "Which channels: 0,7,12, 3-9, random:N or all.", metavar="UNITS")
+    seed: int = seed_option("random units")
+    device: str = device_option()
+    follow_links: bool = follow_links_option()
+    max_bad: float = max_bad_option()
+    format: str = format_option()
+
+
+@dataclass(frozen=True)
 class MapConfig(Config):
     """Options of `featx show map`."""
 

@@ -16,7 +16,7 @@ from featx.options.common import (
     workers_option,
 )
 from featx.options.option import Config, option
-from featx.options.parsing import parse_bytes, parse_fraction
+from featx.options.parsing import parse_bytes, parse_epochs, parse_fraction
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,13 @@ class FinetuneConfig(Config):
         metavar="SPEC",
     )
     from_scratch: bool = option(False, "Start from random weights (then --lr is one rate for all layers).")
+    without: str | None = option(
+        None, "Take these layers out of AlexNet, VGG and networks made like them, as conv3,conv4; with "
+        "--from-scratch.", metavar="LAYERS",
+    )  # fmt: skip
+    widen: str | None = option(
+        None, "Multiply the units of layers, as fc6x2,fc7x2; with --from-scratch.", metavar="LAYERxFACTOR"
+    )
     epochs: int = option(10, "Passes over the training images.", low=1, high=100_000, metavar="N")
     batch_size: int = option(64, "Images per step, over all processes together.", low=1, high=65_536, metavar="N")
     accumulate: int = option(1, "Parts a process takes its share of a step in, to save memory.", low=1, metavar="N")
@@ -101,11 +108,20 @@ class FinetuneConfig(Config):
     checkpoint_minutes: float = option(
         5.0, "Time between checkpoints within an epoch.", low=0.0, high=10_000.0, metavar="MINUTES", recorded=False
     )
+    snapshots: str | None = option(
+        None, "Keep the weights at the end of these epochs too, 0 for the start, as 0,1,2,5; featx show evolution "
+        "draws them.", metavar="EPOCHS",
+    )  # fmt: skip
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31, metavar="N")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.split_column and self.val is not None:
             raise UsageError("--val and --split-column are different splits; choose one")
+        if self.snapshots is not None and parse_epochs(self.snapshots)[-1] > self.epochs:
+            raise UsageError(f"--snapshots {self.snapshots}: the training ends after --epochs {self.epochs}")
+        if not self.from_scratch and (self.without or self.widen):
+            flag = "--without" if self.without else "--widen"
+            raise UsageError(f"{flag} makes another network, which has no weights yet; it needs --from-scratch")
         if self.from_scratch and self.weights != "default":
             raise UsageError("--from-scratch starts from random weights; leave out --weights")

@@ -27,7 +27,7 @@ from featx.images.preprocess import Preprocess
 from featx.networks.backbone import Backbone, load_network
 from featx.networks.build import construct, final_layer, replace_final_layer
 from featx.networks.registry import default_preprocessing
-from featx.networks.run_folder import REPORT, WEIGHTS, is_run, read_run
+from featx.networks.run_folder import REPORT, WEIGHTS, is_run, read_run, snapshot_path
 from featx.networks.weights import assumed_preprocessing, published_name, weights_of
 from featx.options.rules import notes_on
 from featx.options.training import FinetuneConfig
@@ -128,7 +128,10 @@ class FinetuningJob:
         # A GPU's steps need one core to be queued, and many for a moment's arithmetic only wait for each other.
         threads = one_thread() if self.device.type == "cuda" else contextlib.nullcontext()
         with strict_precision("fp32"), graceful_stop() as stop, threads:
-            training.run(save=self._save, keep_best=self._keep_best, stop=stop, reporter=self.reporter)
+            training.run(
+                save=self._save, keep_best=self._keep_best, keep_snapshot=self._keep_snapshot, stop=stop,
+                reporter=self.reporter,
+            )  # fmt: skip
             if training.is_finished:
                 return self._finish(training, rates, start)
         raise Interrupted(
@@ -219,6 +222,13 @@ class FinetuningJob:
     def _keep_best(self, changed: dict[str, Tensor]) -> None:
         if self.group.is_first:
             save_tensors(self.folder / BEST, changed)
+
+    def _keep_snapshot(self, epoch: int, state: dict[str, Tensor]) -> None:
+        if self.group.is_first:
+            path = snapshot_path(self.folder, epoch)
+            with disk_errors(path):
+                path.parent.mkdir(exist_ok=True)
+            save_tensors(path, {name: tensor.cpu().clone() for name, tensor in state.items()})
 
     def _finish(self, training: Trainer, rates: list[Rate], start: dict[str, Tensor]) -> FinetuneReport:
         network, metrics = training.network, None

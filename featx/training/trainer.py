@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from featx.distributed.process_group import ProcessGroup
 from featx.errors import Diverged, UsageError
+from featx.options.parsing import parse_epochs
 from featx.options.training import FinetuneConfig
 from featx.runtime.compiler import compiled
 from featx.runtime.device import upload
@@ -115,6 +116,7 @@ class Trainer:
         self._class_weights = _class_weights(config, data, device)
         self._weight_of_class = None if self._class_weights is None else self._class_weights.cpu().numpy()
         self.epoch, self.step = 0, 0
+        self._snapshots = () if config.snapshots is None else parse_epochs(config.snapshots)
         self.history: list[dict[str, Any]] = []
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=device)
         if group.world_size > 1:
@@ -138,6 +140,7 @@ class Trainer:
         *,
         save: Callable[[Checkpoint], None],
         keep_best: Callable[[dict[str, Tensor]], None],
+        keep_snapshot: Callable[[int, dict[str, Tensor]], None],
         stop: threading.Event,
         reporter: Reporter,
     ) -> None:
@@ -146,11 +149,14 @@ class Trainer:
         Args:
             save: stores a checkpoint.
             keep_best: stores what has changed of the network when the validation is better than before.
+            keep_snapshot: stores the whole network at the end of an epoch of --snapshots, or before the first.
 
         Raises:
             Diverged: the loss is NaN or infinite.
         """
         saved = time.monotonic()
+        if (self.epoch, self.step) == (0, 0) and 0 in self._snapshots:
+            keep_snapshot(0, self.network.state_dict())
         total = self.config.epochs * self.steps_per_epoch
         if self._start_counts and not self.history:
             self.history.append({"epoch": 0, **self.validate()})
@@ -173,7 +179,7 @@ class Trainer:
                     if asked:
                         reporter.end()
                         return
-            self._finish_epoch(keep_best)
+            self._finish_epoch(keep_best, keep_snapshot)
             reporter.note(_epoch_line(self.history[-1], self.config.epochs))
             apart = min(_APART_S, 60 * self.config.checkpoint_minutes)
             asked, late = self.group.any(stop.is_set(), time.monotonic() - saved >= apart)
@@ -313,7 +319,11 @@ class Trainer:
             f"or with --clip 1 or --warmup 1, in a new folder"
         )
 
-    def _finish_epoch(self, keep_best: Callable[[dict[str, Tensor]], None]) -> None:
+    def _finish_epoch(
+        self,
+        keep_best: Callable[[dict[str, Tensor]], None],
+        keep_snapshot: Callable[[int, dict[str, Tensor]], None],
+    ) -> None:
         sums = self.group.sum(self._sums).tolist()
         entry: dict[str, Any] = {
             "epoch": self.epoch + 1,
@@ -326,6 +336,8 @@ class Trainer:
                 entry |= self.validate()
                 if self._is_best(entry):
                     keep_best(self.weights.changing())
+            if self.epoch + 1 in self._snapshots:
+                keep_snapshot(self.epoch + 1, self.network.state_dict())
         self.history.append(entry)
         self.epoch, self.step = self.epoch + 1, 0
         self._sums.zero_()

@@ -15,8 +15,9 @@ from conftest import SHARED, write_photo
 from torch import nn
 
 from featx.errors import PlanMismatch, UsageError
+from featx.explain.patches import boxes_of, cut
 from featx.explain.subject import load_subject
-from featx.explain.units import boxes_of, chosen_units, cut, project, strongest
+from featx.explain.units import chosen_units, project, strongest
 
 SQUEEZENET = SHARED / "squeezenet" / "squeezenet1_0.safetensors"
 

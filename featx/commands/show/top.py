@@ -157,12 +157,18 @@ def _draw_page(
     reporter: Reporter,
 ) -> npt.NDArray[np.intp]:
     """Draw a sheet and save its numbers, unless they are there; (U, k, 2) the positions of the activations."""
+    from featx.explain.patches import patches_of
+
     picture, numbers = shown.path / f"{page.name}.{config.format}", shown.path / f"{page.name}.npz"
     count = int((found.rows >= 0).sum())
     if picture.exists() and (there := shown.saved_arrays(numbers.name)) is not None:
         reporter.advance(count)
         return there["positions"]
-    arrays = _numbers(page, found, subject, features, reporter)
+    pictures = Pictures(features, subject)
+    arrays: dict[str, npt.NDArray[Any]] = {
+        "units": page.units, "rows": found.rows, "activations": found.activations,
+        **patches_of(subject, page.layer, pictures, page.units, found.rows, reporter.advance),
+    }  # fmt: skip
     shown.save_arrays(numbers.name, arrays)
     columns = int(np.ceil(np.sqrt(config.k)))
     tiles: list[Tile] = []
@@ -192,43 +198,6 @@ def _draw_page(
     )
     draw_sheet(sheet, picture, title)
     return np.asarray(arrays["positions"])
-
-
-def _numbers(
-    page: _Page, found: Strongest, subject: Subject, features: Features, reporter: Reporter
-) -> dict[str, npt.NDArray[Any]]:
-    from featx.explain.units import GREY, boxes_of, cut, project
-
-    pictures = Pictures(features, subject)
-    where = np.argwhere(found.rows >= 0)
-    # Unit by unit: an image that excites several units is decoded for each, and memory stays small.
-    shape = found.rows.shape
-    positions = np.zeros((*shape, 2), np.intp)
-    boxes = np.zeros((*shape, 4), np.intp)
-    scales = np.zeros(shape, np.float32)
-    height, width = boxes_of(subject, page.layer, positions[0])[0, 2:]
-    patches = np.full((*shape, height, width, 3), 255, np.uint8)
-    signals = np.zeros((*shape, height, width, 3), np.float16)
-    for place in range(shape[0]):
-        ranks = where[where[:, 0] == place, 1]
-        if not len(ranks):
-            continue
-        pixels = pictures.pixels([int(row) for row in found.rows[place, ranks]])
-        units = np.repeat(page.units[place], len(ranks))
-        seen = project(subject, page.layer, subject.normalised(pixels), units)
-        positions[place, ranks] = seen.positions
-        boxes[place, ranks] = boxes_of(subject, page.layer, seen.positions)
-        for rank, image, signal in zip(ranks, pixels, seen.projections.transpose(0, 2, 3, 1), strict=True):
-            box = boxes[place, rank]
-            patches[place, rank] = cut(image, box, GREY)
-            own = cut(signal, box, 0)
-            scales[place, rank] = np.abs(own).max()
-            signals[place, rank] = own / (scales[place, rank] or 1)
-        reporter.advance(len(ranks))
-    return {
-        "units": page.units, "rows": found.rows, "activations": found.activations, "positions": positions,
-        "boxes": boxes, "patches": patches, "projections": signals, "scales": scales,
-    }  # fmt: skip
 
 
 def _each(values: npt.NDArray[Any], there_are: npt.NDArray[np.bool_]) -> Iterator[tuple[npt.NDArray[Any], bool]]:
