@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from featx.commands.show.maps import show_maps
     from featx.commands.show.neighbors import show_neighbors
     from featx.commands.show.occlusion import show_occlusion
+    from featx.commands.show.report import PageReport, write_report
     from featx.commands.show.saliency import show_saliency
     from featx.commands.show.top import show_top
     from featx.commands.verify import VerifyReport, verify_file
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
         MapsConfig,
         NeighborsConfig,
         OcclusionConfig,
+        ReportConfig,
         SaliencyConfig,
         TopConfig,
     )
@@ -126,6 +128,9 @@ _HOME = {
     "show_correspondence": "featx.commands.show.correspondence",
     "EvolutionConfig": "featx.options.show",
     "show_evolution": "featx.commands.show.evolution",
+    "ReportConfig": "featx.options.show",
+    "PageReport": "featx.commands.show.report",
+    "write_report": "featx.commands.show.report",
     "TopConfig": "featx.options.show",
     "show_top": "featx.commands.show.top",
     "VerifyConfig": "featx.options.extraction",
@@ -175,12 +180,14 @@ __all__ = [  # defined by __getattr__
     "MergeReport",
     "NeighborsConfig",
     "OcclusionConfig",
+    "PageReport",
     "PredictConfig",
     "PredictReport",
     "Prediction",
     "Predictor",
     "ProbeConfig",
     "ProbeReport",
+    "ReportConfig",
     "SaliencyConfig",
     "ServeConfig",
     "Softmax",
@@ -212,6 +219,7 @@ __all__ = [  # defined by __getattr__
     "show_saliency",
     "show_top",
     "verify_file",
+    "write_report",
 ]
 
 

@@ -40,6 +40,7 @@ from featx.options.show import (
     MapsConfig,
     NeighborsConfig,
     OcclusionConfig,
+    ReportConfig,
     SaliencyConfig,
     TopConfig,
 )
@@ -53,7 +54,17 @@ if TYPE_CHECKING:
     from featx.runtime.report import Report
 
 INTERRUPTED = 130
-COMPUTING = ("check", "evaluate", "extract", "finetune", "predict", "probe", "serve", "show")  # they run networks
+COMPUTING = (
+    "check",
+    "evaluate",
+    "extract",
+    "finetune",
+    "predict",
+    "probe",
+    "report",
+    "serve",
+    "show",
+)  # they run networks
 
 
 def show(report: Report, as_json: bool) -> None:
@@ -518,6 +529,22 @@ def show_evolution_command(run: Path, output: Path, config: EvolutionConfig, as_
     from featx.commands.show.evolution import show_evolution
 
     show(show_evolution(run, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("report")
+@click.argument("inputs", type=PATH, nargs=-1, required=True)
+@output_option("The page to write.", metavar="FILE.html", required=True)
+@options_of(ReportConfig)
+@common
+def report_command(inputs: tuple[Path, ...], output: Path, config: ReportConfig, as_json: bool) -> None:
+    """Write one HTML page about INPUTS: features files, folders of trainings, folders of probes.
+
+    \b
+    featx report photos.h5 -o report.html
+    """
+    from featx.commands.show.report import write_report
+
+    show(write_report(inputs, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("serve")

@@ -27,7 +27,7 @@ LAYERS = (
     ("artifacts",),
     ("extraction",),
     ("training", "explain", "analysis"),
-    ("verification",),
+    ("verification", "reporting"),
     ("commands", "service"),
     ("cli",),
     ("__main__",),

@@ -13,7 +13,7 @@ from featx.figures.sheets import save_figure, set_title
 
 def draw_bars(
     heights: Mapping[str, Sequence[float]],
-    deviations: Mapping[str, Sequence[float]],
+    deviations: Mapping[str, Sequence[float]] | None,
     groups: Sequence[str],
     what: str,
     picture: Path,
@@ -34,8 +34,9 @@ def draw_bars(
     width = 0.8 / len(heights)
     for number, (name, values) in enumerate(heights.items()):
         places = np.arange(len(groups)) + (number - (len(heights) - 1) / 2) * width
+        errors = None if deviations is None else deviations[name]
         axes.bar(
-            places, values, 0.92 * width, yerr=deviations[name], capsize=3, label=name, color=class_colour(number),
+            places, values, 0.92 * width, yerr=errors, capsize=3, label=name, color=class_colour(number),
             error_kw={"linewidth": 0.9},
         )  # fmt: skip
     slanted = longest > 12

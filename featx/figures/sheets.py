@@ -82,6 +82,27 @@ def mosaic(pictures: Sequence[npt.NDArray[np.uint8] | None], columns: int, gap: 
     return found
 
 
+def unit_tiles(
+    title: str,
+    patches: npt.NDArray[np.uint8],
+    projections: npt.NDArray[Any],
+    there: npt.NDArray[np.bool_],
+    columns: int,
+) -> list[Tile]:
+    """Two tiles of one unit: the patches (k, h, w, 3) that excite it most, and beside them what of each does.
+
+    Args:
+        projections: (k, h, w, 3), drawn around grey, each for itself.
+        there: (k,) whether there is such an image.
+    """
+    if not there.any():
+        blank = np.full((8, 8, 3), 255, np.uint8)
+        return [Tile(blank, f"{title}: silent"), Tile(blank)]
+    seen = [one if is_there else None for one, is_there in zip(patches, there, strict=True)]
+    signals = [around_grey(one) if is_there else None for one, is_there in zip(projections, there, strict=True)]
+    return [Tile(mosaic(seen, columns), title), Tile(mosaic(signals, columns), "what excites it")]
+
+
 def around_grey(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """(h, w, 3) of signed values as colours: 0 is grey, the largest size is black or white."""
     most = float(np.abs(values).max()) or 1.0

@@ -9,7 +9,7 @@ from torch import nn
 
 from featx.errors import UnknownBackbone
 from featx.networks.architectures import alexnet, mini, sequential, vgg
-from featx.networks.architectures.architecture import Architecture, NamedLayer
+from featx.networks.architectures.architecture import Architecture, NamedLayer, ShippedWeights
 from featx.networks.architectures.variants import Variant, parse_variant, variant
 from featx.networks.run_folder import is_run, read_run
 from featx.runtime.text import nearest_names
@@ -90,13 +90,16 @@ def default_preprocessing(name: str, weights: str | None = None) -> dict[str, An
 
 
 def class_names(name: str, count: int) -> list[str]:
-    """The names of a network's classes: a run's own, torchvision's for its published weights; else their numbers.
+    """The names of a network's classes: a run's own, those of published or shipped weights; else their numbers.
 
     Args:
         count: how many it has.
     """
     if is_run(name):
         return list(read_run(name).classes)
+    if isinstance(shipped := architecture(name).weights, ShippedWeights):
+        names = shipped.class_names()
+        return names if len(names) == count else [str(index) for index in range(count)]
     from torchvision.models import get_model_weights, list_models
 
     if name in list_models():

@@ -246,3 +246,21 @@ class TopConfig(ShowConfig):
     )  # fmt: skip
     follow_links: bool = follow_links_option()
     max_bad: float = max_bad_option()
+
+
+@dataclass(frozen=True)
+class ReportConfig(Config):
+    """Options of `featx report`."""
+
+    layer: str | None = option(
+        None, "Layer that is mapped and classified; by default the one whose neighbours agree best.", "-l",
+        metavar="LAYER",
+    )  # fmt: skip
+    photos: str | None = option(
+        None, "An image or a folder of some: what of them decides for the network.", metavar="IMAGES"
+    )
+    seed: int = seed_option("map, folds and units")
+    device: str = device_option()
+    weights_file: str | None = option(
+        None, "Where the weights are now, if they have moved.", metavar="FILE", recorded=False
+    )

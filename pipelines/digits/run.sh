@@ -13,7 +13,7 @@ layers="conv1 conv3 conv5 fc6 fc7"
 mkdir -p "$data" "$out"
 
 echo "1. the images: $data/0 ... $data/9"
-python "$here/write_digits.py" "$data"
+python "$here/write_digits.py" "$data" "$out/photos"
 
 echo "2. what they are"
 featx check "$data"
@@ -41,5 +41,9 @@ python "$here/table.py" "$out/table.csv" "$@"
 
 echo "7. the best layer's SVM on every image: $out/predictions.csv"
 featx predict "$out/conv5-svm.safetensors" "$out/digits.h5" -o "$out/predictions.csv"
+
+echo "8. a page about all of it: $out/report.html"
+featx report "$out/digits.h5" --photos "$out/photos" -o "$out/report.html"
 echo "Digits hardly tell trained weights from random ones (WEIGHTS=random:0); photographs do: see the README."
-echo "To open: $out/table.csv, $out/predictions.csv, $out/digits.h5 (HDF5), $data"
+echo "Also: $out/table.csv, $out/predictions.csv, $out/digits.h5 (HDF5), $data"
+echo "To open in a browser: file://$(cd "$out" && pwd)/report.html"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
 from featx.explain.images import layer_of_maps
 from featx.explain.sources import Pictures, refuse_options_of_images, subject_of_features
-from featx.figures.sheets import Tile, around_grey, draw_sheet, mosaic
+from featx.figures.sheets import Tile, draw_sheet, unit_tiles
 from featx.options.extraction import ExtractConfig
 from featx.options.show import TopConfig
 from featx.runtime.files import is_hdf5, replacing
@@ -173,21 +172,10 @@ def _draw_page(
     columns = int(np.ceil(np.sqrt(config.k)))
     tiles: list[Tile] = []
     for place, unit in enumerate(page.units):
-        there_are = found.rows[place] >= 0
-        patches = [patch if is_there else None for patch, is_there in _each(arrays["patches"][place], there_are)]
-        signals = [
-            around_grey(signal) if is_there else None
-            for signal, is_there in _each(arrays["projections"][place], there_are)
-        ]
-        if not there_are.any():
-            blank = np.full((8, 8, 3), 255, np.uint8)
-            tiles += [Tile(blank, f"unit {unit}: silent"), Tile(blank)]
-            continue
-        best = found.activations[place][there_are]
-        tiles += [
-            Tile(mosaic(patches, columns), f"unit {unit}: {best[0]:.3g} to {best[-1]:.3g}"),
-            Tile(mosaic(signals, columns), "what excites it"),
-        ]
+        there = found.rows[place] >= 0
+        best = found.activations[place][there]
+        name = f"unit {unit}: {best[0]:.3g} to {best[-1]:.3g}" if len(best) else f"unit {unit}"
+        tiles += unit_tiles(name, arrays["patches"][place], arrays["projections"][place], there, columns)
     across = 2 * min(_UNITS_IN_ROW, len(page.units))
     sheet = [tiles[start : start + across] for start in range(0, len(tiles), across)]
     backbone = subject.recipe.backbone.name
@@ -198,10 +186,6 @@ def _draw_page(
     )
     draw_sheet(sheet, picture, title)
     return np.asarray(arrays["positions"])
-
-
-def _each(values: npt.NDArray[Any], there_are: npt.NDArray[np.bool_]) -> Iterator[tuple[npt.NDArray[Any], bool]]:
-    return zip(values, there_are.tolist(), strict=True)
 
 
 def _table(

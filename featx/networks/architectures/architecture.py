@@ -153,10 +153,14 @@ class PublishedWeights:
 
 @dataclass(frozen=True)
 class ShippedWeights:
-    """Weights that are part of the package."""
+    """Weights that are part of the package, for the classes of Tiny ImageNet."""
 
     network: str
     values: dict[str, Any]
+
+    def class_names(self) -> list[str]:
+        """The names of the classes, in the order of the logits."""
+        return (self.file.parent / "tiny-imagenet-classes.txt").read_text(encoding="utf-8").splitlines()
 
     @property
     def file(self) -> Path:

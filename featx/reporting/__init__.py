@@ -1,0 +1,1 @@
+"""One page that says what is inside features, a training or a probe."""
