@@ -40,6 +40,7 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         ("probe", features, "--per-class", "2", "--repeats", "2", "--c", "1", "-o", tmp_path / "probe"),
         ("finetune", photos, "-b", "alexnet-mini", "-w", "random:0", "--epochs", "1", "-o", tmp_path / "run"),
         ("weights",),
+        ("report", features, "-o", tmp_path / "report.html"),
     ]
     assert {step[0] for step in steps} == set(commands.commands) - {"serve", "show"}  # which have tests of their own
     for step in steps:

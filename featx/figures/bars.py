@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from featx.figures.colours import class_colour
+from featx.figures.names import height_of, name_places
 from featx.figures.sheets import save_figure, set_title
 
 
@@ -27,8 +28,9 @@ def draw_bars(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    longest = max(map(len, groups))
-    figure = Figure(figsize=(max(5.0, 1.6 + 1.1 * len(groups)), 4.0), layout="constrained", dpi=150)
+    figure = Figure(
+        figsize=(max(5.0, 1.6 + 1.1 * len(groups)), 4.0 + height_of(groups, 1.1)), layout="constrained", dpi=150
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     width = 0.8 / len(heights)
@@ -39,11 +41,7 @@ def draw_bars(
             places, values, 0.92 * width, yerr=errors, capsize=3, label=name, color=class_colour(number),
             error_kw={"linewidth": 0.9},
         )  # fmt: skip
-    slanted = longest > 12
-    axes.set_xticks(
-        range(len(groups)), [group[:28] for group in groups], rotation=30 if slanted else 0,
-        ha="right" if slanted else "center",
-    )  # fmt: skip
+    name_places(axes, groups, 1.1)
     axes.set_ylabel(what, fontsize=9)
     set_title(figure, title)
     axes.grid(axis="y", linewidth=0.3)

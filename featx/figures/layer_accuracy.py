@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from featx.figures.names import height_of, name_places
+from featx.figures.sheets import save_figure, set_title
 from featx.options.heads import HEADS
-from featx.runtime.files import replacing
 
 MARKERS = {"svm": "o", "softmax": "s"}
 
@@ -18,7 +19,9 @@ def draw_layers(found: Mapping[str, Any], picture: Path) -> None:
     from matplotlib.figure import Figure
 
     layers = list(dict.fromkeys(row["layer"] for row in found["rows"]))
-    figure = Figure(figsize=(max(5.0, 1.5 + 0.6 * len(layers)), 4.0), layout="constrained", dpi=150)
+    figure = Figure(
+        figsize=(max(5.0, 1.5 + 0.6 * len(layers)), 4.0 + height_of(layers, 0.6)), layout="constrained", dpi=150
+    )
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     for offset, head in enumerate(found["heads"]):
@@ -29,11 +32,9 @@ def draw_layers(found: Mapping[str, Any], picture: Path) -> None:
             label=HEADS[head], marker=MARKERS[head], markersize=4, capsize=3, linewidth=1.2,
         )  # fmt: skip
     axes.axhline(100 * found["chance"], color="grey", linewidth=0.8, linestyle=":", label="chance")
-    axes.set_xticks(range(len(layers)), layers, rotation=45 if len(layers) > 8 else 0)
+    name_places(axes, layers, 0.6)
     axes.set_ylabel("mean accuracy per class (%)")
-    axes.set_title(f"{found['title']}: {found['per_class']} images per class, {found['repeats']} repeats", fontsize=9)
+    set_title(figure, f"{found['title']}: {found['per_class']} images per class, {found['repeats']} repeats", 9)
     axes.grid(axis="y", linewidth=0.3)
     axes.legend(fontsize=8)
-    with replacing(picture) as partial:
-        # The file's name without its ending says nothing about the format; no date, so that bytes repeat.
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save_figure(figure, picture)

@@ -66,7 +66,7 @@ def draw_sheet(
 
 def set_title(figure: Any, title: str, size: float = 10) -> None:
     """Over the whole figure, broken into lines that fit its width."""
-    characters = max(20, int(140 * figure.get_figwidth() / size))
+    characters = max(20, int(122 * figure.get_figwidth() / size))
     figure.suptitle(textwrap.fill(title, characters), fontsize=size)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from featx.runtime.files import replacing
+from featx.figures.sheets import save_figure
 from featx.runtime.stored import convert, parse_json
 
 
@@ -31,5 +31,4 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(linewidth=0.3)
         axes.legend(fontsize=8)
-    with replacing(picture) as partial:
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save_figure(figure, picture)
