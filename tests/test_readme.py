@@ -74,3 +74,14 @@ def test_every_featx_command_and_option_of_the_shell_blocks_exists():
             helps[command] = ran.stdout
         for option in re.findall(r"(?<=\s)(--[a-z-]+)", words):
             assert option in helps[command], f"{command} {option}"
+
+
+def test_the_gallery_shows_every_picture_with_a_command_that_there_is():
+    text = (ROOT / "docs" / "gallery.md").read_text()
+    pictures = re.findall(r"^!\[.*?\]\((pictures/.*?)\)$", text, re.MULTILINE)
+    assert {Path(name).name for name in pictures} == {path.name for path in (ROOT / "docs" / "pictures").iterdir()}
+    assert sum(path.stat().st_size for path in (ROOT / "docs" / "pictures").iterdir()) < 3e6
+    commands = re.findall(r"^featx show (\S+)", text, re.MULTILINE)
+    from featx.cli import show_group
+
+    assert set(commands) == set(show_group.commands)
