@@ -48,8 +48,8 @@ ENTRIES = (
 )  # fmt: skip
 INTRODUCTION = (
     "Every picture with its command, made by `python docs/draw_gallery.py` with the two small networks that featx",
-    "brings along, on the digits and the two photographs of scikit-learn. [show.md](show.md) says what each is, where",
-    "it comes from, and what to believe.",
+    "brings along, on the digits and the two photographs of scikit-learn. [show.md](show.md) says what each is,",
+    "where it comes from, and what to believe.",
 )
 FIRST = (
     "featx extract digits -b alexnet-mini -l conv1,conv3,conv5,fc7 --pool avg -o digits.h5",

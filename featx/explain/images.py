@@ -73,7 +73,7 @@ def subject_for(config: ShowConfig, layers: str | None, reporter: Reporter) -> S
 
 
 def layer_of_maps(config: ShowConfig, layer: str | None) -> str:
-    """A layer of (C, H, W) maps: the one that is named, or the last one of more than one position.
+    """A layer of (C, H, W) maps: the one that is named, or the last one that is no pooling.
 
     Raises:
         UsageError: it is none, or there is none.
@@ -83,11 +83,12 @@ def layer_of_maps(config: ShowConfig, layer: str | None) -> str:
         layers=layer or "*",
     )  # fmt: skip
     shapes = {one.name: recipe.backbone.geometry_of(one).shape for one in recipe.layers}
-    maps = [name for name, shape in shapes.items() if len(shape) == 3 and (layer or shape[1] * shape[2] > 1)]
-    if not maps:
+    found = next(reversed([name for name, shape in shapes.items() if len(shape) == 3]), None)
+    found = found if layer else recipe.backbone.last_maps()
+    if found is None:
         what = f"{layer} of {config.backbone} is" if layer else f"{config.backbone} has"
         raise UsageError(f"{what} no layer of maps (C, H, W); featx layers {config.backbone} lists them")
-    return maps[-1]
+    return found
 
 
 def first_and_last(config: ShowConfig) -> str:

@@ -19,8 +19,9 @@ from featx.analysis.nearest import METRICS
 from featx.networks.pooling import parse_pooling
 from featx.service.access import CLIENT_GONE, PAGE_FILES, Access
 from featx.service.batching import Row
+from featx.service.explaining import add_explain
 from featx.service.messages.answers import ARROW, JSON, NPY, NPZ, Answer, chosen_kind, encode, refuse_large_answer
-from featx.service.messages.bodies import Gone, Sent
+from featx.service.messages.bodies import IMAGES, Gone, Sent
 from featx.service.messages.problems import PROBLEMS, Problem, add_handlers, json_answer
 from featx.service.models import Classifier, Network
 from featx.service.protocols.inference import add_inference_protocol
@@ -29,25 +30,6 @@ from featx.service.service import Service
 
 MOST_NEIGHBORS = 1000
 MOST_STATUSES = 64  # in a header: proxies give headers a few kilobytes
-_ENCODED = {"type": "string", "description": "base64, or a data URL"}
-_NAMED = {"type": "object", "required": ["data"], "properties": {"name": {"type": "string"}, "data": _ENCODED}}
-_JSON_IMAGES = {
-    "type": "object",
-    "required": ["images"],
-    "properties": {"images": {"type": "array", "minItems": 1, "items": {"anyOf": [_ENCODED, _NAMED]}}},
-}
-_BINARY = {"type": "string", "format": "binary"}
-_FORM = {"type": "object", "properties": {"image": {"type": "array", "items": _BINARY}}}
-IMAGES: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "image/*": {"schema": _BINARY},
-            "multipart/form-data": {"schema": _FORM},
-            JSON: {"schema": _JSON_IMAGES},
-        },
-    }
-}
 _FEATURES: dict[int | str, dict[str, Any]] = {200: {"content": {kind: {} for kind in (JSON, NPY, NPZ, ARROW)}}}
 _THUMBNAIL: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}}}
 _HTML = "text/html; charset=utf-8"
@@ -102,6 +84,7 @@ def make_app(service: Service) -> FastAPI:
     )
     add_handlers(app)
     _add_images(app, service)
+    add_explain(app, service)
     _add_lists(app, service)
     add_embeddings(app, service)
     add_inference_protocol(app, service)

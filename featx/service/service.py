@@ -69,7 +69,7 @@ class Service:
             Problem: 413, 429 or 504.
             Gone: the client has closed the connection; what of its images was not begun is dropped.
         """
-        self._charge(request, len(images))
+        self.charge(request, len(images))
         try:
             futures = network.batcher.submit(images)
         except Overloaded as error:
@@ -94,7 +94,8 @@ class Service:
             gone.cancel()
             everything.cancel()
 
-    def _charge(self, request: Request, images: int) -> None:
+    def charge(self, request: Request, images: int) -> None:
+        """Count images for a key; Problem 429 if it has had as many as it may."""
         request.scope["featx.images"] = images
         name = request.scope.get("featx.key")
         wait = self.keys.charge(name, images) if self.keys is not None and name is not None else 0.0

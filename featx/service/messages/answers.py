@@ -85,7 +85,7 @@ def refuse_large_answer(size: int) -> None:
 def encode(answer: Answer, kind: str) -> bytes:
     """The body of an answer."""
     if kind == NPY:
-        return _npy(next(iter(answer.layers.values())))
+        return npy(next(iter(answer.layers.values())))
     return {JSON: _json, NPZ: _npz, ARROW: _arrow}[kind](answer)
 
 
@@ -105,7 +105,8 @@ def _json(answer: Answer) -> bytes:
     return orjson.dumps(described, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _npy(values: npt.NDArray[Any]) -> bytes:
+def npy(values: npt.NDArray[Any]) -> bytes:
+    """An array as an .npy file."""
     out = io.BytesIO()
     np.lib.format.write_array(out, values, allow_pickle=False)
     return out.getvalue()

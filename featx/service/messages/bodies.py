@@ -22,6 +22,26 @@ MOST_IMAGES = 1024  # of one request
 _DRAINED_S = 2.0
 _NAME = 200  # characters of a name that are repeated in the answer
 
+_ENCODED = {"type": "string", "description": "base64, or a data URL"}
+_NAMED = {"type": "object", "required": ["data"], "properties": {"name": {"type": "string"}, "data": _ENCODED}}
+_JSON_IMAGES = {
+    "type": "object",
+    "required": ["images"],
+    "properties": {"images": {"type": "array", "minItems": 1, "items": {"anyOf": [_ENCODED, _NAMED]}}},
+}
+_BINARY = {"type": "string", "format": "binary"}
+_FORM = {"type": "object", "properties": {"image": {"type": "array", "items": _BINARY}}}
+IMAGES: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "image/*": {"schema": _BINARY},
+            "multipart/form-data": {"schema": _FORM},
+            "application/json": {"schema": _JSON_IMAGES},
+        },
+    }
+}
+
 
 @dataclass(frozen=True)
 class Sent:
