@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import zipfile
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,14 @@ import numpy.typing as npt
 
 from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files, write_json
 from featx.errors import FileFormatError
-from featx.runtime.files import replacing
+from featx.runtime.files import disk_errors, replacing
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report
 from featx.runtime.stored import convert, read_json_file
 from featx.runtime.text import table
 
 RECORD = "show.json"
+PARTS = "parts.partial"  # a folder of what is computed before the pictures are drawn
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,19 @@ class ShownFolder(Artifact[ShowReport]):
         with replacing(self.path / name) as partial, partial.open("wb") as file:
             np.savez_compressed(file, **arrays)  # type: ignore[arg-type]  # its keywords are arrays
 
+    def remembered(
+        self, key: str, compute: Callable[[], Mapping[str, npt.NDArray[Any]]]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """What an interrupted run has computed for a key, or what is computed now and kept until the end."""
+        name = f"{PARTS}/{key}.npz"
+        found = self.saved_arrays(name)
+        if found is None:
+            found = dict(compute())
+            with disk_errors(self.path):
+                (self.path / PARTS).mkdir(exist_ok=True)
+            self.save_arrays(name, found)
+        return found
+
     def saved_arrays(self, name: str) -> dict[str, npt.NDArray[Any]] | None:
         """The numbers of an .npz that an interrupted run has left; None if it is not there."""
         path = self.path / name
@@ -94,4 +109,5 @@ class ShownFolder(Artifact[ShowReport]):
         report = ShowReport(self.path, self.files, columns, rows)
         kept = {"plan": plan, "files": self.files, "columns": columns, "rows": rows}
         write_json(self.path / RECORD, kept)
+        shutil.rmtree(self.path / PARTS, ignore_errors=True)
         return report

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,18 @@ class Curves:
     places: npt.NDArray[np.float64]
     distances: dict[str, npt.NDArray[np.float64]]
     probability: npt.NDArray[np.float64]
+
+    def arrays(self) -> dict[str, npt.NDArray[np.float64]]:
+        """All of it, to be kept in a file."""
+        named = {f"distances {layer}": values for layer, values in self.distances.items()}
+        return {"places": self.places, "probability": self.probability, **named}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[np.float64]]) -> Curves:
+        """What `arrays` has made."""
+        begin = "distances "
+        named = {name[len(begin) :]: values for name, values in arrays.items() if name.startswith(begin)}
+        return cls(arrays["places"], named, arrays["probability"])
 
 
 def places_of(kind: str, side: int) -> npt.NDArray[np.float64]:

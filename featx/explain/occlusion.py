@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from featx.explain.subject import LOGITS, Subject
 
 _AT_ONCE = 32
+_TENSORS = ("probability", "log_odds", "predicted", "activation")
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,20 @@ class Occlusion:
     activation: Tensor
     unit: int
     whole: tuple[float, float, float]
+
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """All of it, to be kept in a file."""
+        return {name: np.asarray(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Occlusion:
+        """What `arrays` has made."""
+        tensors = {name: torch.from_numpy(arrays[name]) for name in _TENSORS}
+        probability, log_odds, activation = (float(value) for value in arrays["whole"])
+        return cls(
+            tops=arrays["tops"].tolist(), lefts=arrays["lefts"].tolist(), unit=int(arrays["unit"]),
+            whole=(probability, log_odds, activation), **tensors,
+        )  # fmt: skip
 
 
 def occlude(

@@ -106,9 +106,9 @@ def _smooth(
     Source:
         Smilkov et al., SmoothGrad: removing noise by adding noise, 2017. The absolute value is taken after the mean.
     """
-    generator = torch.Generator().manual_seed(seed)
     found = []
     for image, label in zip(inputs, classes, strict=True):
+        generator = torch.Generator().manual_seed(seed)  # an image's map does not depend on those before it
         deviation = noise * float(image.max() - image.min())
         drawn = torch.randn((samples, *image.shape), generator=generator).to(inputs.device)
         gradients = input_gradient(network, image[None] + deviation * drawn, label.repeat(samples))

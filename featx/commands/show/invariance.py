@@ -50,7 +50,7 @@ def show_invariance(
         return finished
     import torch
 
-    from featx.explain.invariance import KINDS, curves, places_of
+    from featx.explain.invariance import KINDS, Curves, curves, places_of
 
     asked = config.layers or first_and_last(config)
     subject = subject_for(config, asked, reporter)
@@ -60,15 +60,18 @@ def show_invariance(
         best = subject.logits(inputs).argmax(1).tolist()
     targets = best if config.target is None else [subject.class_index(config.target)] * len(best)
     reporter.begin("invariance", len(inputs) * sum(len(places_of(kind, subject.side)) for kind in KINDS))
-    found = {
-        kind: [
-            curves(subject, image, target, layers, kind, fill=config.fill, advance=reporter.advance)
-            for image, target in zip(inputs, targets, strict=True)
-        ]
-        for kind in KINDS
-    }
-    reporter.end()
     folder.begin(plan)
+    found: dict[str, list[Curves]] = {kind: [] for kind in KINDS}
+    for kind in KINDS:
+        for stem, image, target in zip(shown.stems, inputs, targets, strict=True):
+
+            def compute(kind: str = kind, image: torch.Tensor = image, target: int = target) -> dict[str, Any]:
+                return curves(
+                    subject, image, target, layers, kind, fill=config.fill, advance=reporter.advance
+                ).arrays()
+
+            found[kind].append(Curves.of_arrays(folder.remembered(f"{stem}.{kind}", compute)))
+    reporter.end()
     names = [f"{stem} ({subject.classes[target]})" for stem, target in zip(shown.stems, targets, strict=True)]
     _draw(subject, inputs[:1], found, layers, names, folder.path / picture, config)
     arrays: dict[str, npt.NDArray[Any]] = {}

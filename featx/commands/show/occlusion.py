@@ -48,7 +48,7 @@ def show_occlusion(
         return finished
     import torch
 
-    from featx.explain.occlusion import occlude, positions
+    from featx.explain.occlusion import Occlusion, occlude, positions
 
     layer = layer_of_maps(config, config.layer)
     subject = subject_for(config, layer, reporter)
@@ -62,12 +62,16 @@ def show_occlusion(
         best = subject.logits(inputs).argmax(1).tolist()
     targets = best if config.target is None else [subject.class_index(config.target)] * len(best)
     reporter.begin("occlusion", len(inputs) * len(positions(subject.side, square, stride)) ** 2)
-    found = [
-        occlude(subject, image, target, layer, square=square, stride=stride, advance=reporter.advance)
-        for image, target in zip(inputs, targets, strict=True)
-    ]
-    reporter.end()
     folder.begin(plan)
+    found = []
+    for stem, image, target in zip(shown.stems, inputs, targets, strict=True):
+
+        def compute(image: torch.Tensor = image, target: int = target) -> dict[str, np.ndarray]:
+            one = occlude(subject, image, target, layer, square=square, stride=stride, advance=reporter.advance)
+            return one.arrays()
+
+        found.append(Occlusion.of_arrays(folder.remembered(stem, compute)))
+    reporter.end()
     rows = []
     for stem, image, one, target in zip(shown.stems, pixels, found, targets, strict=True):
         name = subject.classes[target]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
@@ -16,6 +18,7 @@ from featx.options.show import SALIENCY_METHODS, SaliencyConfig
 from featx.runtime.progress import SILENT, Reporter
 
 NUMBERS = "saliency.npz"
+_AT_ONCE = 8  # images that are computed, and kept, together
 
 
 def show_saliency(
@@ -56,20 +59,32 @@ def show_saliency(
     target = best if config.target is None else torch.full_like(best, subject.class_index(config.target))
     probability = scores.double().softmax(1).gather(1, target[:, None])[:, 0].cpu().numpy()
     reporter.begin("saliency", len(methods) * len(inputs))
-    maps = {}
-    for method in methods:
-        found = saliency(
-            subject, inputs, target, method, samples=config.samples, noise=config.noise, steps=config.steps,
-            baseline=config.baseline, seed=config.seed,
-        )  # fmt: skip
-        maps[method] = found.maps.float().cpu().numpy()
-        if found.completeness is not None:
-            reporter.note(
-                f"integrated: the parts add up to the score's change but for {found.completeness.max():.2%}"
-            )
-        reporter.advance(len(inputs))
-    reporter.end()
     folder.begin(plan)
+    maps, missing = {}, []
+    for method in methods:
+        parts = []
+        for start in range(0, len(inputs), _AT_ONCE):
+            some = slice(start, start + _AT_ONCE)
+
+            def compute(method: str = method, some: slice = some) -> dict[str, npt.NDArray[Any]]:
+                found = saliency(
+                    subject, inputs[some], target[some], method, samples=config.samples, noise=config.noise,
+                    steps=config.steps, baseline=config.baseline, seed=config.seed,
+                )  # fmt: skip
+                lacking = found.completeness
+                return {
+                    "maps": found.maps.float().cpu().numpy(),
+                    "missing": np.zeros(0) if lacking is None else lacking.double().cpu().numpy(),
+                }
+
+            part = folder.remembered(f"{method}.{start}", compute)
+            parts.append(part["maps"])
+            missing += part["missing"].tolist()
+            reporter.advance(len(part["maps"]))
+        maps[method] = np.concatenate(parts)
+    reporter.end()
+    if missing:
+        reporter.note(f"integrated: the parts add up to the score's change but for {max(missing):.2%}")
     rows = []
     for place, stem in enumerate(shown.stems):
         name = subject.classes[int(target[place])]
