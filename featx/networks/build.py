@@ -9,6 +9,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from featx.errors import UsageError
+from featx.networks.architectures.lenet import Rbf
 from featx.networks.registry import architecture
 from featx.networks.run_folder import is_run, read_run
 
@@ -65,9 +66,9 @@ def final_layer(network: nn.Module) -> str:
     candidates = [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and not name.lower().startswith("aux")
+        if isinstance(module, nn.Linear | nn.Conv2d | Rbf) and not name.lower().startswith("aux")
     ]
-    linear = [name for name in candidates if isinstance(network.get_submodule(name), nn.Linear)]
+    linear = [name for name in candidates if not isinstance(network.get_submodule(name), nn.Conv2d)]
     # Squeeze-and-excitation and attention have linear layers as well, but none of them comes last.
     last = ("classifier", "fc", "head", "heads")
     found: list[str] = [name for name in (linear or candidates) if name.split(".")[0] in last]
@@ -84,6 +85,8 @@ def replace_final_layer(network: nn.Module, classes: int) -> None:
         new: nn.Module = nn.Linear(old.in_features, classes)
         nn.init.normal_(new.weight, std=0.01)  # type: ignore[arg-type]  # a Linear's weight is a tensor
         nn.init.zeros_(new.bias)  # type: ignore[arg-type]  # and so is its bias
+    elif isinstance(old, Rbf):
+        new = Rbf(old.in_features, classes)
     else:
         assert isinstance(old, nn.Conv2d)
         new = nn.Conv2d(old.in_channels, classes, old.kernel_size)  # type: ignore[arg-type]  # (1, 1)

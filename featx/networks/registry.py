@@ -8,13 +8,14 @@ from typing import Any
 from torch import nn
 
 from featx.errors import UnknownBackbone
-from featx.networks.architectures import alexnet, mini, sequential, vgg
+from featx.networks.architectures import alexnet, deepface, highway, imagenet2012, lenet, mini, vgg
 from featx.networks.architectures.architecture import Architecture, NamedLayer, ShippedWeights
-from featx.networks.architectures.variants import Variant, parse_variant, variant
+from featx.networks.architectures.variants import parse_variant, variant
 from featx.networks.run_folder import is_run, read_run
 from featx.runtime.text import nearest_names
 
-_DEFINED_HERE = {entry.name: entry for entry in (*alexnet.ENTRIES, *vgg.ENTRIES, *mini.ENTRIES)}
+_MODULES = (alexnet, vgg, mini, lenet, imagenet2012, deepface, highway)
+_DEFINED_HERE: dict[str, Architecture] = {entry.name: entry for module in _MODULES for entry in module.ENTRIES}
 _BY_MODULE = {entry.module: entry for entry in _DEFINED_HERE.values()}
 
 
@@ -66,16 +67,12 @@ def architecture(name: str) -> Architecture:
 
 def literature_layers(network: nn.Module) -> list[NamedLayer]:
     """The layers of a network under their literature names, in order; empty for networks without."""
-    if isinstance(network, Variant):
-        return network.named
     entry = _BY_MODULE.get(type(network))
     return [] if entry is None or entry.layers is None else entry.layers(network)
 
 
 def chain(network: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """The modules of a network that is a chain of them, by name; None for others."""
-    if isinstance(network, Variant):
-        return sequential.chain(network)
     entry = _BY_MODULE.get(type(network))
     return None if entry is None or entry.chain is None else entry.chain(network)
 

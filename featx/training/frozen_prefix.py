@@ -64,4 +64,6 @@ def _cut_chain(network: nn.Module, modules: list[tuple[str, nn.Module]], trained
     groups = [group for group in layer_groups(network) if trained & set(group.parameters)]
     live = {module for group in groups for module in group.modules}
     first = next((place for place, (name, _) in enumerate(modules) if name in live), 0)
-    return Cut(modules[first - 1][0], nn.Sequential(*(module for _, module in modules[first:]))) if first else None
+    if not any(True for _, module in modules[:first] for _ in module.parameters()):
+        return None  # nothing that could be frozen: a conversion to grey
+    return Cut(modules[first - 1][0], nn.Sequential(*(module for _, module in modules[first:])))

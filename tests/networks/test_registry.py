@@ -19,7 +19,7 @@ from featx.networks.layer_names import LOGITS, PENULTIMATE, PROB
 from featx.networks.registry import architecture, backbone_names, default_preprocessing
 from featx.networks.weights import weights_of
 
-DEFINED_HERE = [entry.name for entry in (*alexnet.ENTRIES, *vgg.ENTRIES)]
+DEFINED_HERE = [entry.name for entry in (*alexnet.ENTRIES, *vgg.ENTRIES) if entry.weights.files()]
 # One of every family, for every run; the others are slow.
 SAMPLE = (
     "alexnet", "vgg11_bn", "alexnet-mini", "vit_b_32", "swin_t", "efficientnet_b0", "regnet_y_400mf", "inception_v3",
@@ -85,13 +85,8 @@ def penultimate_is_what_the_final_layer_gets(name: str) -> None:
     caught = []
     module = network.get_submodule(final_layer(network))
     hook = module.register_forward_pre_hook(lambda _module, inputs: caught.append(inputs[0].clone()))
-    side = (
-        224
-        if name.startswith(("vit", "swin", "maxvit"))
-        else 64
-        if "mini" in name
-        else max(96, min(backbone.side, 128))
-    )
+    fixed = name.startswith(("vit", "swin", "maxvit")) or not architecture(name).weights.files()
+    side = backbone.side if fixed else max(96, min(backbone.side, 128))
     pixels = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         logits = network(pixels)

@@ -46,11 +46,14 @@ def test_every_parameter_of_every_network_is_in_exactly_one_layer(name):
     groups = layer_groups(network)
     parameters = [parameter for group in groups for parameter in group.parameters]
     assert sorted(parameters) == sorted(dict(network.named_parameters()))
-    assert len({group.name for group in groups}) == len(groups) >= 5
+    assert len({group.name for group in groups}) == len(groups) >= (5 if "mnist" not in name else 3)
     if name not in ("googlenet", "inception_v3"):
         assert all(rate.rate == 2.0 for rate in assign_rates("*=2", network))
     before, final = {n: p.shape for n, p in network.named_parameters()}, final_layer(network)
     replace_final_layer(network, 7)
+    if name == "lenet5-rbf":  # its outputs are distances to codes that are not learned
+        assert network.get_submodule(final).out_features == 7
+        return
     assert final_layer(network) == final
     assert next(network.get_submodule(final).parameters()).shape[0] == 7
     different = [n for n, p in network.named_parameters() if before.get(n) != p.shape]

@@ -152,6 +152,30 @@ class PublishedWeights:
 
 
 @dataclass(frozen=True)
+class Unpublished:
+    """No weights that featx could fetch: the network is trained, or its weights are in a file.
+
+    Attributes:
+        values: the preprocessing it is meant for.
+    """
+
+    network: str
+    values: dict[str, Any]
+
+    def source(self, spec: str) -> WeightsSource:
+        raise UsageError(
+            f"{self.network} has no published weights, --weights {spec}: it is trained with featx finetune "
+            f"--from-scratch, or has the weights of a file, or random:SEED"
+        )
+
+    def preprocessing(self, name: str | None = None) -> dict[str, Any]:
+        return {key: list(value) if isinstance(value, list) else value for key, value in self.values.items()}
+
+    def files(self) -> dict[str, str]:
+        return {}
+
+
+@dataclass(frozen=True)
 class ShippedWeights:
     """Weights that are part of the package, for the classes of Tiny ImageNet."""
 

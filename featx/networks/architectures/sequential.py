@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from torch import nn
+from torch import Tensor, nn
 
 from featx.networks.architectures.architecture import NamedLayer
 
@@ -20,6 +20,29 @@ class FeaturesAndClassifier(Protocol):
 
     features: Any
     classifier: Any
+
+
+class Chained(nn.Module):
+    """(B, 3, H, W) -> (B, K) logits: `features`, flattened, then `classifier`.
+
+    Attributes:
+        named: its layers as the literature names them.
+    """
+
+    def __init__(
+        self, features: nn.Sequential, avgpool: nn.Module | None, classifier: nn.Sequential, named: list[NamedLayer]
+    ) -> None:
+        super().__init__()
+        self.features, self.classifier, self.named = features, classifier, named
+        if avgpool is not None:
+            self.avgpool = avgpool
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.features(x)
+        if hasattr(self, "avgpool"):
+            maps = self.avgpool(maps)
+        logits: Tensor = self.classifier(maps.flatten(1))
+        return logits
 
 
 def name_layers(network: FeaturesAndClassifier, *, by_block: bool) -> list[NamedLayer]:
@@ -44,7 +67,7 @@ def chain(network: Any) -> list[tuple[str, nn.Module]]:
 
 def _maps(features: nn.Sequential, by_block: bool) -> list[NamedLayer]:
     found: list[NamedLayer] = []
-    pools: list[tuple[int, NamedLayer]] = []  # how many convolutions come before each
+    pools: list[tuple[int, NamedLayer]] = []  # and norms: how many convolutions come before each
     block, within, before = 1, 0, ""
     for index, module in features.named_children():
         node = f"features.{index}"
@@ -59,6 +82,8 @@ def _maps(features: nn.Sequential, by_block: bool) -> list[NamedLayer]:
             before if is_relu else last.before_relu,
             (*last.modules, node),
         )
+        if isinstance(module, nn.LocalResponseNorm):
+            pools.append((len(found), NamedLayer(f"norm{block if by_block else within}", node)))
         if isinstance(module, nn.MaxPool2d):
             pools.append((len(found), NamedLayer(f"pool{block if by_block else within}", node)))
             if by_block:

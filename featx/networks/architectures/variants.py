@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from featx.errors import UsageError
-from featx.networks.architectures.architecture import Architecture, NamedLayer, WeightsSource
-from featx.networks.architectures.sequential import chain
+from featx.networks.architectures.architecture import Architecture, NamedLayer, Unpublished
+from featx.networks.architectures.sequential import Chained, chain
 
 WITHOUT, WIDEN = "-without-", "-widen-"
 _FACTOR = re.compile(r"([a-z]+[0-9_]+)x(\d+(?:\.\d+)?)")
@@ -67,49 +67,6 @@ def parse_variant(name: str) -> Change | None:
     return Change(base, tuple(without.split("-")) if without else (), factors)
 
 
-class Variant(nn.Module):
-    """(B, 3, H, W) -> (B, K) logits, by the layers of another network that are left.
-
-    Attributes:
-        named: its layers, under the names they have in that network.
-    """
-
-    def __init__(
-        self, features: nn.Sequential, avgpool: nn.Module | None, classifier: nn.Sequential, named: list[NamedLayer]
-    ) -> None:
-        super().__init__()
-        self.features, self.classifier, self.named = features, classifier, named
-        if avgpool is not None:
-            self.avgpool = avgpool
-
-    def forward(self, x: Tensor) -> Tensor:
-        maps = self.features(x)
-        if hasattr(self, "avgpool"):
-            maps = self.avgpool(maps)
-        logits: Tensor = self.classifier(maps.flatten(1))
-        return logits
-
-
-@dataclass(frozen=True)
-class _NoWeights:
-    """A variant has none that anybody has published; its images are prepared as for the network it comes from."""
-
-    name: str
-    base: Architecture
-
-    def source(self, spec: str) -> WeightsSource:
-        raise UsageError(
-            f"{self.name} has no published weights, --weights {spec}: it is trained with featx finetune "
-            f"--from-scratch, or has the weights of a file, or random:SEED"
-        )
-
-    def preprocessing(self, name: str | None = None) -> dict[str, Any]:
-        return self.base.weights.preprocessing(name)
-
-    def files(self) -> dict[str, str]:
-        return {}
-
-
 def variant(base: Architecture, name: str, change: Change) -> Architecture:
     """The table's entry of a variant.
 
@@ -123,10 +80,12 @@ def variant(base: Architecture, name: str, change: Change) -> Architecture:
 
     if base.layers is None or base.chain is None:
         raise UsageError(f"{name}: layers can be taken out of AlexNet, VGG and networks made like them")
-    return Architecture(name, build, _NoWeights(name, base), Variant, lambda network: network.named, chain)
+    return Architecture(
+        name, build, Unpublished(name, base.weights.preprocessing()), Chained, lambda network: network.named, chain
+    )
 
 
-def vary(network: nn.Module, layers: Callable[[Any], list[NamedLayer]] | None, change: Change, side: int) -> Variant:
+def vary(network: nn.Module, layers: Callable[[Any], list[NamedLayer]] | None, change: Change, side: int) -> Chained:
     """A network with layers taken out and widened; what follows takes what comes.
 
     The pooling behind a convolution stays when the convolution goes, so that sizes stay.
@@ -172,7 +131,7 @@ def vary(network: nn.Module, layers: Callable[[Any], list[NamedLayer]] | None, c
         for layer in named
         if layer.name not in change.without
     ]
-    return Variant(_part(kept, "features"), getattr(whole, "avgpool", None), _part(kept, "classifier"), own).train(
+    return Chained(_part(kept, "features"), getattr(whole, "avgpool", None), _part(kept, "classifier"), own).train(
         network.training
     )
 
@@ -198,10 +157,9 @@ def _fitted(module: nn.Module, values: int, factor: float) -> tuple[nn.Module, i
         outputs = max(1, round(module.out_channels * factor))
         if (module.in_channels, module.out_channels) == (values, outputs):
             return module, outputs
-        made: nn.Module = nn.Conv2d(
-            values, outputs, module.kernel_size, module.stride, module.padding,  # type: ignore[arg-type]  # pairs
-            bias=module.bias is not None, device=module.weight.device,
-        )  # fmt: skip
+        groups = module.groups if values % module.groups == 0 and outputs % module.groups == 0 else 1
+        how: Any = module.kernel_size, module.stride, module.padding, module.dilation, groups, module.bias is not None
+        made: nn.Module = nn.Conv2d(values, outputs, *how).to(module.weight.device)
         return made, outputs
     if isinstance(module, nn.Linear):
         outputs = max(1, round(module.out_features * factor))

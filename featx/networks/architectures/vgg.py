@@ -13,9 +13,10 @@ import functools
 
 from torch import Tensor, nn
 
-from featx.networks.architectures.architecture import IMAGENET, Architecture, ListedWeights, NamedLayer
+from featx.networks.architectures.architecture import IMAGENET, Architecture, ListedWeights, NamedLayer, Unpublished
 from featx.networks.architectures.sequential import chain, name_layers
 
+_THIRD, _COLOURS = 2, 3
 WIDTHS = (64, 128, 256, 512, 512)
 # Convolutions per block.
 CONFIGURATIONS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -40,21 +41,28 @@ class VGG(nn.Module):
         *,
         batch_norm: bool,
         init: bool,
+        lrn: bool = False,
+        ones: bool = False,
         classes: int = 1000,
         dropout: float = 0.5,
     ) -> None:
         """Args:
 
         convolutions: in each of the five blocks.
+        lrn: local response normalisation behind the first convolution, as in configuration A-LRN.
+        ones: the third convolution of a block is 1 x 1, as in configuration C.
         init: initialise as torchvision does (He et al., ICCV 2015, for the convolutions).
         """
         super().__init__()
         modules, before = list[nn.Module](), 3
         for count, width in zip(convolutions, WIDTHS, strict=True):
-            for _ in range(count):
-                modules.append(nn.Conv2d(before, width, 3, padding=1))
+            for number in range(count):
+                side = 1 if ones and number == _THIRD else 3
+                modules.append(nn.Conv2d(before, width, side, padding=side // 2))
                 modules += [nn.BatchNorm2d(width)] if batch_norm else []
                 modules.append(nn.ReLU(inplace=True))
+                if lrn and before == _COLOURS:
+                    modules.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))  # Krizhevsky's
                 before = width
             modules.append(nn.MaxPool2d(2, 2))
         self.features = nn.Sequential(*modules)
@@ -90,14 +98,30 @@ def build(name: str, _published: str | None, init: bool) -> nn.Module:
     return VGG(CONFIGURATIONS[name.removesuffix("_bn")], batch_norm=name.endswith("_bn"), init=init)
 
 
-ENTRIES = tuple(
+def build_as_printed(name: str, _published: str | None, init: bool) -> nn.Module:
+    """Configurations A-LRN and C of Table 1."""
+    if name == "vgg11-lrn":
+        return VGG(CONFIGURATIONS["vgg11"], batch_norm=False, init=init, lrn=True)
+    return VGG(CONFIGURATIONS["vgg16"], batch_norm=False, init=init, ones=True)
+
+
+_AS_PRINTED = tuple(
     Architecture(
-        name,
-        functools.partial(build, name),
-        ListedWeights(name, f"{name.upper()}_Weights", WEIGHTS[name]),
-        VGG,
-        layers,
-        chain,
+        name, functools.partial(build_as_printed, name), Unpublished(name, _AS_IN_THE_PAPER), VGG, layers, chain
     )
-    for name in _FILES
+    for name in ("vgg11-lrn", "vgg16-c")
+)
+ENTRIES = (
+    tuple(
+        Architecture(
+            name,
+            functools.partial(build, name),
+            ListedWeights(name, f"{name.upper()}_Weights", WEIGHTS[name]),
+            VGG,
+            layers,
+            chain,
+        )
+        for name in _FILES
+    )
+    + _AS_PRINTED
 )

@@ -57,7 +57,7 @@ class Field:
 WHOLE = Field(whole=True)
 _POINTWISE = (
     nn.ReLU, nn.ReLU6, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.SiLU, nn.GELU, nn.Dropout, nn.Identity,
-    nn.BatchNorm2d,
+    nn.BatchNorm2d, nn.LocalResponseNorm,
 )  # fmt: skip
 # torchvision's own modules, by name: it is not loaded for networks without them.
 _POINTWISE_OF_TORCHVISION = {"StochasticDepth", "FrozenBatchNorm2d"}
@@ -88,11 +88,18 @@ def module_field(
     module: nn.Module, field: Field, shape_in: tuple[int, ...], shape_out: tuple[int, ...]
 ) -> Field | None:
     name = type(module).__name__
+    if (window := getattr(module, "window", None)) is not None and not field.whole:  # one of featx's own
+        return _window(field, *window)
     if name == "SqueezeExcitation":
         return WHOLE  # its scale looks at every pixel
     if isinstance(module, nn.Sequential):
         return _sequential_field(module, field, shape_in, shape_out)
-    if field.whole or isinstance(module, _POINTWISE) or name in _POINTWISE_OF_TORCHVISION:
+    if (
+        field.whole
+        or isinstance(module, _POINTWISE)
+        or hasattr(module, "pointwise")
+        or name in _POINTWISE_OF_TORCHVISION
+    ):
         return field
     if isinstance(module, nn.LayerNorm | nn.Linear) and field.channels_last and name != "LayerNorm2d":
         return field

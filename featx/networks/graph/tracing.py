@@ -29,7 +29,7 @@ def trace_network(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node
             contain others, under theirs, as the node whose output they return.
     """
     if chain(network) is not None:
-        traced = fx.symbolic_trace(network)
+        traced = fx.GraphModule(network, _ChainTracer(network).trace(network))
         nodes = [node for node in traced.graph.nodes if node.op != "output"]
         return traced, {str(node.target) if node.op == "call_module" else node.name: node for node in nodes}
     import torchvision
@@ -41,6 +41,17 @@ def trace_network(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node
     return fx.GraphModule(network, graph), names | {
         name: node for name, node in tracer.outputs.items() if node in present
     }
+
+
+class _ChainTracer(fx.Tracer):
+    """Takes the modules of a chain as they are, also those that are not PyTorch's own."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._links = {id(module) for _, module in chain(network) or ()}
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return id(m) in self._links or super().is_leaf_module(m, module_qualified_name)
 
 
 class _NamingTracer(fx.Tracer):

@@ -19,7 +19,9 @@ SAMPLE = (
     "resnet18", "squeezenet1_1", "convnext_tiny", "shufflenet_v2_x0_5", "mobilenet_v3_small", "densenet121",
     "mnasnet0_5",
 )  # fmt: skip
-FIXED_SIZE = ("vit", "maxvit")
+FIXED_SIZE = (
+    "vit", "maxvit", "alexnet-2012", "caffenet", "zfnet", "convnet-mnist", "lenet5", "deepface", "highway",
+)  # fmt: skip
 
 
 def side_of(name: str, own: int) -> int:

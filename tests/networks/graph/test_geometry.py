@@ -8,11 +8,10 @@ import torch.nn.functional as F
 import torchvision
 from torch import fx, nn
 
-from featx.networks.architectures.mini import NAMES as MINI_NAMES
 from featx.networks.backbone import Backbone
 from featx.networks.build import construct
 from featx.networks.graph.capture import capture_layers, trace_nodes
-from featx.networks.registry import backbone_names
+from featx.networks.registry import architecture, backbone_names
 
 FIELDS = {
     "alexnet": (224, ["conv1", "pool1", "conv2", "conv3", "conv5", "pool5"]),
@@ -109,7 +108,7 @@ def test_shapes_are_the_real_ones(name):
     assert {row.node: row.shape for row in rows} == {row.node: shapes[row.node] for row in rows}
 
 
-@pytest.mark.parametrize("name", [name for name in backbone_names() if name not in MINI_NAMES])
+@pytest.mark.parametrize("name", [name for name in backbone_names() if architecture(name).weights.files()])
 def test_parameters_and_cost_agree_with_torchvisions_records(name):
     weights = torchvision.models.get_model_weights(name).DEFAULT
     backbone = Backbone(name)
