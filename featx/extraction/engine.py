@@ -17,6 +17,7 @@ from torch import Tensor, fx
 
 from featx.errors import FeatxError
 from featx.extraction.cpu_kernels.packing import pack
+from featx.extraction.cpu_kernels.whole_vectors import fill_vectors
 from featx.extraction.cuda import GpuPipeline
 from featx.extraction.device_cache import DeviceCache
 from featx.extraction.pixel_scaling import NormalisedPixels
@@ -91,6 +92,8 @@ class Engine:
         network = loaded.capture(recipe.layers)
         network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
         self._network: fx.GraphModule = network.eval()
+        if recipe.device.type == "cpu" and not recipe.plain:
+            fill_vectors(self._network)
         may_pack = recipe.device.type == "cpu" and recipe.decode in ON_CPU and not recipe.plain
         self.packed = may_pack and self._pack()
 

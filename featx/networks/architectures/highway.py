@@ -11,11 +11,10 @@ import functools
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from featx.networks.architectures.architecture import Architecture, NamedLayer, Unpublished
-from featx.networks.architectures.lenet import DIGITS, VECTOR, Grey
+from featx.networks.architectures.lenet import DIGITS, Grey
 
 SIDE, WIDTH = 28, 50
 # layers -> the bias of the gates at the start: the deeper, the more they hand on.
@@ -36,8 +35,7 @@ class Highway(nn.Module):
         nn.init.constant_(self.gate.bias, gate_bias)
 
     def forward(self, values: Tensor) -> Tensor:
-        width = self.gate.out_features  # whole vectors: see ScaledTanh
-        gate = torch.sigmoid(F.pad(self.gate(values), (0, -width % VECTOR)))[:, :width]
+        gate = torch.sigmoid(self.gate(values))
         return torch.relu(self.transform(values)) * gate + values * (1 - gate)
 
 
