@@ -91,7 +91,7 @@ class Recipe:
         from featx.networks.backbone import Backbone
         from featx.networks.pooling import parse_pooling
         from featx.networks.registry import default_preprocessing, refuse_unknown
-        from featx.networks.weights import assumed_preprocessing, published_name, weights_of
+        from featx.networks.weights import assumed_preprocessing, preprocessing_for, published_name, weights_of
         from featx.runtime.device import choose_device
 
         chosen = choose_device(device)
@@ -106,8 +106,10 @@ class Recipe:
             source = replace(source, published=named)  # a vision transformer's size depends on it
         assumed = assumed_preprocessing(backbone, source)
         network = Backbone(backbone, crop, source.published)
-        values = network.preprocessing if named is None else default_preprocessing(backbone, named)
-        prepared = Preprocess.from_values(values).overridden(resize=resize, crop=crop, squash=squash, mirror=mirror)
+        values = default_preprocessing(backbone, named) if named else preprocessing_for(network.preprocessing, source)
+        prepared = Preprocess.from_values(dict(values)).overridden(
+            resize=resize, crop=crop, squash=squash, mirror=mirror
+        )
         captured = tuple(network.names.resolve(default_layer(backbone) if layers is None else layers))
         return cls(
             backbone=network,

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from featx.errors import UsageError, WeightsMismatch
 from featx.networks.architectures.architecture import WeightsSource
 from featx.networks.build import construct, final_layer
+from featx.networks.caffe import caffe_state, is_caffemodel, read_caffemodel
 from featx.networks.checkpoints import Gaps, find_state, fit_state, read_checkpoint
 from featx.networks.download import Progress, fetch_weights
 from featx.networks.graph.capture import capture_layers, trace_nodes
@@ -97,14 +98,11 @@ class Backbone:
 
     def last_maps(self) -> str | None:
         """The last layer of maps (C, H, W) with more than one position that is no pooling; None if there is none."""
-        found = [
-            layer.name
-            for layer in self.names.main
-            if len(shape := self.geometry_of(layer).shape) == 3
-            and shape[1] * shape[2] > 1
-            and not self._is_pooling(self.nodes[layer.node])
-        ]
-        return found[-1] if found else None
+        for layer in reversed(self.names.main):
+            shape = self.geometry_of(layer).shape
+            if len(shape) == 3 and shape[1] * shape[2] > 1 and not self._is_pooling(self.nodes[layer.node]):
+                return layer.name
+        return None
 
     def _is_pooling(self, node: fx.Node) -> bool:
         if node.op == "call_module":
@@ -279,7 +277,10 @@ def _refuse_changed_run(name: str, source: WeightsSource, sha256: str) -> None:
 
 def _loaded(name: str, source: WeightsSource, path: Path) -> tuple[nn.Module, Gaps]:
     network = construct(name, published=source.published)
-    state = find_state(network, read_checkpoint(path), str(path), source.choice)
+    if is_caffemodel(path):
+        state = caffe_state(network, read_caffemodel(path), str(path))
+    else:
+        state = find_state(network, read_checkpoint(path), str(path), source.choice)
     gaps = fit_state(network, state, str(path))
     return network.eval().requires_grad_(False), gaps
 

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from featx.errors import UsageError
 from featx.networks.architectures.architecture import WeightsSource
+from featx.networks.caffe import caffe_preprocessing, is_caffemodel
 from featx.networks.checkpoints import CHOICE
 from featx.networks.registry import architecture
 from featx.networks.run_folder import is_run, read_run
@@ -69,10 +72,21 @@ def published_name(backbone: str, name: str) -> str:
     return full
 
 
+def preprocessing_for(values: Mapping[str, Any], source: WeightsSource | None) -> Mapping[str, Any]:
+    """A network's preprocessing, as its weights want it: Caffe's want pixels from 0 to 255."""
+    return caffe_preprocessing(values) if source is not None and is_caffemodel(source.file) else values
+
+
 def assumed_preprocessing(backbone: str, source: WeightsSource) -> str | None:
     """What to tell the user about weights that are none of the published ones; None if there is nothing to assume."""
     if source.file is None or source.published or is_run(backbone):
         return None
+    if is_caffemodel(source.file):
+        values = caffe_preprocessing(architecture(backbone).weights.preprocessing())
+        colour = ", ".join(f"{255 * value:.1f}" for value in values["mean"])
+        return (
+            f"note: {source.name} is Caffe's: pixels from 0 to 255 less the mean colour {colour} (red, green, blue)"
+        )
     weights = architecture(backbone).weights
     names = [full.rpartition(".")[2] for full in weights.files()]
     if not names:
@@ -88,7 +102,7 @@ def assumed_preprocessing(backbone: str, source: WeightsSource) -> str | None:
 
 def _is_file_name(spec: str) -> bool:
     """Whether `--weights` names a file: by its ending, by a slash, or because there is one and it has a dot."""
-    endings = (".pth", ".pt", ".safetensors", ".pth.tar", ".tar", ".ckpt", ".bin", ".th", ".pkl")
+    endings = (".pth", ".pt", ".safetensors", ".pth.tar", ".tar", ".ckpt", ".bin", ".th", ".pkl", ".caffemodel")
     return spec.lower().endswith(endings) or "/" in spec or ("." in spec and Path(spec).is_file())
 
 

@@ -28,7 +28,7 @@ from featx.networks.backbone import Backbone, load_network
 from featx.networks.build import construct, final_layer, replace_final_layer
 from featx.networks.registry import default_preprocessing
 from featx.networks.run_folder import REPORT, WEIGHTS, is_run, read_run, snapshot_path
-from featx.networks.weights import assumed_preprocessing, published_name, weights_of
+from featx.networks.weights import assumed_preprocessing, preprocessing_for, published_name, weights_of
 from featx.options.rules import notes_on
 from featx.options.training import FinetuneConfig
 from featx.runtime.compiler import refuse_without_compiler
@@ -152,8 +152,9 @@ class FinetuningJob:
         if assumed is not None:
             self.reporter.note(assumed)
         backbone = Backbone(config.backbone, config.crop, source.published if source else None)
-        values = backbone.preprocessing if named is None else default_preprocessing(config.backbone, named)
-        self.preprocess = Preprocess.from_values(values).overridden(
+        own = preprocessing_for(backbone.preprocessing, source)
+        values = own if named is None else default_preprocessing(config.backbone, named)
+        self.preprocess = Preprocess.from_values(dict(values)).overridden(
             resize=config.resize, crop=config.crop, squash=config.squash
         )
         self.weights: dict[str, Any] = {"spec": "random", "sha256": None}

@@ -111,7 +111,9 @@ def test_grey_is_television_s_and_leaves_grey_alone():
 def test_the_scaled_tanh_goes_through_one():
     assert float(ScaledTanh()(torch.ones(1, 1))) == pytest.approx(1, abs=1e-4)
     value = 0.37
-    assert float(ScaledTanh()(torch.full((1, 1), value))) == pytest.approx(1.7159 * math.tanh(2 / 3 * value), abs=1e-6)
+    assert float(ScaledTanh()(torch.full((1, 1), value))) == pytest.approx(
+        1.7159 * math.tanh(2 / 3 * value), abs=1e-6
+    )
 
 
 def test_subsampling_is_a_loop():

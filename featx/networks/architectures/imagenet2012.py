@@ -18,7 +18,9 @@ from featx.networks.architectures.sequential import Chained, chain, name_layers
 
 # Pixels of 0..255 less the mean colour, as these networks were trained.
 _PLAIN = {**IMAGENET, "mean": [0.48235, 0.45882, 0.40784], "std": [1 / 255] * 3}
-KRIZHEVSKY = {**_PLAIN, "resize": 256, "crop": 227}
+# The mean pixel of BVLC's ilsvrc_2012_mean.npy, as red, green, blue.
+_BVLC_MEAN = [122.67891434 / 255, 116.66876762 / 255, 104.00698793 / 255]
+KRIZHEVSKY = {**_PLAIN, "resize": 256, "crop": 227, "mean": _BVLC_MEAN}
 
 
 def _norm() -> nn.Module:
