@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from featx.artifacts.head_file import FitReport
     from featx.artifacts.probe_folder import ProbeReport
     from featx.commands.check import CheckReport, check_source
+    from featx.commands.compare.pairs import compare_pairs
     from featx.commands.evaluate import EvaluateReport, evaluate_head
     from featx.commands.extract import ExtractReport, extract_features
     from featx.commands.finetune import finetune_network
@@ -69,6 +70,7 @@ if TYPE_CHECKING:
         MapsConfig,
         NeighborsConfig,
         OcclusionConfig,
+        PairsConfig,
         ReportConfig,
         SaliencyConfig,
         TopConfig,
@@ -131,6 +133,8 @@ _HOME = {
     "ReportConfig": "featx.options.show",
     "PageReport": "featx.commands.show.report",
     "write_report": "featx.commands.show.report",
+    "PairsConfig": "featx.options.show",
+    "compare_pairs": "featx.commands.compare.pairs",
     "TopConfig": "featx.options.show",
     "show_top": "featx.commands.show.top",
     "VerifyConfig": "featx.options.extraction",
@@ -181,6 +185,7 @@ __all__ = [  # defined by __getattr__
     "NeighborsConfig",
     "OcclusionConfig",
     "PageReport",
+    "PairsConfig",
     "PredictConfig",
     "PredictReport",
     "Prediction",
@@ -196,6 +201,7 @@ __all__ = [  # defined by __getattr__
     "VerifyReport",
     "__version__",
     "check_source",
+    "compare_pairs",
     "evaluate_head",
     "extract_features",
     "finetune_network",

@@ -40,6 +40,7 @@ from featx.options.show import (
     MapsConfig,
     NeighborsConfig,
     OcclusionConfig,
+    PairsConfig,
     ReportConfig,
     SaliencyConfig,
     TopConfig,
@@ -545,6 +546,25 @@ def report_command(inputs: tuple[Path, ...], output: Path, config: ReportConfig,
     from featx.commands.show.report import write_report
 
     show(write_report(inputs, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("pairs")
+@click.argument("features", type=PATH)
+@click.argument("pairs", type=PATH)
+@output_option("Folder for table and picture.", metavar="FOLDER", required=True)
+@options_of(PairsConfig)
+@common
+def pairs_command(features: Path, pairs: Path, output: Path, config: PairsConfig, as_json: bool) -> None:
+    """Measure how well FEATURES tell PAIRS of the same from pairs of different, as faces of one person.
+
+    PAIRS is a CSV file with the columns path, path2, same, or LFW's pairs.txt.
+
+    \b
+    featx pairs faces.h5 pairs.txt -l fc7 -o pairs/
+    """
+    from featx.commands.compare.pairs import compare_pairs
+
+    show(compare_pairs(features, pairs, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("serve")

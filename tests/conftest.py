@@ -119,6 +119,7 @@ def write_features(
     layer: str = "fc7",
     kind: str = "folder",
     sha256: np.ndarray | None = None,
+    paths: list[str] | None = None,
 ) -> Path:
     """A finished features file with given rows, as if AlexNet had made them.
 
@@ -127,7 +128,7 @@ def write_features(
         sha256: (N, 32) of the images; zeros by default, which are copies of none.
     """
     count = len(values)
-    paths = [f"{i:06d}.jpg".encode() for i in range(count)]
+    names = [f"{i:06d}.jpg".encode() for i in range(count)] if paths is None else [one.encode() for one in paths]
     spec = LayerSpec(layer, "classifier.5", "after", "none", values.shape[1:], "float32")
     made = {
         "backbone": "alexnet",
@@ -139,7 +140,7 @@ def write_features(
         "images": "x", "request": {}, "source": {"path": "/nowhere", "kind": kind}, "hardware": "CPU",
         "versions": {"decoder": "Pillow", "torch": "2"},
     }  # fmt: skip
-    plan = FilePlan(paths, list(labels), classes, split_of or [-1] * count, splits, [spec], made)
+    plan = FilePlan(names, list(labels), classes, split_of or [-1] * count, splits, [spec], made)
     status = np.ones(count, np.uint8)
     status[list(failed)] = 6
     rows = values.astype(np.float32).copy()

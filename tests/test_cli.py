@@ -42,7 +42,11 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         ("weights",),
         ("report", features, "-o", tmp_path / "report.html"),
     ]
-    assert {step[0] for step in steps} == set(commands.commands) - {"serve", "show"}  # which have tests of their own
+    assert {step[0] for step in steps} == set(commands.commands) - {
+        "serve",
+        "show",
+        "pairs",
+    }  # which have tests of their own
     for step in steps:
         for form in ((), ("--json",)):
             found = featx(*step, *form)

@@ -37,6 +37,7 @@ SMALL: dict[str, tuple[list[str], dict[str, str]]] = {
     "few-shot": (["alexnet-mini", "fc7"], {"SHOTS": "1 3", "REPEATS": "2"}),
     "frozen-vs-finetuned": (["alexnet-mini", "fc7"], {"EPOCHS": "1", "C": "1", "VAL": "0.25"}),
     "layer-probe": (["alexnet-mini"], {"PER_CLASS": "3", "REPEATS": "1", "POOL": "avg", "C": "1"}),
+    "pairs": (["", "alexnet-mini", "fc6,fc7"], {"COUNT": "30", "METRICS": "cosine,chi-square"}),
     "predict-folder": (["HEAD", "2"], {"FEATX_BATCH_SIZE": "4"}),
     "pretrain": (["alexnet-mini"], {"CYCLES": "1:0.1 1:0.05:flip,crop:0.5", "SPLIT": "test"}),
 }

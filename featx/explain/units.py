@@ -14,6 +14,7 @@ from torch import Tensor
 from featx.errors import UsageError
 from featx.explain.rectifiers import deconvolved, with_other_relus
 from featx.explain.subject import Subject
+from featx.heads.splits import copies_of
 from featx.networks.graph.layout import CHANNELS_LAST, MAP, VECTOR
 from featx.networks.layer_names import Layer
 from featx.status import Status
@@ -71,11 +72,8 @@ def largest_activations(features: Features, layer: str, axis: int) -> npt.NDArra
 
 def first_copies(features: Features) -> npt.NDArray[np.bool_]:
     """(N,) whether an image is there, and no row before it has the same bytes: one photo must not fill the nine."""
-    _, firsts = np.unique(features.sha256, axis=0, return_index=True)
-    is_first = np.zeros(len(features), np.bool_)
-    is_first[firsts] = True
-    is_first[features.status != Status.DONE] = False
-    return is_first
+    found: npt.NDArray[np.bool_] = copies_of(features.sha256) == np.arange(len(features))
+    return found & (features.status == Status.DONE)  # type: ignore[no-any-return]  # NumPy has no type for it
 
 
 def strongest(activations: npt.NDArray[np.float32], units: npt.NDArray[np.intp], k: int) -> Strongest:

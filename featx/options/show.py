@@ -264,3 +264,13 @@ class ReportConfig(Config):
     weights_file: str | None = option(
         None, "Where the weights are now, if they have moved.", metavar="FILE", recorded=False
     )
+
+
+@dataclass(frozen=True)
+class PairsConfig(Config):
+    """Options of `featx pairs`."""
+
+    layer: str | None = option(None, "Layer of the file; by default the only one.", "-l", metavar="LAYER")
+    metric: str = option("cosine,l2", "Distances: cosine, chi-square, l2, separated by commas.", metavar="METRICS")
+    seed: int = seed_option("the folds, where the pairs have none")
+    format: str = format_option()

@@ -22,6 +22,7 @@ from featx.figures.confusion import draw_confusion
 from featx.figures.map_page import map_page
 from featx.figures.sheets import Tile, draw_sheet, unit_tiles
 from featx.figures.thumbnails import thumbnails
+from featx.heads.splits import copies_of
 from featx.images.sources.reopen import SourceImages
 from featx.reporting.page import Section, frame, paragraph, photos, picture, table
 from featx.runtime.progress import Reporter
@@ -84,7 +85,7 @@ class FeaturesPart:
 
     @cached_property
     def _copies(self) -> npt.NDArray[np.intp]:
-        return np.unique(self.features.sha256, axis=0, return_inverse=True)[1].reshape(-1)
+        return copies_of(self.features.sha256)
 
     @cached_property
     def _votes(self) -> dict[str, tuple[float, float]]:

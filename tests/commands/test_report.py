@@ -80,7 +80,7 @@ def test_a_page_of_everything(made, tmp_path, featx):
     np.fill_diagonal(alike, -2)
     share = (features.labels[alike.argmax(1)] == features.labels).mean()
     assert f"<td>conv5</td><td>{share:.1%}</td>" in text
-    copies = np.unique(features.sha256, axis=0, return_inverse=True)[1].reshape(-1)
+    copies = np.arange(30)
     found = cross_validate(features["conv5"], np.arange(30), features.labels, copies, 0)
     assert f"{(found.predicted == found.labels).mean():.1%} of 30 images are right" in text
     counts = confusion_matrix(features.labels, found.predicted)

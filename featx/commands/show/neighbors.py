@@ -17,6 +17,7 @@ from featx.artifacts.artifact import plan_of
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError, WeightsMismatch
 from featx.explain.images import Shown
+from featx.heads.splits import copies_of
 from featx.images.bad_image import BadImage
 from featx.images.sources.reopen import SourceImages
 from featx.images.sources.scan import scan
@@ -193,12 +194,12 @@ def _accuracies(
         return {}
     if len(rows) > _MOST_MEASURED:
         rows = np.sort(np.random.default_rng(config.seed).choice(rows, _MOST_MEASURED, replace=False))
-    _, copies = np.unique(features.sha256, axis=0, return_inverse=True)
+    copies = copies_of(features.sha256)
     labels = np.where(features.status == Status.DONE, features.labels, -1).astype(np.int32)
     reporter.begin("nearest images", len(rows) * len(spaces))
     found = {}
     for layer, space in spaces.items():
-        votes = space.votes(rows, copies.reshape(-1), labels, (1, config.k), reporter.advance)
+        votes = space.votes(rows, copies, labels, (1, config.k), reporter.advance)
         found[layer] = (float((votes[0] == labels[rows]).mean()), float((votes[1] == labels[rows]).mean()))
     reporter.end()
     return found
@@ -215,6 +216,8 @@ def _draw(
     blank = np.full((_SIDE, _SIDE, 3), MISSING, np.uint8)
     own = hashlib.sha256(query.content).digest() if query.row is None else features.sha256[query.row].tobytes()
     copies = {int(row) for row in np.flatnonzero((features.sha256 == np.frombuffer(own, np.uint8)).all(axis=1))}
+    if not any(own):  # a file that keeps no hashes: copies are not known
+        copies = {query.row} if query.row is not None else set()
     sheet, lines = [], []
     for layer, space in spaces.items():
         values = query.values[layer] if query.row is None else space.rows[query.row]

@@ -1,0 +1,1 @@
+"""Commands that compare images by their features."""
