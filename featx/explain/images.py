@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featx.artifacts.artifact import plan_of
 from featx.errors import UsageError
@@ -19,6 +19,11 @@ from featx.options.show import ShowConfig
 from featx.runtime.files import sha256_of_file
 from featx.runtime.progress import Reporter
 from featx.runtime.text import printable
+
+if TYPE_CHECKING:
+    from torch import fx
+
+    from featx.networks.backbone import Backbone
 
 MOST_IMAGES = 64
 _STEM = 60  # characters of an image's name in that of its picture
@@ -84,7 +89,7 @@ def layer_of_maps(config: ShowConfig, layer: str | None) -> str:
     )  # fmt: skip
     shapes = {one.name: recipe.backbone.geometry_of(one).shape for one in recipe.layers}
     found = next(reversed([name for name, shape in shapes.items() if len(shape) == 3]), None)
-    found = found if layer else recipe.backbone.last_maps()
+    found = found if layer else last_maps(recipe.backbone)
     if found is None:
         what = f"{layer} of {config.backbone} is" if layer else f"{config.backbone} has"
         raise UsageError(f"{what} no layer of maps (C, H, W); featx layers {config.backbone} lists them")
@@ -97,3 +102,24 @@ def first_and_last(config: ShowConfig) -> str:
         backbone=config.backbone, weights=config.weights, preprocess=config.preprocess, device="cpu", layers="all"
     )
     return f"{recipe.layers[0].name},{default_layer(config.backbone)}"
+
+
+def last_maps(backbone: Backbone) -> str | None:
+    """The last layer of maps (C, H, W) with more than one position that is no pooling; None if there is none."""
+    for layer in reversed(backbone.names.main):
+        shape = backbone.geometry_of(layer).shape
+        if len(shape) == 3 and shape[1] * shape[2] > 1 and "pool" not in _kind(backbone.nodes[layer.node]):
+            return layer.name
+    return None
+
+
+def has_relus(backbone: Backbone) -> bool:
+    """Whether there is a ReLU or ReLU6 in a network."""
+    return any(_kind(node) in ("relu", "relu6") for node in backbone.nodes.values())
+
+
+def _kind(node: fx.Node) -> str:
+    """The name of a node's module class or function, in small letters."""
+    if node.op == "call_module" and node.graph.owning_module is not None:
+        return type(node.graph.owning_module.get_submodule(str(node.target))).__name__.lower()
+    return str(getattr(node.target, "__name__", node.target)).lower()

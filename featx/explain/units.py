@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from featx.errors import UsageError
-from featx.explain.rectifiers import deconvolved, with_other_relus
+from featx.explain.rectifiers import deconvolved, relus, with_other_relus
 from featx.explain.subject import Subject
 from featx.heads.splits import copies_of
 from featx.networks.graph.layout import CHANNELS_LAST, MAP, VECTOR
@@ -21,6 +21,7 @@ from featx.status import Status
 from featx.store.reader import Features
 
 NOTHING = -1
+DECONVNET, GRADIENT = "a deconvnet", "their gradient (it has no ReLU for a deconvnet)"
 _BYTES_AT_ONCE = 64 << 20
 _AT_ONCE = 16
 
@@ -139,12 +140,18 @@ class Projections:
     projections: npt.NDArray[np.float32]
 
 
+def projection_of(network: fx.GraphModule) -> str:
+    """How activations of a network are brought back to its pixels: a deconvnet, or without ReLUs the gradient."""
+    return DECONVNET if relus(network) else GRADIENT
+
+
 def project(subject: Subject, layer: Layer, inputs: Tensor, units: npt.NDArray[np.intp]) -> Projections:
     """What of each image excites one unit: its largest activation, alone, back to the pixels through a deconvnet.
 
     All activations of the layer but that one are set to 0; then, layer by layer, the signal is unpooled with the
     switches of the forward pass, rectified, and filtered with the transposed weights. Where windows of max pooling
-    overlap, a place takes the sum of what comes back to it.
+    overlap, a place takes the sum of what comes back to it. A network without ReLUs has no deconvnet: then it is the
+    activation times its gradient, see `projection_of`.
 
     Args:
         inputs: (B, 3, S, S) normalised.
@@ -153,7 +160,8 @@ def project(subject: Subject, layer: Layer, inputs: Tensor, units: npt.NDArray[n
     Source:
         Zeiler & Fergus, Visualizing and understanding convolutional networks, ECCV 2014, section 2.1.
     """
-    network = with_other_relus(subject.network, deconvolved)
+    is_deconvnet = projection_of(subject.network) == DECONVNET
+    network = with_other_relus(subject.network, deconvolved) if is_deconvnet else subject.network
     last = subject.recipe.backbone.geometry_of(layer).layout == CHANNELS_LAST
     parts: list[tuple[Any, ...]] = []
     for start in range(0, len(inputs), _AT_ONCE):

@@ -96,19 +96,6 @@ class Backbone:
         """What the layer's node produces per image."""
         return self.geometry[self.nodes[layer.node.removesuffix(SOFTMAX)]]
 
-    def last_maps(self) -> str | None:
-        """The last layer of maps (C, H, W) with more than one position that is no pooling; None if there is none."""
-        for layer in reversed(self.names.main):
-            shape = self.geometry_of(layer).shape
-            if len(shape) == 3 and shape[1] * shape[2] > 1 and not self._is_pooling(self.nodes[layer.node]):
-                return layer.name
-        return None
-
-    def _is_pooling(self, node: fx.Node) -> bool:
-        if node.op == "call_module":
-            return "Pool" in type(self._traced.get_submodule(str(node.target))).__name__
-        return "pool" in getattr(node.target, "__name__", str(node.target))
-
     @cached_property
     def names(self) -> LayerNames:
         own = own_names(self.nodes)

@@ -16,7 +16,7 @@ from featx.analysis.nearest import Space, mean_row
 from featx.errors import FeatxError
 from featx.explain.patches import patches_of
 from featx.explain.sources import Pictures, subject_of_features
-from featx.explain.units import chosen_units, largest_activations, strongest, unit_axis
+from featx.explain.units import chosen_units, largest_activations, projection_of, strongest, unit_axis
 from featx.figures.bars import draw_bars
 from featx.figures.confusion import draw_confusion
 from featx.figures.map_page import map_page
@@ -249,8 +249,8 @@ class FeaturesPart:
         by = "largest mean" if pooling == "avg" else "largest"
         text = (
             f"The nine images with the {by} activation of {plural(len(units), 'unit')} of {layer} that were drawn at "
-            f"random: what the unit sees of them, and the projection of its largest activation through a deconvnet. "
-            f"featx show top shows more."
+            f"random: what the unit sees of them, and the projection of its largest activation through "
+            f"{projection_of(subject.network)}. featx show top shows more."
         )
         title = f"{subject.recipe.backbone.name} {layer}"
         drawn = picture(lambda path: draw_sheet([tiles[:4], tiles[4:]], path, title), f"strongest images of {layer}")

@@ -15,6 +15,7 @@ from fastapi import FastAPI, Query, Request
 from starlette.responses import Response
 
 from featx.errors import UnknownLayer, UsageError
+from featx.explain.images import last_maps
 from featx.explain.saliency import saliency
 from featx.explain.subject import LOGITS, Subject, subject_of
 from featx.networks.pooling import Pooling
@@ -80,7 +81,7 @@ class Explainer:
         if network.fingerprint not in self._subjects:
             served = network.engine.recipe
             layers = served.backbone.names.resolve(LOGITS)
-            if maps := served.backbone.last_maps():
+            if maps := last_maps(served.backbone):
                 layers = [*served.backbone.names.resolve(maps), *layers]
             recipe = replace(served, layers=tuple(layers), pooling=Pooling("none"), precision="fp32")
             self._subjects = {network.fingerprint: subject_of(recipe)}  # one at a time is kept

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
-from featx.explain.images import Shown, layer_of_maps, subject_for
+from featx.explain.images import Shown, has_relus, last_maps, layer_of_maps, subject_for
 from featx.figures.sheets import BOTH_SIDES, HEAT, Tile, draw_sheet
 from featx.options.show import SALIENCY_METHODS, SaliencyConfig
 from featx.runtime.progress import SILENT, Reporter
@@ -37,7 +37,7 @@ def show_saliency(
         PlanMismatch: the folder holds pictures made with other settings.
     """
     config = config or SaliencyConfig()
-    methods = _methods(config)
+    methods = _methods(config, reporter)
     shown = Shown(images)
     folder = ShownFolder(
         Path(output), [*(f"{stem}.{config.format}" for stem in shown.stems), NUMBERS], "featx show saliency", reporter
@@ -105,9 +105,17 @@ def show_saliency(
     return folder.finish(plan, ["image", "class", "probability", "taken for"], rows)
 
 
-def _methods(config: SaliencyConfig) -> list[str]:
+def _methods(config: SaliencyConfig, reporter: Reporter) -> list[str]:
+    """The methods that are asked for; of "all" those that suit the network."""
     if config.method == "all":
-        return list(SALIENCY_METHODS)
+        from featx.networks.backbone import Backbone
+
+        backbone = Backbone(config.backbone)
+        unsuited = [] if has_relus(backbone) else ["guided", "deconvnet"]
+        unsuited += [] if config.layer or last_maps(backbone) else ["gradcam"]
+        if unsuited:
+            reporter.note(f"left out: {', '.join(unsuited)}, which {config.backbone} has no ReLUs or maps for")
+        return [method for method in SALIENCY_METHODS if method not in unsuited]
     found = list(dict.fromkeys(word.strip() for word in config.method.split(",")))
     for method in found:
         if method not in SALIENCY_METHODS:

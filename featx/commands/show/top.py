@@ -60,7 +60,7 @@ def show_top(
     """Draw the images that excite units of a layer most: what the unit sees of them, and what of that excites it.
 
     Beside the patches stand the projections of the activation through a deconvnet (Zeiler & Fergus 2014, Figure 2),
-    scaled each for itself around grey.
+    scaled each for itself around grey; of a network without ReLUs the gradients of the activations.
 
     Writes top.LAYER.png and top.LAYER.npz, 16 units each, and top.csv with a line for every unit and image. In the
     .npz: `units` (U,), `rows`, `activations` (U, k), `positions` (U, k, 2), `boxes` (U, k, 4: top, left, height,
@@ -157,6 +157,7 @@ def _draw_page(
 ) -> npt.NDArray[np.intp]:
     """Draw a sheet and save its numbers, unless they are there; (U, k, 2) the positions of the activations."""
     from featx.explain.patches import patches_of
+    from featx.explain.units import projection_of
 
     picture, numbers = shown.path / f"{page.name}.{config.format}", shown.path / f"{page.name}.npz"
     count = int((found.rows >= 0).sum())
@@ -182,7 +183,7 @@ def _draw_page(
     part = f", part {page.number + 1} of {page.pages}" if page.pages > 1 else ""
     title = (
         f"{backbone} {page.layer.name}{part}: the {config.k} images of {len(features):,} that excite each unit most, "
-        f"and their projections through a deconvnet"
+        f"and their projections through {projection_of(subject.network)}"
     )
     draw_sheet(sheet, picture, title)
     return np.asarray(arrays["positions"])
