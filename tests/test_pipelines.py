@@ -103,7 +103,10 @@ def command(folder: Path, data: Path, out: Path, tmp_path: Path) -> tuple[list[s
 
 @pytest.mark.parametrize(
     "folder",
-    [pytest.param(p, marks=pytest.mark.slow if p.name == "digits" else ()) for p in PIPELINES],  # ten fits
+    [
+        pytest.param(p, marks=pytest.mark.slow if p.name in ("digits", "ablation") else ())  # ten fits, two trainings
+        for p in PIPELINES
+    ],
     ids=lambda folder: folder.name,
 )
 def test_a_pipeline_runs_end_to_end_and_again_to_the_same_table(folder, dozen, tmp_path):

@@ -123,7 +123,7 @@ def test_a_step_is_adams_on_the_penalised_score():
 
 def test_class_images_climb_and_do_not_depend_on_each_other():
     subject = load_subject("alexnet-mini", device="cpu")
-    options = climb(parameters="fourier", steps=60, rate=0.05, jitter=4, turn=True)
+    options = climb(parameters="fourier", steps=40, rate=0.05, jitter=4, turn=True)
     both = class_images(subject, [3, 90], options)
     alone = class_images(subject, [90], options)
     assert (both.scores[-1] > both.scores[0] + 5).all()

@@ -22,7 +22,9 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name == "saliency" else pytest.mark.slow) for name in COMMANDS]
+)
 def test_a_killed_one_goes_on(name, tmp_path):
     photos = [tmp_path / f"{seed:02d}.png" for seed in range(5)]
     for seed, path in enumerate(photos):
