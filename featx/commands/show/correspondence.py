@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,13 +91,23 @@ def show_correspondence(
     _refuse_unseen(boxes, seen)
     colour = mean_colour(subject.recipe.preprocess)
     reporter.begin("correspondence", len(images) * (1 + len(names) + config.repeats))
+    folder.begin(plan)
     whole = _features(subject, images, layers, reporter)
+
+    def compared(key: str, covered: list[Image.Image]) -> Mapping[str, Distances]:
+        """layer -> (pairs,), computed or there already."""
+
+        def compute() -> dict[str, Distances]:
+            values = _features(subject, covered, layers, reporter)
+            return {layer: sign_distances(whole[layer] - values[layer]) for layer in layers}
+
+        return folder.remembered(key, compute)
+
     found: dict[tuple[str, str], Distances] = {}
     masked: list[list[Image.Image]] = []
-    for name in names:
+    for number, name in enumerate(names):
         masked.append([hidden(image, of[name], colour) for image, of in zip(images, boxes.values(), strict=True)])
-        for layer, values in _features(subject, masked[-1], layers, reporter).items():
-            found[layer, name] = sign_distances(whole[layer] - values)
+        found |= {(layer, name): values for layer, values in compared(f"part-{number}", masked[-1]).items()}
     generator = np.random.default_rng(config.seed)
     drawn: dict[str, list[Distances]] = {layer: [] for layer in layers}
     for repeat in range(config.repeats):
@@ -107,11 +118,10 @@ def show_correspondence(
         ]
         if repeat == 0:
             masked.append(covered)
-        for layer, values in _features(subject, covered, layers, reporter).items():
-            drawn[layer].append(sign_distances(whole[layer] - values))
+        for layer, values in compared(f"random-{repeat}", covered).items():
+            drawn[layer].append(values)
     reporter.end()
     found |= {(layer, CONTROL): np.stack(sets) for layer, sets in drawn.items()}
-    folder.begin(plan)
     rows = [
         [name, layer, f"{found[layer, name].mean():.4f}", f"{found[layer, name].std():.4f}",
          f"{found[layer, name].mean(axis=1).std():.4f}" if name == CONTROL else ""]
