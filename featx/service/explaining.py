@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
-import threading
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -54,25 +54,29 @@ class Explainer:
 
     def __init__(self) -> None:
         self._subjects: dict[str, Subject] = {}
-        self._lock = threading.Lock()
+        # Its own: those that wait must not take the threads that encode other answers.
+        self._thread = ThreadPoolExecutor(1, "explain")
         self.waiting = 0
 
+    def submit(self, network: Network, content: bytes, method: str, target: str | None) -> Future[Explanation]:
+        """Explain an image once those before it are done."""
+        return self._thread.submit(self.explain, network, content, method, target)
+
     def explain(self, network: Network, content: bytes, method: str, target: str | None) -> Explanation:
-        """One after the other: memory and processors are for one at a time.
+        """What decides in one image; called by the one thread, so that memory is needed for one at a time.
 
         Raises:
             ImageError: the image cannot be used.
             UsageError: an unknown class; a method that does not suit the network.
         """
-        with self._lock:
-            subject = self._subject(network)
-            pixels = subject.pixels([content])
-            inputs = subject.normalised(pixels)
-            with torch.inference_mode():
-                scores = subject.logits(inputs)[0].double()
-            best = int(scores.argmax())
-            label = best if target is None else subject.class_index(target)
-            found = saliency(subject, inputs, torch.tensor([label], device=subject.device), method)
+        subject = self._subject(network)
+        pixels = subject.pixels([content])
+        inputs = subject.normalised(pixels)
+        with torch.inference_mode():
+            scores = subject.logits(inputs)[0].double()
+        best = int(scores.argmax())
+        label = best if target is None else subject.class_index(target)
+        found = saliency(subject, inputs, torch.tensor([label], device=subject.device), method)
         probability = float(scores.softmax(0)[label])
         classes = subject.classes
         return Explanation(classes[label], probability, classes[best], pixels[0], found.maps[0].float().cpu().numpy())
@@ -108,7 +112,7 @@ def add_explain(app: FastAPI, service: Service) -> None:
             raise Problem(429, "too many explanations are waiting; try again later", headers={"Retry-After": "5"})
         service.charge(request, 1)
         explainer.waiting += 1
-        work = asyncio.ensure_future(asyncio.to_thread(explainer.explain, network, sent[0].content, method, target))
+        work = asyncio.wrap_future(explainer.submit(network, sent[0].content, method, target))
         work.add_done_callback(lambda _: _leave(explainer))
         try:
             found = await asyncio.wait_for(asyncio.shield(work), service.config.deadline)
