@@ -49,6 +49,7 @@ class EvaluateReport(Report):
     Attributes:
         left_out: images that are not measured.
         excluded: these by reason.
+        lesion: units that were silent; empty for the network as it is.
         trained_on: measured images that the head was trained on, by their bytes; None where the head does not say.
     """
 
@@ -61,6 +62,7 @@ class EvaluateReport(Report):
     metrics: Metrics | LabelMetrics
     excluded: dict[str, int] = field(default_factory=dict)
     trained_on: int | None = None
+    lesion: str = ""
 
     def lines(self) -> list[str]:
         images = plural(self.images, "image")
@@ -68,6 +70,8 @@ class EvaluateReport(Report):
             f"{self.head} ({self.kind} on {self.layer}) on {images} of {self.features}{excluded_text(self.excluded)}",
             *metric_lines(self.metrics),
         ]
+        if self.lesion:
+            text.insert(1, f"with silent units, --lesion {self.lesion}: it is not the network as it was trained")
         if self.trained_on:
             text.append(
                 f"note: {self.trained_on:,} of these images are among those it was trained on, so this says little "
@@ -135,8 +139,7 @@ def evaluate_head(
     model.run.refuse_unfinished()
     with tempfile.TemporaryDirectory() as folder:
         silent = lesioned_run(model.run, config.lesion, config.seed, Path(folder))
-        report = _evaluate(Model(silent.folder, run=silent), features, config, output, reporter)
-    return replace(report, head=model.path)
+        return _evaluate(Model(silent.folder, run=silent), features, config, output, reporter, head=model.path)
 
 
 def _evaluate(
@@ -145,8 +148,10 @@ def _evaluate(
     config: EvaluateConfig,
     output: str | os.PathLike[str] | None,
     reporter: Reporter,
+    head: str | os.PathLike[str] | None = None,
 ) -> EvaluateReport:
-    head = model.path
+    """Evaluate a model, which is called `head` in the report if it is a copy."""
+    head = model.path if head is None else Path(head)
     kept = None if output is None else Evaluation(Path(output), reporter)
     if model.head is not None:
         if not is_hdf5(Path(features)) and Path(features).exists():
@@ -181,6 +186,7 @@ def _evaluate(
             return finished
         wanted = _wanted(model, manifest, config.split)
         report, files = _evaluate_run(model, manifest, wanted, asked, config.split, reporter, stored)
+        report = replace(report, head=head, lesion=config.lesion or "")
     if kept is not None:
         write_json(kept.path, {"format": FORMAT, "plan": plan, "report": report.to_json(), "files": files})
         if model.run is not None and stored is not None:

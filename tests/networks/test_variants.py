@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from conftest import write_photo
@@ -131,6 +133,9 @@ def test_lesions(run, tmp_path, featx):
     done = featx("evaluate", run / "run", run / "photos", "--lesion", "conv2=0.5,fc6", "-o", tmp_path / "e.json")
     assert done.status == 0, done.err
     assert str(run / "run") in done.out
+    assert "--lesion conv2=0.5,fc6: it is not the network as it was trained" in done.out
+    kept = json.loads((tmp_path / "e.json").read_text())["report"]
+    assert (kept["head"], kept["lesion"]) == (str(run / "run"), "conv2=0.5,fc6")
     whole = featx("evaluate", run / "run", run / "photos", "-o", tmp_path / "e.json")
     assert whole.status == 4  # another evaluation is there
     for given, reason in (("conv9", "no such layer to silence"), ("fc8", "no such layer"), ("conv1=2", "it can be conv3=0.5"),
