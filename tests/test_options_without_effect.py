@@ -14,6 +14,7 @@ CONFIGS = {
     "FitConfig": heads.FitConfig, "ProbeConfig": heads.ProbeConfig, "VerifyConfig": extraction.VerifyConfig,
     "PredictConfig": extraction.PredictConfig, "EvaluateConfig": extraction.EvaluateConfig, "ServeConfig": serving.ServeConfig,
     "SaliencyConfig": show.SaliencyConfig, "MapConfig": show.MapConfig, "ClassImageConfig": show.ClassImageConfig,
+    "TopConfig": show.TopConfig, "EvolutionConfig": show.EvolutionConfig,
 }  # fmt: skip
 
 

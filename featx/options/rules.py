@@ -30,6 +30,15 @@ def _of_other_methods(options: Any) -> str:
     return _given(options, *idle)
 
 
+def _idle_seed(command: str) -> Rule:
+    return Rule(
+        command,
+        lambda o, f: o.seed != 0 and not o.units.startswith("random"),
+        lambda o, f: f"--seed {o.seed} chooses --units random:N; --units {o.units} are chosen already",
+        example=({"seed": 3, "units": "0,7"}, {}),
+    )
+
+
 def _follow_links(command: str) -> Rule:
     return Rule(
         command,
@@ -55,6 +64,7 @@ RULES: tuple[Rule, ...] = (
         lambda o, f: "--blur is of --parameters pixels; the spectrum is smooth by itself",
         example=({"blur": 1.0}, {}),
     ),
+    *map(_idle_seed, ("TopConfig", "EvolutionConfig")),
     Rule(
         "MapConfig",
         lambda o, f: bool(_given(o, "perplexity" if o.method == "umap" else "neighbors")),

@@ -137,7 +137,7 @@ class InvarianceConfig(ShowConfig):
 class ClassImageConfig(Config):
     """Options of `featx show class-image`."""
 
-    target: str = option("0", "Classes, by name or number, separated by commas.", metavar="CLASSES")
+    target: str | None = option(None, "Classes, by name or number, separated by commas; needed.", metavar="CLASSES")
     weights: str = option("default", "default, a torchvision name, a file, or random:SEED.", "-w", metavar="WEIGHTS")
     device: str = device_option()
     preprocess: str | None = preprocess_option()

@@ -11,6 +11,7 @@ import numpy as np
 
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
+from featx.errors import UsageError
 from featx.explain.images import digest_of_weights
 from featx.figures.sheets import Tile, draw_sheet
 from featx.networks.registry import refuse_unknown
@@ -39,6 +40,8 @@ def show_class_image(
     """
     config = config or ClassImageConfig()
     refuse_unknown(net)
+    if config.target is None:
+        raise UsageError(f"name the classes with --target, as --target 0,7 or by their names; {net} has many")
     from featx.explain.class_image import Climb, class_images
     from featx.explain.subject import load_subject
 
