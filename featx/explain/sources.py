@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -78,8 +77,3 @@ class Pictures:
             raise UsageError(
                 f"{printable(features.raw_paths[row])} (row {row}) of {features.path} cannot be shown: {bad}"
             ) from None
-
-
-def plain(values: Any) -> Any:
-    """NumPy's numbers as Python's, for a table."""
-    return values.tolist() if isinstance(values, np.ndarray | np.generic) else values

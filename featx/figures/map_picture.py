@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,12 +56,19 @@ def draw_map(
     save_figure(figure, picture)
 
 
-def _name_places(figure, axes, points, labels, named, classes) -> None:  # type: ignore[no-untyped-def]  # matplotlib has no types
+def _name_places(
+    figure: Any,
+    axes: Any,
+    points: npt.NDArray[np.float64],
+    labels: npt.NDArray[np.int32],
+    named: Sequence[int],
+    classes: Sequence[str],
+) -> None:
     """The names of classes in the middle of their points, the largest class first; none over another."""
     from matplotlib.patheffects import withStroke
 
     figure.canvas.draw()
-    boxes: list[object] = []
+    boxes: list[Any] = []
     for label in sorted(named, key=lambda label: -int((labels == label).sum())):
         middle = np.median(points[labels == label], axis=0)
         text = axes.text(

@@ -1,8 +1,8 @@
 """Weights from Caffe: BVLC's AlexNet and CaffeNet, VGG as its authors published it.
 
 A .caffemodel is a NetParameter of Caffe's `caffe.proto` in protobuf's wire format, of which only names and blobs are
-read. Caffe's networks take blue, green and red; the first convolution's weights are turned round, so that the network
-takes red, green and blue as every other here.
+read. Caffe's networks take their colours as blue, green, red; the input channels of the first convolution are
+reversed, so that the network takes red, green, blue as every other here.
 """
 
 from __future__ import annotations

@@ -46,9 +46,11 @@ def alexnet_2012(*, pool_first: bool) -> Chained:
     Args:
         pool_first: pooling before the normalisation, as in Caffe's reference model.
     """
-    behind: Callable[[], list[nn.Module]] = lambda: (  # noqa: E731  # two modules, in either order
-        [nn.MaxPool2d(3, 2), _norm()] if pool_first else [_norm(), nn.MaxPool2d(3, 2)]
-    )
+
+    def behind() -> list[nn.Module]:
+        both = [_norm(), nn.MaxPool2d(3, 2)]
+        return both[::-1] if pool_first else both
+
     features = nn.Sequential(
         nn.Conv2d(3, 96, 11, stride=4), nn.ReLU(inplace=True), *behind(),
         nn.Conv2d(96, 256, 5, padding=2, groups=2), nn.ReLU(inplace=True), *behind(),
