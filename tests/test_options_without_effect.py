@@ -6,8 +6,8 @@ import pytest
 
 from featx.errors import UsageError
 from featx.options import extraction, heads, serving, show, training
-from featx.options.rule import Facts
-from featx.options.rules import RULES, notes_on
+from featx.options.without_effect.rule import Facts
+from featx.options.without_effect.rules import RULES, notes_on
 
 CONFIGS = {
     "FinetuneConfig": training.FinetuneConfig, "ExtractConfig": extraction.ExtractConfig,

@@ -28,8 +28,8 @@ from featx.images.sources.scan import scan
 from featx.networks.layer_names import PROB
 from featx.networks.run_folder import trained_on
 from featx.options.extraction import EvaluateConfig, PredictConfig
-from featx.options.rule import Facts
-from featx.options.rules import notes_on
+from featx.options.without_effect.rule import Facts
+from featx.options.without_effect.rules import notes_on
 from featx.runtime.files import disk_errors, is_hdf5, refuse_special_file
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report

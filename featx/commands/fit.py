@@ -22,8 +22,8 @@ from featx.heads.metrics import LabelMetrics, Metrics
 from featx.heads.splits import Rows, copies_of
 from featx.heads.trained_on import count_among, remember
 from featx.options.heads import FitConfig
-from featx.options.rule import Facts
-from featx.options.rules import notes_on
+from featx.options.without_effect.rule import Facts
+from featx.options.without_effect.rules import notes_on
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.text import plural, printable
 from featx.store.open import open_features

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featx.images.preprocess import Preprocess
 from featx.runtime.report import Report
 from featx.runtime.text import format_bytes, plural, printable, table
 from featx.status import Decoder, Status
@@ -138,12 +139,8 @@ class InspectReport(Report):
 
 
 def _preprocessing(made: dict[str, Any]) -> str:
-    values = made["preprocess"]
-    if values["squash"]:
-        size = f"squashed to {values['crop']} x {values['crop']}"
-    else:
-        size = f"shorter side {values['resize']}, centre {values['crop']} x {values['crop']}"
-    return f"{size}, {values['interpolation']}; EXIF orientation {'applied' if made['exif'] else 'ignored'}"
+    how = Preprocess.from_values(made["preprocess"]).describe()
+    return f"{how}; EXIF orientation {'applied' if made['exif'] else 'ignored'}"
 
 
 def inspect_file(path: str | os.PathLike[str]) -> InspectReport:

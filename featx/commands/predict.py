@@ -20,8 +20,8 @@ from featx.heads.linear_head import LinearHead
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
 from featx.options.extraction import PredictConfig
-from featx.options.rule import Facts
-from featx.options.rules import notes_on
+from featx.options.without_effect.rule import Facts
+from featx.options.without_effect.rules import notes_on
 from featx.runtime.files import is_hdf5
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report

@@ -25,8 +25,8 @@ from featx.heads.metrics import measure
 from featx.heads.splits import Rows, copies_of, split_per_class
 from featx.options.extraction import ExtractConfig
 from featx.options.heads import ProbeConfig
-from featx.options.rule import Facts
-from featx.options.rules import notes_on
+from featx.options.without_effect.rule import Facts
+from featx.options.without_effect.rules import notes_on
 from featx.runtime.progress import SILENT, Reporter
 from featx.store.open import open_features
 from featx.store.reader import Features

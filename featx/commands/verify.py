@@ -28,8 +28,8 @@ from featx.images.sources.read import Archive, read_file, read_member
 from featx.images.sources.scan import scan
 from featx.networks.run_folder import is_run
 from featx.options.extraction import VerifyConfig
-from featx.options.rule import Facts
-from featx.options.rules import notes_on
+from featx.options.without_effect.rule import Facts
+from featx.options.without_effect.rules import notes_on
 from featx.runtime.files import is_hdf5
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.report import Report

@@ -123,7 +123,16 @@ def load_subject(
 
 
 def subject_of(recipe: Recipe, progress: Progress | None = None) -> Subject:
-    """The network of a recipe; its classes have names if `LOGITS` is among the layers."""
+    """The network of a recipe; its classes have names if `LOGITS` is among the layers.
+
+    Raises:
+        UsageError: the recipe has several views of each image.
+    """
+    if recipe.preprocess.view_count > 1:
+        raise UsageError(
+            f"these features are the {recipe.preprocess.aggregate} of {recipe.preprocess.view_count} views of each "
+            f"image; this needs one view: extract again with --views center"
+        )
     loaded = load_network(recipe.backbone.name, recipe.weights, progress)
     network = loaded.capture(recipe.layers).to(recipe.device).eval().requires_grad_(False)
     logits = next((one for one in recipe.layers if one.name == LOGITS), None)

@@ -30,7 +30,7 @@ from featx.images.reader import BlockDecoder
 from featx.networks.backbone import LoadedNetwork, load_network
 from featx.networks.download import Progress
 from featx.networks.graph.layout import MAP
-from featx.networks.pooling import Pooling
+from featx.networks.pooling import Pooling, pool_views
 from featx.runtime.device import strict_precision, upload
 from featx.runtime.memory import return_freed_memory
 from featx.runtime.threads import one_thread
@@ -68,9 +68,10 @@ class Engine:
         self._free_decoders = threading.Semaphore(BLOCKS_ON_GPU)
         self.cache: DeviceCache | None = None  # where `features` leaves a copy on the GPU
         self.gpu: GpuPipeline | None = None
+        views = recipe.preprocess.view_count
         if recipe.device.type == "cuda" or recipe.decode not in ON_CPU:
             with self._on_the_gpu(), one_thread():
-                self._head_on_gpu = None if head is None else HeadOnDevice(head, recipe.device)
+                self._head_on_gpu = None if head is None or views > 1 else HeadOnDevice(head, recipe.device)
                 self.gpu = GpuPipeline(
                     self._compute_on_gpu,
                     batch_size=recipe.batch_size,
@@ -154,6 +155,9 @@ class Engine:
         To be called from threads that compute on one thread (`runtime.threads.compute_on_one_thread`). What the
         block has kept encoded is decoded here; if the GPU refuses it, by Pillow after all.
         """
+        if self.recipe.preprocess.view_count > 1:
+            yield self._of_views(block.pixels)
+            return
         if self.gpu is None:
             yield self._compute_on_cpu(block.pixels)
             return
@@ -162,6 +166,21 @@ class Engine:
             keep = functools.partial(self.cache.put, block.first, len(block.status))
         with self._on_the_gpu(), self.gpu.features(lambda: self._pixels_of(block, reader), keep) as found:
             yield self._checked(found)
+
+    def _of_views(self, pixels: npt.NDArray[np.uint8]) -> Arrays:
+        """As `features`, of pixels that hold several views of each image."""
+        found = pool_views(self._of_one_view, pixels, self.recipe.preprocess.aggregate)
+        stored = {name: values.astype(self.recipe.dtype, copy=False) for name, values in found.items()}
+        return stored if self._head is None else {SCORES: self._head.scores(stored[self._head.layer])}
+
+    def _of_one_view(self, pixels: npt.NDArray[np.uint8]) -> Arrays:
+        """{layer: (B, ...)} in float32, which may be kept."""
+        if self.gpu is None:
+            with torch.inference_mode():
+                found = self._pooled(self._pixels(pixels))
+                return {name: np.array(self._finish(name, values)) for name, values in found.items()}
+        with self._on_the_gpu(), self.gpu.features(lambda: (pixels, None)) as made:
+            return {name: values.copy() for name, values in self._checked(made).items()}
 
     def _pixels_of(self, block: Block, reader: BlockDecoder) -> Uploads:
         """The block's pixels, and what of them the GPU has decoded."""
@@ -222,7 +241,9 @@ class Engine:
         return self._as_stored(features).numpy()
 
     def _as_stored(self, features: Tensor) -> Tensor:
-        return (features.half() if self.recipe.dtype == "float16" else features).contiguous()
+        # Of several views the mean is rounded, not what it is made of.
+        half = self.recipe.dtype == "float16" and self.recipe.preprocess.view_count == 1
+        return (features.half() if half else features).contiguous()
 
     def _compute_on_gpu(self, images: Tensor) -> dict[str, Tensor]:
         """(rows, S, S, 3) uint8 -> layers, and their extremes (rows, L, 2); nothing in it waits for the device.

@@ -18,8 +18,8 @@ from featx.heads.linear_head import LinearHead
 from featx.images.preprocess import Preprocess
 from featx.networks.run_folder import Run, is_run, read_run
 from featx.options.extraction import PredictConfig
-from featx.options.rule import Facts
-from featx.options.rules import notes_on
+from featx.options.without_effect.rule import Facts
+from featx.options.without_effect.rules import notes_on
 from featx.runtime.files import sha256_of_file
 from featx.runtime.progress import SILENT, Reporter
 from featx.store.reader import Features

@@ -16,8 +16,8 @@ from featx.extraction.recipe import Recipe, extract_command
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
 from featx.options.extraction import ExtractConfig
-from featx.options.rule import Facts
-from featx.options.rules import notes_on
+from featx.options.without_effect.rule import Facts
+from featx.options.without_effect.rules import notes_on
 from featx.runtime.text import format_bytes, table
 from featx.store.schema import FilePlan, partial_path
 
@@ -73,6 +73,11 @@ class ExtractionPlan:
         lines += notes_on(self.config, facts)
         if recipe.assumed is not None:
             lines.append(recipe.assumed)
+        if recipe.preprocess.view_count > 1 and recipe.preprocess.resize == recipe.preprocess.crop:
+            lines.append(
+                f"note: images are resized to {recipe.preprocess.crop} pixels, the size of the crop: the views differ "
+                f"along the longer side only. --resize with more gives them room"
+            )
         if not count:
             lines.append("note: this part is empty: there are more parts than blocks of images; featx merge needs it")
         if recipe.weights.seed is not None:

@@ -5,12 +5,13 @@ Importing this module loads neither torch nor a network: a finished output is re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featx.errors import UsageError
-from featx.images.preprocess import Preprocess
+from featx.images.preprocess import CENTER, Preprocess
 from featx.networks.run_folder import is_run, read_run
 from featx.options.extraction import PRECISIONS, ExtractConfig
 from featx.options.option import command_line
@@ -72,8 +73,16 @@ class Recipe:
         resize: int | None = None,
         crop: int | None = None,
         squash: bool = False,
+        fit: str | None = None,
+        pad_color: str | None = None,
+        mean: str | Sequence[float] | None = None,
+        std: str | Sequence[float] | None = None,
+        interpolation: str | None = None,
+        grey: bool = False,
         exif: bool = False,
         mirror: bool = False,
+        views: str = CENTER,
+        aggregate: str = "mean",
         decode: str = "cpu",
         plain: bool = False,
         preprocess: str | None = None,
@@ -108,8 +117,14 @@ class Recipe:
         network = Backbone(backbone, crop, source.published)
         values = default_preprocessing(backbone, named) if named else preprocessing_for(network.preprocessing, source)
         prepared = Preprocess.from_values(dict(values)).overridden(
-            resize=resize, crop=crop, squash=squash, mirror=mirror
-        )
+            resize=resize, crop=crop, squash=squash, fit=fit, pad_color=pad_color, interpolation=interpolation,
+            mean=mean, std=std, grey=grey, mirror=mirror, views=views, aggregate=aggregate,
+        )  # fmt: skip
+        if decode != "cpu" and not prepared.is_plain:
+            raise UsageError(
+                f"--decode {decode} resizes bilinearly or bicubically and cuts out the centre; --views, --grey, "
+                f"--fit pad and other interpolations need --decode cpu"
+            )
         captured = tuple(network.names.resolve(default_layer(backbone) if layers is None else layers))
         return cls(
             backbone=network,
@@ -204,6 +219,8 @@ class Recipe:
             self.pooling.refuse_unsuited(f"{self.backbone.name} {layer.name}", shape, geometry.layout)
             kind = self.pooling.spec if len(shape) > 1 else "none"
             pooled = self.pooling.shape(shape, geometry.layout)
+            if self.preprocess.view_count > 1 and self.preprocess.aggregate == "stack":
+                pooled = (self.preprocess.view_count, *pooled)
             specs.append(LayerSpec(layer.name, layer.node, layer.relu, kind, pooled, self.dtype))
         return specs
 

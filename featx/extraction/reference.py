@@ -12,13 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, fx, nn
 from torchvision import transforms as T
 from torchvision.transforms._presets import ImageClassification
 
 from featx.errors import WeightsMismatch
-from featx.images.preprocess import Preprocess
+from featx.images.preprocess import CENTER, CORNERS, TEN, Preprocess
 from featx.networks.backbone import Backbone, load_network
 from featx.networks.download import Progress
 from featx.networks.graph.layout import CHANNELS_LAST, CLASS_AND_TOKENS, MAP
@@ -51,7 +51,7 @@ class Reference:
             )
         self.network = loaded.network
         preprocess = Preprocess.from_values(made["preprocess"])
-        self.transforms = torchvision_transforms(preprocess)
+        self.views, self.aggregate = torchvision_transforms(preprocess), preprocess.aggregate
         self.layers: dict[str, str] = {name: entry["node"] for name, entry in made["layers"].items()}
         self.pooling: str = made["pooling"]
         described = Backbone(made["backbone"], preprocess.crop, source.published)
@@ -86,7 +86,18 @@ class Reference:
         return keep
 
     def __call__(self, image: Image.Image) -> dict[str, Tensor]:
-        batch = self.transforms(image).unsqueeze(0)
+        found = [self._of_view(view) for view in self.views(image)]
+        if len(found) == 1:
+            return found[0]
+        together = {name: torch.stack([values[name] for values in found]) for name in found[0]}
+        if self.aggregate == "stack":
+            return together
+        return {
+            name: values.mean(0) if self.aggregate == "mean" else values.amax(0) for name, values in together.items()
+        }
+
+    def _of_view(self, view: Tensor) -> dict[str, Tensor]:
+        batch = view.unsqueeze(0)
         self._caught.clear()
         logits = self.network(batch)
         operations = self._operations(batch) if self._operations else {}
@@ -122,25 +133,32 @@ class _Operations(fx.Interpreter):
         return self._found
 
 
-def torchvision_transforms(preprocess: Preprocess) -> Callable[[Image.Image], Tensor]:
-    """The same preprocessing, made of torchvision's own transforms."""
-    if preprocess.mirror:
-        plain = torchvision_transforms(replace(preprocess, mirror=False))
-        return lambda image: plain(image).flip(-1)
-    how = T.InterpolationMode(preprocess.interpolation)
-    if not preprocess.squash:
-        preset: Callable[[Image.Image], Tensor] = ImageClassification(
-            crop_size=preprocess.crop,
-            resize_size=preprocess.resize,
-            mean=preprocess.mean,
-            std=preprocess.std,
+def torchvision_transforms(preprocess: Preprocess) -> Callable[[Image.Image], list[Tensor]]:
+    """The same preprocessing, made of torchvision's own transforms and Pillow's `ImageOps`: the views of an image."""
+    side, how = preprocess.crop, T.InterpolationMode(preprocess.interpolation)
+    plain = preprocess.fit == "crop" and preprocess.views == CENTER and not preprocess.grey
+    if plain and not preprocess.mirror:
+        preset = ImageClassification(
+            crop_size=side, resize_size=preprocess.resize, mean=preprocess.mean, std=preprocess.std,
             interpolation=how,
-        )
-        return preset
-    side = (preprocess.crop, preprocess.crop)
-    steps = [T.Resize(side, how), T.ToTensor(), T.Normalize(preprocess.mean, preprocess.std)]
-    composed: Callable[[Image.Image], Tensor] = T.Compose(steps)
-    return composed
+        )  # fmt: skip
+        return lambda image: [preset(image)]
+    cut: dict[str, Any] = {CENTER: T.CenterCrop(side), CORNERS: T.FiveCrop(side), TEN: T.TenCrop(side)}
+    steps: list[Any] = [T.Resize(preprocess.resize, how), cut[preprocess.views]]
+    if preprocess.fit == "squash":
+        steps = [T.Resize((side, side), how)]
+    elif preprocess.pad is not None:
+        method = Image.Resampling[preprocess.interpolation.upper()]
+        steps = [lambda image: ImageOps.pad(image, (side, side), method, preprocess.pad)]
+    to_tensor = [T.ToTensor(), T.Normalize(preprocess.mean, preprocess.std)]
+    finish = T.Compose([*([T.Grayscale(3)] if preprocess.grey else []), *to_tensor])
+
+    def views(image: Image.Image) -> list[Tensor]:
+        made = T.Compose(steps)(image)
+        found = [finish(view) for view in (made if isinstance(made, tuple) else (made,))]
+        return [view.flip(-1) for view in found] if preprocess.mirror else found
+
+    return views
 
 
 def pool_plainly(values: Tensor, spec: str, layout: str = MAP) -> Tensor:

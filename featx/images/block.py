@@ -23,7 +23,8 @@ class Block:
     """Rows first .. first + B - 1 of a manifest, decoded, or kept for the device to decode.
 
     Attributes:
-        pixels: (batch_size, 3, S, S) uint8, channels last in memory; failed images and rows past the end are zero.
+        pixels: (batch_size, 3, V * S, S) uint8, the V views of an image one below the other, channels last in memory;
+            failed images and rows past the end are zero.
         status: (B,) uint8, see `Status`: DONE or a kind of failure.
         sha256: (B, 32) uint8 of the files' bytes; zero where there were none.
         reasons: row in the block -> why it failed.
@@ -47,11 +48,11 @@ class Block:
     device_decode_s: float = 0.0
 
 
-def empty_block(count: int, size: int, side: int, *, keep_encoded: bool) -> Block:
-    """`count` images, all of them well, before anything is known of them; pixels for `size`."""
+def empty_block(count: int, size: int, shape: tuple[int, int], *, keep_encoded: bool) -> Block:
+    """`count` images, all of them well, before anything is known of them; pixels (height, width) for `size`."""
     return Block(
         0,
-        pixels=np.zeros((size, side, side, 3), np.uint8).transpose(0, 3, 1, 2),
+        pixels=np.zeros((size, *shape, 3), np.uint8).transpose(0, 3, 1, 2),
         status=np.full(count, Status.DONE, np.uint8),
         sha256=np.zeros((count, 32), np.uint8),
         reasons={},

@@ -86,7 +86,7 @@ class InputDecoder(BlockDecoder):
 
     def images(self, images: Sequence[Any], *, size: int, keep_encoded: bool = False) -> Block:
         """A block of images, with pixels for `size` of them."""
-        block = empty_block(len(images), size, self.preprocess.crop, keep_encoded=keep_encoded)
+        block = empty_block(len(images), size, self.preprocess.shape, keep_encoded=keep_encoded)
         for place, image in enumerate(images):
             self.put(block, place, image)
         return block

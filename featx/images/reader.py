@@ -133,7 +133,7 @@ class BlockReader(BlockDecoder):
 
     def rows(self, rows: Sequence[int], *, size: int, keep_encoded: bool = False) -> Block:
         """Any rows as a block, in their order, with pixels for `size` images."""
-        block = empty_block(len(rows), size, self.preprocess.crop, keep_encoded=keep_encoded)
+        block = empty_block(len(rows), size, self.preprocess.shape, keep_encoded=keep_encoded)
         for place, row in enumerate(rows):
             with self.turns.image() as need:
                 self._row(block, place, row, need)

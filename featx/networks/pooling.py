@@ -1,10 +1,14 @@
-"""Pooling of maps and tokens while they are still on the device."""
+"""Pooling of maps and tokens while they are still on the device, and of the values of several views."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -114,3 +118,34 @@ def parse_pooling(spec: str) -> Pooling:
         f"--pool is {spec!r}; it can be none, avg, max, flatten or a pyramid such as spp:1,2,4; for tokens cls, "
         f"mean or cls+mean"
     )
+
+
+def pool_views(
+    compute: Callable[[npt.NDArray[np.uint8]], dict[str, npt.NDArray[Any]]],
+    pixels: npt.NDArray[np.uint8],
+    aggregate: str,
+) -> dict[str, npt.NDArray[Any]]:
+    """One value of several views of each image: {layer: (B, ...)}, of a "stack" (B, V, ...), float32.
+
+    Args:
+        compute: (B, 3, S, S) uint8 -> {layer: (B, ...)} float32, in memory that may be kept.
+        pixels: (B, 3, V * S, S), an image's views one below the other.
+        aggregate: "mean", "max" or "stack".
+    """
+    side = pixels.shape[3]
+    count = pixels.shape[2] // side
+    found: dict[str, npt.NDArray[Any]] = {}
+    for view in range(count):
+        for name, values in compute(pixels[:, :, view * side : (view + 1) * side]).items():
+            if aggregate == "stack":
+                if view == 0:
+                    found[name] = np.empty((len(values), count, *values.shape[1:]), values.dtype)
+                found[name][:, view] = values
+            elif view == 0:
+                found[name] = values
+            else:
+                (np.add if aggregate == "mean" else np.maximum)(found[name], values, out=found[name])
+    if aggregate == "mean":
+        for sums in found.values():
+            np.divide(sums, count, out=sums)
+    return found

@@ -5,7 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from featx.options.option import option
-from featx.options.parsing import parse_bytes, parse_fraction
+from featx.options.parsing import parse_bytes, parse_fraction, parse_mean, parse_pad_color, parse_std
+
+# The options that say how an image becomes the pixels that a network sees.
+PREPARATION = (
+    "preprocess", "resize", "crop", "squash", "fit", "pad_color", "mean", "std", "interpolation", "grey", "exif",
+)  # fmt: skip
+
+FITS = ("crop", "pad", "squash")
+INTERPOLATIONS = ("bilinear", "bicubic", "lanczos", "box", "nearest")
+VIEWS = {"center": 1, "corners": 5, "ten": 10}
+AGGREGATES = ("mean", "max", "stack")
 
 
 def device_option() -> Any:
@@ -83,7 +93,44 @@ def resize_option() -> Any:
 
 
 def squash_option() -> Any:
-    return option(False, "Resize the whole image to the crop size, ignoring its aspect.")
+    return option(False, "Resize the whole image to the crop size, ignoring its aspect: as --fit squash.")
+
+
+def fit_option() -> Any:
+    return option(
+        None, "How an image becomes a square: crop (resize the shorter side, cut out the centre), pad (resize the "
+        "longer side, with a border) or squash; by default as the weights want it, which is crop.",
+        choices=FITS,
+    )  # fmt: skip
+
+
+def pad_color_option() -> Any:
+    return option(
+        None, "Colour of the border of --fit pad: R,G,B from 0 to 255, or mean; by default black.",
+        parse=parse_pad_color, metavar="COLOUR",
+    )  # fmt: skip
+
+
+def mean_option() -> Any:
+    return option(
+        None, "Mean to subtract from colours of 0 to 1, as 0.485,0.456,0.406, instead of the weights' own.",
+        parse=parse_mean, metavar="R,G,B",
+    )  # fmt: skip
+
+
+def std_option() -> Any:
+    return option(None, "Deviation to divide them by, instead of the weights' own.", parse=parse_std, metavar="R,G,B")
+
+
+def interpolation_option() -> Any:
+    return option(
+        None, "How images are resized, instead of the weights' own; all but nearest with antialias.",
+        choices=INTERPOLATIONS,
+    )  # fmt: skip
+
+
+def grey_option() -> Any:
+    return option(False, "Turn colours into grey (Rec. 601 luma), three times, after the resize.")
 
 
 def exif_option() -> Any:

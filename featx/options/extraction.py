@@ -8,16 +8,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from featx.options.common import (
+    AGGREGATES,
+    VIEWS,
     batch_size_option,
     decode_option,
     device_option,
     exif_option,
+    fit_option,
     follow_links_option,
+    grey_option,
     image_timeout_option,
+    interpolation_option,
     max_bad_option,
+    mean_option,
+    pad_color_option,
     preprocess_option,
     resize_option,
     squash_option,
+    std_option,
     workers_option,
 )
 from featx.options.option import Config, option
@@ -58,8 +66,19 @@ class ExtractConfig(Config):
         None, "Side of the centre crop in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"
     )
     squash: bool = squash_option()
+    fit: str | None = fit_option()
+    pad_color: str | None = pad_color_option()
+    mean: str | None = mean_option()
+    std: str | None = std_option()
+    interpolation: str | None = interpolation_option()
+    grey: bool = grey_option()
     exif: bool = exif_option()
     mirror: bool = option(False, "Flip every image horizontally.")
+    views: str = option(
+        "center", "Squares the network sees of an image: center; corners (four and the centre); ten (and mirrored).",
+        choices=tuple(VIEWS),
+    )  # fmt: skip
+    aggregate: str = option("mean", "What is kept of the values of several views.", choices=AGGREGATES)
     plain: bool = option(False, "On a CPU, PyTorch's own operations: slower, and rounded as in training.")
     follow_links: bool = follow_links_option()
     max_bad: float = max_bad_option()

@@ -10,7 +10,7 @@ from numbers import Integral, Real
 from typing import Any
 
 from featx.errors import UsageError
-from featx.options.rules import refuse_without_effect
+from featx.options.without_effect.rules import refuse_without_effect
 
 _PLAIN = (type(None), str, int, float)
 _TYPES: dict[str, tuple[type, str]] = {

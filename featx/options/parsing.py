@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from featx.errors import UsageError
@@ -66,3 +67,42 @@ def parse_c(text: Any) -> float | None:
     if not 0 < value < float("inf"):
         raise UsageError(f"C is {text}; it must be a number above 0, or auto")
     return value
+
+
+def parse_colours(given: str | Sequence[float], what: str, low: float, high: float) -> tuple[float, float, float]:
+    """Three numbers, one for each colour, from three or from one for all.
+
+    >>> parse_colours("0.5", "--mean", 0, 1), parse_colours([0.1, 0.2, 0.3], "--std", 0, 1)
+    ((0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    """
+    words = given.split(",") if isinstance(given, str) else [given] if isinstance(given, float | int) else given
+    try:
+        values = [float(word) for word in words]
+    except (ValueError, TypeError):
+        values = []
+    values = values * 3 if len(values) == 1 else values
+    if len(values) != 3:
+        raise UsageError(f"{what} is {given!r}; write a number for each colour, as 0.485,0.456,0.406, or one for all")
+    if not all(low <= value <= high for value in values):
+        hint = "; these look like levels of 0 to 255: divide by 255" if max(values) > high and high == 1.0 else ""
+        raise UsageError(f"{what} is {given}; its values must be from {low:g} to {high:g}{hint}")
+    return values[0], values[1], values[2]
+
+
+def parse_mean(text: Any) -> str:
+    """Three means, or one for all colours, as text that `parse_colours` reads."""
+    return _as_text(parse_colours(text, "--mean", 0.0, 1.0))
+
+
+def parse_std(text: Any) -> str:
+    """Three deviations, or one for all colours."""
+    return _as_text(parse_colours(text, "--std", 1e-6, 1.0))
+
+
+def parse_pad_color(text: Any) -> str:
+    """A colour in levels of 0 to 255, or "mean"."""
+    return "mean" if text == "mean" else _as_text(parse_colours(text, "--pad-color", 0.0, 255.0))
+
+
+def _as_text(values: Sequence[float]) -> str:
+    return ",".join(repr(value).removesuffix(".0") for value in values)

@@ -8,11 +8,17 @@ from featx.errors import UsageError
 from featx.options.common import (
     device_option,
     exif_option,
+    fit_option,
     follow_links_option,
+    grey_option,
+    interpolation_option,
     max_bad_option,
+    mean_option,
+    pad_color_option,
     preprocess_option,
     resize_option,
     squash_option,
+    std_option,
     workers_option,
 )
 from featx.options.option import Config, option
@@ -93,6 +99,12 @@ class FinetuneConfig(Config):
         None, "Side of the input in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"
     )
     squash: bool = squash_option()
+    fit: str | None = fit_option()
+    pad_color: str | None = pad_color_option()
+    mean: str | None = mean_option()
+    std: str | None = std_option()
+    interpolation: str | None = interpolation_option()
+    grey: bool = grey_option()
     exif: bool = exif_option()
     follow_links: bool = follow_links_option()
     max_bad: float = max_bad_option()

@@ -23,6 +23,7 @@ from featx.figures.map_page import map_page
 from featx.figures.sheets import Tile, draw_sheet, unit_tiles
 from featx.figures.thumbnails import thumbnails
 from featx.heads.splits import copies_of
+from featx.images.preprocess import Preprocess
 from featx.images.sources.reopen import SourceImages
 from featx.reporting.page import Section, frame, paragraph, photos, picture, table
 from featx.runtime.progress import Reporter
@@ -126,8 +127,7 @@ class FeaturesPart:
             ["from", printable(made["source"]["path"])],
             ["network", f"{made['backbone']}, weights {made['weights']['name']}, "
                         f"sha256 {made['weights']['sha256'][:16]}"],
-            ["images are prepared", f"resize {made['preprocess']['resize']}, crop {made['preprocess']['crop']}, "
-                                    f"{made['preprocess']['interpolation']}"],
+            ["images are prepared", Preprocess.from_values(made["preprocess"]).describe()],
             ["made by", made["command"]],
             ["with", ", ".join(f"{name} {version}" for name, version in made["versions"].items())],
             ["fingerprint", features.fingerprint],

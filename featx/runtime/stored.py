@@ -25,6 +25,7 @@ T = TypeVar("T")
 Text = Annotated[str, Meta(max_length=65536)]
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Side = Annotated[int, Meta(ge=1, le=65536)]  # of an image, in pixels
+Level = Annotated[int, Meta(ge=0, le=255)]  # of a colour
 Positive = Annotated[float, Meta(gt=0, le=1e30)]
 Pooling = Annotated[
     str, Meta(pattern=r"^(none|avg|max|flatten|cls|mean|cls\+mean|spp:[1-9]\d?(,[1-9]\d?){0,9})$", max_length=64)
@@ -37,11 +38,15 @@ class Preprocessing(Struct):
 
     resize: Side
     crop: Annotated[int, Meta(ge=1, le=8192)]
-    interpolation: Literal["bilinear", "bicubic"]
+    interpolation: Literal["bilinear", "bicubic", "lanczos", "box", "nearest"]
     mean: tuple[float, float, float]
     std: tuple[Positive, Positive, Positive]
     squash: bool
     mirror: bool = False
+    pad: tuple[Level, Level, Level] | None = None
+    grey: bool = False
+    views: Literal["center", "corners", "ten"] = "center"
+    aggregate: Literal["mean", "max", "stack"] = "mean"
 
 
 class Weights(Struct):

@@ -156,8 +156,8 @@ class Batcher:
 
     def _run(self) -> None:
         compute_on_one_thread()
-        side = self.engine.recipe.preprocess.crop
-        whole = empty_block(self._at_once, self._at_once, side, keep_encoded=False)
+        shape = self.engine.recipe.preprocess.shape
+        whole = empty_block(self._at_once, self._at_once, shape, keep_encoded=False)
         with pillow_settings():
             while (job := self._next(wait=True)) is not None:
                 jobs = [job]
@@ -243,7 +243,7 @@ def _beginning(block: Block, count: int, *, pixels: int) -> Block:
 
 def _alone(block: Block, place: int, size: int) -> Block:
     """One image of a block as a block, with pixels for `size`."""
-    alone = empty_block(1, size, block.pixels.shape[-1], keep_encoded=False)
+    alone = empty_block(1, size, block.pixels.shape[2:], keep_encoded=False)
     alone.pixels[0], alone.status[0], alone.sha256[0] = block.pixels[place], block.status[place], block.sha256[place]
     if place in block.reasons:
         alone.reasons[0] = block.reasons[place]

@@ -29,8 +29,8 @@ from featx.networks.build import construct, final_layer, replace_final_layer
 from featx.networks.registry import default_preprocessing
 from featx.networks.run_folder import REPORT, WEIGHTS, is_run, read_run, snapshot_path
 from featx.networks.weights import assumed_preprocessing, preprocessing_for, published_name, weights_of
-from featx.options.rules import notes_on
 from featx.options.training import FinetuneConfig
+from featx.options.without_effect.rules import notes_on
 from featx.runtime.compiler import refuse_without_compiler
 from featx.runtime.device import strict_precision
 from featx.runtime.files import disk_errors, replacing, sha256_of_file
@@ -155,8 +155,9 @@ class FinetuningJob:
         own = preprocessing_for(backbone.preprocessing, source)
         values = own if named is None else default_preprocessing(config.backbone, named)
         self.preprocess = Preprocess.from_values(dict(values)).overridden(
-            resize=config.resize, crop=config.crop, squash=config.squash
-        )
+            resize=config.resize, crop=config.crop, squash=config.squash, fit=config.fit, pad_color=config.pad_color,
+            interpolation=config.interpolation, mean=config.mean, std=config.std, grey=config.grey,
+        )  # fmt: skip
         self.weights: dict[str, Any] = {"spec": "random", "sha256": None}
         if source is None:
             network = construct(config.backbone, config.seed, classes=classes)

@@ -13,8 +13,8 @@ from featx.errors import LabelError
 from featx.heads.labels import is_multilabel
 from featx.heads.splits import Rows, split_by_name, split_by_share
 from featx.images.manifest import Manifest
-from featx.options.rule import Facts
 from featx.options.training import FinetuneConfig
+from featx.options.without_effect.rule import Facts
 from featx.runtime.text import plural
 from featx.training.layer_groups import layer_groups
 from featx.training.learning_rates import Rate

@@ -24,6 +24,7 @@ from sklearn.linear_model import LogisticRegression
 from torchvision.transforms._presets import ImageClassification
 
 from featx.commands.evaluate import evaluate_head
+from featx.commands.extract import extract_features
 from featx.commands.finetune import finetune_network
 from featx.commands.predict import predict_images
 from featx.errors import (
@@ -37,8 +38,10 @@ from featx.errors import (
     UsageError,
 )
 from featx.networks.build import construct, replace_final_layer
+from featx.options.extraction import ExtractConfig
 from featx.options.training import FinetuneConfig
 from featx.runtime.progress import Reporter
+from featx.store.open import open_features
 from featx.training import initial_head as head
 from featx.training.data.augment import draw, parse_augmentation
 from featx.training.data.pixels import Pixels
@@ -88,9 +91,9 @@ def options(weights, **others):
     return FinetuneConfig(**{**chosen, **others})
 
 
-def pixels_of(folder: Path):
+def pixels_of(folder: Path, **normalisation):
     """(N, 3, 64, 64) normalised images and (N,) labels of a folder, in the order of their names, by torchvision."""
-    transform = ImageClassification(crop_size=64, resize_size=64)
+    transform = ImageClassification(crop_size=64, resize_size=64, **normalisation)
     images, labels = [], []
     for path in sorted(folder.rglob("*.png")):
         with Image.open(path) as image:
@@ -99,13 +102,13 @@ def pixels_of(folder: Path):
     return torch.stack(images), torch.tensor(labels)
 
 
-def plain_loop(folder, weights, steps, *, smoothing=0.0, decay=5e-4, seed=0, epochs=2, mixed=None):
+def plain_loop(folder, weights, steps, *, smoothing=0.0, decay=5e-4, seed=0, epochs=2, mixed=None, **normalisation):
     """The same training as a script would do it: parameter groups by hand, cosine by hand.
 
     Args:
         mixed: images and labels (B, 3) of a step instead of its own, from these, their labels and the step.
     """
-    images, labels = pixels_of(folder)
+    images, labels = pixels_of(folder, **normalisation)
     network = construct("alexnet-mini", seed=0)
     network.load_state_dict(load_file(weights))
     torch.manual_seed(seed)
@@ -199,6 +202,24 @@ def test_trained_from_the_stored_output_of_frozen_layers_they_are_the_same(tmp_p
     assert not (tmp_path / "run" / "cache").exists()
     found = load_file(tmp_path / "run" / "model.safetensors")
     assert largest_difference(found, plain_loop(colours, weights, 6)) < 1e-5
+
+
+def test_stored_output_is_of_images_prepared_as_asked(tmp_path, colours, weights):
+    finetune_network(colours, tmp_path / "run", options(weights, mean="0.1,0.2,0.3", std="0.3,0.4,0.5"))
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    by_hand = plain_loop(colours, weights, 6, mean=(0.1, 0.2, 0.3), std=(0.3, 0.4, 0.5))
+    assert largest_difference(found, by_hand) < 1e-5
+
+
+def test_a_run_prepares_images_as_it_was_trained_with_whoever_uses_it(tmp_path, colours, weights):
+    how = {"fit": "pad", "pad_color": "mean", "grey": True, "crop": 64}
+    finetune_network(colours, tmp_path / "run", options(weights, **how, lr="head", epochs=1))
+    extract_features(colours, tmp_path / "f.h5", ExtractConfig(backbone=str(tmp_path / "run"), layers="prob"))
+    predict_images(tmp_path / "run", colours, tmp_path / "p.csv")
+    rows = [line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
+    features = open_features(tmp_path / "f.h5")
+    np.testing.assert_allclose(np.array([row[2:5] for row in rows], float), features["prob"], atol=1e-5)
+    assert features.provenance["preprocess"]["pad"] == [124, 116, 104]
 
 
 def test_accumulated_in_parts_a_step_is_the_same(tmp_path, colours, weights):

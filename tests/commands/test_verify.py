@@ -11,6 +11,7 @@ import torch
 from conftest import write_photo
 from corpus import write_corpus
 from PIL import Image
+from torchvision import transforms as T
 
 from featx.commands.extract import extract_features
 from featx.commands.inspect import inspect_file
@@ -32,7 +33,9 @@ def extract(source, out, layers="features.3,features.12,classifier.1,prob", **op
     "options",
     [{}, {"pool": "avg"}, {"pool": "max"}, {"pool": "flatten"}, {"pool": "spp:1,2,4"}, {"dtype": "float16"},
      {"precision": "bf16"}, {"squash": True}, {"crop": 160}, {"resize": 300, "crop": 200}, {"exif": True},
-     {"mirror": True}, {"mirror": True, "squash": True}, {"plain": True}, {"decode": "fast"}, {"decode": "fast", "mirror": True}],
+     {"mirror": True}, {"mirror": True, "squash": True}, {"plain": True}, {"decode": "fast"}, {"decode": "fast", "mirror": True},
+     {"views": "corners", "aggregate": "max"}, {"views": "ten", "pool": "avg"}, {"views": "ten", "aggregate": "stack", "dtype": "float16", "pool": "avg"},
+     {"fit": "pad", "pad_color": "mean", "grey": True}, {"mean": "0.1", "std": "0.3,0.2,0.1", "interpolation": "lanczos"}],
 )  # fmt: skip
 def test_what_extract_makes_is_right(photos, tmp_path, options):
     report = verify_file(extract(photos, tmp_path / "f.h5", **options), VerifyConfig(rows=4))
@@ -40,6 +43,29 @@ def test_what_extract_makes_is_right(photos, tmp_path, options):
     assert [layer.layer for layer in report.layers] == ["features.3", "features.12", "classifier.1", "prob"]
     exact = options.keys().isdisjoint({"dtype", "precision", "decode"})
     assert all(layer.difference < (1e-5 if exact else 3e-2) for layer in report.layers)
+
+
+def test_the_values_of_ten_views_are_those_of_ten_files(photos, tmp_path):
+    """Every view cut out by torchvision and extracted as a file of its own."""
+    (tmp_path / "cut").mkdir()
+    paths = sorted(path for path in photos.rglob("*") if path.is_file())
+    for number, path in enumerate(paths):
+        with Image.open(path) as image:
+            for view, square in enumerate(T.TenCrop(224)(T.Resize(256)(image.convert("RGB")))):
+                square.save(tmp_path / "cut" / f"{number:02d}-{view}.png")
+    alone = open_features(extract(tmp_path / "cut", tmp_path / "alone.h5", pool="avg", squash=True))
+    options = {
+        "mean": lambda values: values.mean(1),
+        "max": lambda values: values.max(1),
+        "stack": lambda values: values,
+    }
+    for how, expected in options.items():
+        together = open_features(extract(photos, tmp_path / f"{how}.h5", pool="avg", views="ten", aggregate=how))
+        for layer in alone:
+            values = np.asarray(alone[layer]).reshape(len(paths), 10, -1)
+            np.testing.assert_array_equal(
+                together[layer].reshape(len(paths), *expected(values).shape[1:]), expected(values)
+            )
 
 
 def test_mirrored_features_are_those_of_mirrored_files(tmp_path):

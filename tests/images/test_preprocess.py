@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from torchvision import transforms as T
 from torchvision.models import AlexNet_Weights, EfficientNet_B0_Weights, Inception_V3_Weights, VGG16_Weights
 
@@ -74,3 +76,88 @@ def test_a_crop_larger_than_an_explicit_resize_is_refused():
 
 def test_stored_values_make_the_same_preprocessing_again():
     assert Preprocess.from_values(ALEXNET.values()) == ALEXNET
+
+
+HAND = Preprocess(64, 48, "bilinear", (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
+SIZES = [(80, 64), (64, 80), (49, 200), (64, 64), (301, 97)]
+
+
+def torchvision_says(steps, image, how=HAND):
+    """The views as tensors, one below the other as ours are."""
+    made = T.Compose(steps)(image)
+    views = made if isinstance(made, tuple) else (made,)
+    finish = T.Compose([T.ToTensor(), T.Normalize(how.mean, how.std)])
+    return torch.cat([finish(view) for view in views], dim=1)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"views": "corners"}, [T.Resize(64), T.FiveCrop(48)]),
+        ({"views": "ten"}, [T.Resize(64), T.TenCrop(48)]),
+        ({"grey": True}, [T.Resize(64), T.CenterCrop(48), T.Grayscale(3)]),
+        ({"interpolation": "lanczos"}, [T.Resize(64, T.InterpolationMode.LANCZOS), T.CenterCrop(48)]),
+        ({"interpolation": "box"}, [T.Resize(64, T.InterpolationMode.BOX), T.CenterCrop(48)]),
+        ({"interpolation": "nearest"}, [T.Resize(64, T.InterpolationMode.NEAREST), T.CenterCrop(48)]),
+        ({"fit": "pad"}, [lambda image: ImageOps.pad(image, (48, 48), Image.Resampling.BILINEAR)]),
+        (
+            {"fit": "pad", "pad_color": "255,0,10", "interpolation": "bicubic"},
+            [lambda image: ImageOps.pad(image, (48, 48), Image.Resampling.BICUBIC, (255, 0, 10))],
+        ),
+        (
+            {"fit": "pad", "pad_color": "mean"},
+            [lambda image: ImageOps.pad(image, (48, 48), Image.Resampling.BILINEAR, (128, 102, 76))],
+        ),
+        ({"fit": "squash"}, [T.Resize((48, 48))]),
+    ],
+)
+def test_what_is_asked_for_by_hand_is_what_torchvision_and_pillow_make(size, options, steps):
+    ours = HAND.overridden(**options)
+    assert torch.equal(normalised(ours, noise(*size)), torchvision_says(steps, noise(*size)))
+    assert Preprocess.from_values(json.loads(json.dumps(ours.values()))) == ours
+
+
+def test_means_and_deviations_by_hand_take_the_place_of_the_weights_own():
+    ours = ALEXNET.overridden(mean="0.1,0.2,0.3", std=0.5)
+    assert (ours.mean, ours.std) == ((0.1, 0.2, 0.3), (0.5, 0.5, 0.5))
+    assert (ours.resize, ours.crop, ours.interpolation) == (ALEXNET.resize, ALEXNET.crop, ALEXNET.interpolation)
+
+
+def test_an_image_of_one_row_is_padded_to_a_line():
+    pixels = HAND.overridden(fit="pad", pad_color="7").pixels(Image.new("RGB", (4000, 1), (200, 200, 200)))
+    assert (pixels == 200).sum() == 3 * 48
+    assert (pixels == 7).sum() == 3 * 48 * 47
+
+
+def test_how_a_run_prepares_its_images_is_kept_where_nothing_else_is_asked_for():
+    run = HAND.overridden(fit="pad", pad_color="9", grey=True)
+    assert run.overridden() == run
+    squashed = HAND.overridden(squash=True)
+    assert squashed.overridden() == squashed
+    assert squashed.overridden(fit="crop") == HAND
+
+
+def test_values_that_older_versions_did_not_know_are_left_out_where_they_are_not_used():
+    assert set(HAND.values()) == {"resize", "crop", "interpolation", "mean", "std", "squash", "mirror"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": "123.7,116.8,103.9"}, "levels of 0 to 255: divide by 255"),
+        ({"mean": "0.5,0.5"}, "a number for each colour"),
+        ({"std": "0"}, "from 1e-06 to 1"),
+        ({"std": "nan"}, "from 1e-06 to 1"),
+        ({"pad_color": "0,0,300", "fit": "pad"}, "from 0 to 255"),
+        ({"pad_color": "red", "fit": "pad"}, "a number for each colour"),
+        ({"pad_color": "9"}, "add --fit pad"),
+        ({"fit": "pad", "resize": 80}, "leave out --resize"),
+        ({"views": "twelve"}, "choose from center, corners, ten"),
+        ({"interpolation": "cubic"}, "choose from bilinear, bicubic"),
+        ({"fit": "squash", "views": "ten"}, "leaves none to cut"),
+    ],
+)
+def test_preprocessing_that_cannot_be_is_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        HAND.overridden(**options)

@@ -62,8 +62,9 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         layers: names, as a list or as text with ranges (conv1-conv5) and globs; by default fc7 of AlexNet and VGG,
             penultimate of other networks.
         weights: "default", a torchvision weights name, a file of torch.save or safetensors, or "random:SEED".
-        pool, precision, dtype, device, decode, preprocess, resize, crop, squash, exif, mirror, batch_size: as the
-            options of `featx extract`.
+        pool, precision, dtype, device, decode, preprocess, resize, crop, squash, pad_color, mean, std, interpolation,
+            grey, exif, mirror, views, aggregate, batch_size: as the options of `featx extract`.
+        crop_mode: as its option `--fit`: "crop", "pad" or "squash".
         workers: threads that decode and compute; by default one per core.
         on_error: "raise" an ImageError for images that cannot be used, or give "nan" for their rows.
 
@@ -93,8 +94,16 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         resize: int | None = None,
         crop: int | None = None,
         squash: bool = False,
+        crop_mode: str | None = None,
+        pad_color: str | None = None,
+        mean: str | Sequence[float] | None = None,
+        std: str | Sequence[float] | None = None,
+        interpolation: str | None = None,
+        grey: bool = False,
         exif: bool = False,
         mirror: bool = False,
+        views: str = "center",
+        aggregate: str = "mean",
         batch_size: int | None = None,
         workers: int | None = None,
         on_error: str = "raise",
@@ -111,8 +120,16 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         self.resize = resize
         self.crop = crop
         self.squash = squash
+        self.crop_mode = crop_mode
+        self.pad_color = pad_color
+        self.mean = mean
+        self.std = std
+        self.interpolation = interpolation
+        self.grey = grey
         self.exif = exif
         self.mirror = mirror
+        self.views = views
+        self.aggregate = aggregate
         self.batch_size = batch_size
         self.workers = workers
         self.on_error = on_error
@@ -229,7 +246,8 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             raise UsageError(f"on_error is {on_error!r}; it can be {' or '.join(map(repr, ON_ERROR))}")
         if layers is not None and not isinstance(layers, str):
             layers = ",".join(layers)
-        recipe = Recipe.plan(**parameters, layers=layers)
+        fit = parameters.pop("crop_mode")
+        recipe = Recipe.plan(**parameters, layers=layers, fit=fit)
         return InMemory(Engine(recipe), workers=workers)
 
 

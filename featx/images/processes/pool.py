@@ -130,7 +130,7 @@ class _Process:
     """A process, and the file in memory that its blocks come back through."""
 
     def __init__(self, reader: ReaderInProcesses) -> None:
-        self._side = reader.preprocess.crop
+        self._shape = reader.preprocess.shape
         self._tape = _file_in_memory()
         self._answers, theirs = (_above_standard(descriptor) for descriptor in os.pipe())
         self._read = b""  # of the answers, so far
@@ -169,7 +169,7 @@ class _Process:
         answer = json.loads(line)
         if "error" in answer:
             raise _error_of(answer["error"])
-        block = empty_block(len(paths), size, self._side, keep_encoded=keep_encoded)
+        block = empty_block(len(paths), size, self._shape, keep_encoded=keep_encoded)
         block.read_s, block.decode_s = answer["read_s"], answer["decode_s"]
         block.reasons = {int(place): reason for place, reason in answer["reasons"].items()}
         place = 0

@@ -16,6 +16,7 @@ from featx.extraction.device_cache import DeviceCache
 from featx.extraction.job import extract
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
+from featx.options.common import PREPARATION
 from featx.options.extraction import ExtractConfig
 from featx.options.training import FinetuneConfig
 from featx.runtime.environment import read_environment
@@ -68,7 +69,7 @@ class Precomputed:
             # Rounded as the training rounds: a difference in the seventh digit grows a thousandfold in a few steps.
             asked = ExtractConfig(
                 backbone=config.backbone, weights=config.weights, layers=",".join(dict.fromkeys(nodes)),
-                resize=config.resize, crop=config.crop, squash=config.squash, exif=config.exif, mirror=view == 1,
+                **{name: getattr(config, name) for name in PREPARATION}, mirror=view == 1,
                 follow_links=config.follow_links, max_bad=config.max_bad, device=config.device,
                 workers=config.workers, plain=True,
             )  # fmt: skip
@@ -120,7 +121,7 @@ class Precomputed:
         """Decoded images: those to train on somewhat larger than the network's input if a part is cut out of them."""
         config, task = self.config, self.task
         memory = config.memory or free_memory(torch.device("cpu")) // 2 // read_environment().local_world_size
-        whole = how.only_mirrors or how.is_none or exact.squash
+        whole = how.only_mirrors or how.is_none or exact.fit != "crop"
         wider = exact if whole else replace(exact, crop=exact.resize)
         share = len(task.train) / (len(task.train) + len(task.val))
         workers = config.workers or max(1, usable_cores() // read_environment().local_world_size)

@@ -53,6 +53,19 @@ def same(found, features, rows=slice(None)) -> bool:
     return all(np.array_equal(found[layer], features[layer][rows]) for layer in LAYERS)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"views": "ten"}, {"views": "corners", "aggregate": "stack"}, {"crop_mode": "pad", "pad_color": "1,2,3"},
+     {"mean": (0.5, 0.4, 0.3), "std": 0.25, "interpolation": "bicubic", "grey": True}],
+)  # fmt: skip
+def test_images_prepared_by_hand_are_those_of_the_command(folder, tmp_path, options):
+    asked = {"fit" if name == "crop_mode" else name: value for name, value in options.items()}
+    featx.extract_features(folder, tmp_path / "f.h5", featx.ExtractConfig(backbone=NET, layers=LAYERS, **asked))
+    features = featx.open_features(tmp_path / "f.h5")
+    with featx.Extractor(NET, LAYERS, **options) as made:
+        assert same(made([folder / path for path in features.paths[:3]]), features, slice(3))
+
+
 def test_rows_are_those_of_the_command_bit_for_bit(folder, extracted, extractor):
     paths = [folder / path for path in extracted.paths]
     found = extractor(paths)
