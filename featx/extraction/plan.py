@@ -75,8 +75,8 @@ class ExtractionPlan:
             lines.append(recipe.assumed)
         if recipe.preprocess.view_count > 1 and recipe.preprocess.resize == recipe.preprocess.crop:
             lines.append(
-                f"note: images are resized to {recipe.preprocess.crop} pixels, the size of the crop: the views differ "
-                f"along the longer side only. --resize with more gives them room"
+                f"note: images are resized to {recipe.preprocess.crop} pixels, the size of the crop: the views "
+                f"differ along the longer side only. --resize with more gives them room"
             )
         if not count:
             lines.append("note: this part is empty: there are more parts than blocks of images; featx merge needs it")

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from featx.errors import UsageError
@@ -77,9 +78,48 @@ def final_layer(network: nn.Module) -> str:
     return found[-1]
 
 
+def auxiliary_layers(network: nn.Module) -> dict[str, str]:
+    """The auxiliary heads of GoogLeNet and Inception: name of the head -> the layer that makes its logits.
+
+    They take part in the training alone (Szegedy et al., CVPR 2015).
+    """
+    heads = {name: head for name, head in network.named_children() if name.lower().startswith("aux")}
+    linear = {name: [n for n, m in head.named_modules() if isinstance(m, nn.Linear)] for name, head in heads.items()}
+    return {name: f"{name}.{layers[-1]}" for name, layers in linear.items() if layers}
+
+
+def auxiliary_logits(network: nn.Module, outputs: Any) -> dict[str, Tensor]:
+    """What the auxiliary heads say, by their names, of what the network returns in training mode.
+
+    torchvision's fields are logits, and aux_logits1 of aux1, or aux_logits of AuxLogits.
+    """
+    names = {name.lower().removeprefix("aux").removeprefix("logits"): name for name in auxiliary_layers(network)}
+    given = outputs._asdict().items()
+    return {names[field.removeprefix("aux_logits")]: values for field, values in given if field != "logits"}
+
+
+def fill_auxiliary_heads(network: nn.Module, missing: Iterable[str], name: str, seed: int) -> None:
+    """Put fresh auxiliary heads where the weights gave none, in place; their last layers stay as they are.
+
+    Args:
+        missing: the tensors that the weights did not give.
+        name: of the network.
+    """
+    for head, layer in auxiliary_layers(network).items():
+        if any(tensor.startswith(f"{head}.") and not tensor.startswith(f"{layer}.") for tensor in missing):
+            fresh = construct(name, seed).get_submodule(head)
+            last = layer.removeprefix(f"{head}.")
+            setattr(fresh, last, network.get_submodule(layer))
+            setattr(network, head, fresh)
+
+
 def replace_final_layer(network: nn.Module, classes: int) -> None:
-    """Put a fresh layer of `classes` outputs where the network makes its logits, in place."""
-    name = final_layer(network)
+    """Put fresh layers of `classes` outputs where the network and its auxiliary heads make their logits, in place."""
+    for name in (final_layer(network), *auxiliary_layers(network).values()):
+        _replace(network, name, classes)
+
+
+def _replace(network: nn.Module, name: str, classes: int) -> None:
     old = network.get_submodule(name)
     if isinstance(old, nn.Linear):
         new: nn.Module = nn.Linear(old.in_features, classes)

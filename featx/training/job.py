@@ -25,7 +25,13 @@ from featx.images.contents import copies_in
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
 from featx.networks.backbone import Backbone, load_network
-from featx.networks.build import construct, final_layer, replace_final_layer
+from featx.networks.build import (
+    auxiliary_layers,
+    construct,
+    fill_auxiliary_heads,
+    final_layer,
+    replace_final_layer,
+)
 from featx.networks.registry import default_preprocessing
 from featx.networks.run_folder import REPORT, WEIGHTS, is_run, read_run, snapshot_path
 from featx.networks.weights import assumed_preprocessing, preprocessing_for, published_name, weights_of
@@ -166,11 +172,12 @@ class FinetuningJob:
             published = source.published or (read_run(config.backbone).published if is_run(config.backbone) else None)
             self.weights = {"spec": config.weights, "sha256": loaded.sha256, "published": published}
             network = loaded.network
-            replaced = f"{final_layer(network)}."
+            replaced = tuple(f"{name}." for name in (final_layer(network), *auxiliary_layers(network)))
             loaded.gaps.refuse(str(source.file), [n for n in network.state_dict() if not n.startswith(replaced)])
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(config.seed)
                 replace_final_layer(network, classes)
+            fill_auxiliary_heads(network, loaded.gaps.missing, config.backbone, config.seed)
         if config.dropout is not None:
             for module in network.modules():
                 if isinstance(module, nn.Dropout):

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from featx.errors import UnknownLayer, UsageError
-from featx.networks.build import final_layer
+from featx.networks.build import auxiliary_layers, final_layer
 from featx.runtime.text import nearest_names
 from featx.training.layer_groups import LayerGroup, has_parameters, layer_groups
 
@@ -60,6 +60,8 @@ def expand_policy(policy: str, network: nn.Module, images: int) -> str:
         UsageError: a policy the network has no layers for, or none at all.
     """
     names = [group.name for group in layer_groups(network)]
+    heads = auxiliary_layers(network)
+    names = [name for name in names if name.partition(".")[0] not in heads]
     head = final_layer(network) if names[-1] not in ("fc8",) else "fc8"
     word, _, argument = policy.strip().partition(":")
     if "=" in policy:
@@ -67,10 +69,11 @@ def expand_policy(policy: str, network: nn.Module, images: int) -> str:
     if word == "auto":
         word = "head" if images < FEW_IMAGES else "all"
     rest = [name for name in names if name != head]
+    auxiliary = [f"{name}.*={PRETRAINED:g}, {layer}={NEW:g}" for name, layer in heads.items()]
     if word == "head":
         return f"*=0, {head}={NEW:g}"
     if word == "all":
-        return f"*={PRETRAINED:g}, {head}={NEW:g}"
+        return ", ".join([f"*={PRETRAINED:g}", f"{head}={NEW:g}", *(f"{layer}={NEW:g}" for layer in heads.values())])
     if word == "fc":
         if "fc6" not in names:
             raise UsageError(f"--lr fc is for AlexNet and VGG; the layers here are {', '.join(names)}")
@@ -79,10 +82,10 @@ def expand_policy(policy: str, network: nn.Module, images: int) -> str:
         if word == "decay" and 0 < float(argument) <= 1:
             steps = range(len(rest))
             below = [f"{n}={PRETRAINED * float(argument) ** k:.3g}" for k, n in zip(steps, rest[::-1], strict=True)]
-            return ", ".join([*below[::-1], f"{head}={NEW:g}"])
+            return ", ".join([*below[::-1], f"{head}={NEW:g}", *auxiliary])
         if word == "gradual" and int(argument) > 0:
             waits = [f"{name}={PRETRAINED:g}@{k * int(argument)}" for k, name in enumerate(rest[::-1], 1)]
-            return ", ".join([*waits[::-1], f"{head}={NEW:g}"])
+            return ", ".join([*waits[::-1], f"{head}={NEW:g}", *auxiliary])
     except ValueError:
         pass
     raise UsageError(
@@ -117,9 +120,6 @@ def assign_rates(spec: str, network: nn.Module) -> list[Rate]:
         raise UsageError(
             f"--lr gives no rate to {layers} ({missing[0]} and others); put *=0 first to freeze the rest"
         )
-    # GoogLeNet's and Inception's auxiliary heads take part in no result.
-    unused = [name for name in sizes if layer_of[name].lower().startswith("aux")]
-    found |= {name: replace(found[name], rate=0.0) for name in unused}
     return [found[name] for name in sizes]
 
 
@@ -181,8 +181,9 @@ def apply_modes(network: nn.Module, rates: Sequence[Rate], epoch: int) -> None:
     groups = layer_groups(network)
     network.eval()
     for name, module in network.named_modules():
-        if not name:
-            continue  # the network itself: GoogLeNet and Inception would return their auxiliary heads as well
+        if not name:  # the network itself: GoogLeNet and Inception return what their auxiliary heads say as well
+            module.training = bool(trained_auxiliary_heads(network, rates, epoch))
+            continue
         own = [f"{name}.{inner}" for inner, _ in module.named_parameters(recurse=False)]
         if own:
             module.training = any(parameter in trained for parameter in own)
@@ -190,6 +191,12 @@ def apply_modes(network: nn.Module, rates: Sequence[Rate], epoch: int) -> None:
             module.training = any(parameter.startswith(f"{name}.") for parameter in trained)
         else:
             module.training = any(group.name in layers and _is_in(name, group) for group in groups)
+
+
+def trained_auxiliary_heads(network: nn.Module, rates: Sequence[Rate], epoch: int) -> list[str]:
+    """The auxiliary heads whose last layer is trained in this epoch: only they say anything about the classes."""
+    trained = {rate.parameter for rate in rates if is_trained(rate, epoch)}
+    return [name for name, layer in auxiliary_layers(network).items() if f"{layer}.weight" in trained]
 
 
 def is_trained(rate: Rate, epoch: int) -> bool:

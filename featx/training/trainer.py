@@ -24,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from featx.distributed.process_group import ProcessGroup
 from featx.errors import Diverged, UsageError
+from featx.networks.build import auxiliary_logits
 from featx.options.parsing import parse_epochs
 from featx.options.training import FinetuneConfig
 from featx.runtime.compiler import compiled
@@ -35,13 +36,14 @@ from featx.training.data.augment import Draws
 from featx.training.data.inputs import Inputs
 from featx.training.data.mixing import mixed_cross_entropy
 from featx.training.ema import TrainedWeights
-from featx.training.learning_rates import Rate, apply_modes, is_trained
+from featx.training.learning_rates import Rate, apply_modes, is_trained, trained_auxiliary_heads
 from featx.training.optimizer import make_optimiser, put_state, rate_factor, state_of
 from featx.training.sync_batchnorm import share_batch_norm
 
 Labels = npt.NDArray[np.int32]
 Places = npt.NDArray[np.intp]
 _ALL = slice(None)
+_AUXILIARY_SHARE = 0.3  # of an auxiliary head's loss (Szegedy et al., Going deeper with convolutions, CVPR 2015)
 _SUMS = 3  # of an epoch: loss, images that are right, images
 _CHECKED_EVERY = 20  # steps between looks at whether the loss is still a number
 _APART_S = 5.0  # between checkpoints at the ends of epochs: the shortest take less than storing them
@@ -246,13 +248,15 @@ class Trainer:
     def _backward(self, inputs: Tensor, step: Step, rows: slice, weight: float, parts: int) -> None:
         places = step.places[rows]
         labels = self._labels(places)
-        logits = self._forward(self._module, inputs)
+        logits, auxiliary = self._forward(self._module, inputs)
         loss = self._loss(logits, labels, step, rows)
         self._sums += torch.stack([
             loss.detach().double() * len(places),
             (logits.detach().argmax(1) == labels).sum().double(),
             torch.full((), float(len(places)), dtype=torch.float64, device=self.device),
         ])  # fmt: skip
+        for said in auxiliary:
+            loss = loss + _AUXILIARY_SHARE * self._loss(said, labels, step, rows)
         if parts > 1 or self.group.world_size > 1:
             # The mean over the whole step, whoever computes which part of it; the exchange divides by the processes.
             loss = loss * (self._weight_of(places) / weight * self.group.world_size)
@@ -264,10 +268,18 @@ class Trainer:
             return float(len(places))
         return float(self._weight_of_class[self.data.train_labels[places]].sum())
 
-    def _forward(self, module: nn.Module, inputs: Tensor) -> Tensor:
+    def _forward(self, module: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """(B, K) logits, and those of the auxiliary heads that are trained."""
         try:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                logits: Tensor = module(inputs)
+                outputs = module(inputs)
+        except RuntimeError as error:
+            if "Kernel size can't be greater" not in str(error) or not self.network.training:
+                raise
+            raise UsageError(
+                f"images of {inputs.shape[-1]} x {inputs.shape[-1]} pixels are too small for the auxiliary head of "
+                f"{self.config.backbone}: use its own --crop, or leave the head out with --lr '..., AuxLogits=0'"
+            ) from error
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -276,7 +288,11 @@ class Trainer:
                 f"two values of every channel. Use a larger --batch-size, less --accumulate or fewer processes, or "
                 f"freeze it: --lr '..., *bn*=0'"
             ) from error
-        return logits.float()
+        if isinstance(outputs, Tensor):
+            return outputs.float(), []
+        said = auxiliary_logits(self.network, outputs)
+        trained = trained_auxiliary_heads(self.network, self.rates, self.epoch)
+        return outputs.logits.float(), [said[name].float() for name in trained]
 
     def _planned(self, epoch: int, step: int) -> Step:
         """A step, in every process the same."""
@@ -377,7 +393,7 @@ class Trainer:
                 self.data.val.expect(part, _ALL, None)
                 if following is not None:
                     self.data.val.expect(following, _ALL, None)
-                found.append(self._forward(self._part, self.data.val.take(part, _ALL, None)).cpu())
+                found.append(self._forward(self._part, self.data.val.take(part, _ALL, None))[0].cpu())
         apply_modes(self.network, self.rates, self.epoch)
         labels = torch.from_numpy(self.data.val_labels[places].astype(np.int64))
         return torch.cat(found) if found else torch.zeros(0, self.data.classes), labels

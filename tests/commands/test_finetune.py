@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.linear_model import LogisticRegression
+from torchvision.models import googlenet
 from torchvision.transforms._presets import ImageClassification
 
 from featx.commands.evaluate import evaluate_head
@@ -202,6 +203,56 @@ def test_trained_from_the_stored_output_of_frozen_layers_they_are_the_same(tmp_p
     assert not (tmp_path / "run" / "cache").exists()
     found = load_file(tmp_path / "run" / "model.safetensors")
     assert largest_difference(found, plain_loop(colours, weights, 6)) < 1e-5
+
+
+def test_auxiliary_heads_count_with_three_tenths_as_in_a_plain_loop(tmp_path, colours):
+    """GoogLeNet by torchvision's own class; its weights are those of the run, all of them."""
+    asked = options("random:3", backbone="googlenet", lr="*=0.01", epochs=1, crop=64, resize=64)
+    finetune_network(colours, tmp_path / "run", asked)
+    found = load_file(tmp_path / "run" / "model.safetensors")
+    start = construct("googlenet", seed=3)
+    torch.manual_seed(0)
+    replace_final_layer(start, 3)
+    network = googlenet(
+        num_classes=3, aux_logits=True, transform_input=True, init_weights=False, dropout=0.0, dropout_aux=0.0
+    )
+    network.load_state_dict(start.state_dict(), strict=True)
+    network.train().to(memory_format=torch.channels_last)
+    images, labels = pixels_of(colours)
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=5e-4)
+    order = np.random.default_rng([0, 0]).permutation(24)
+    for step in range(3):
+        optimiser.param_groups[0]["lr"] = 0.01 * 0.5 * (1 + np.cos(np.pi * (step + 0.5) / 3))
+        places = order[8 * step : 8 * step + 8]
+        said = network(images[places].contiguous(memory_format=torch.channels_last))
+        losses = [
+            F.cross_entropy(logits, labels[places]) for logits in (said.logits, said.aux_logits1, said.aux_logits2)
+        ]
+        optimiser.zero_grad()
+        (losses[0] + 0.3 * losses[1] + 0.3 * losses[2]).backward()
+        optimiser.step()
+    assert largest_difference(found, network.state_dict()) < 1e-5
+    moved = {n for n, tensor in found.items() if not torch.equal(tensor, start.state_dict()[n])}
+    assert {"aux1.fc2.weight", "aux2.conv.conv.weight", "inception4a.branch1.conv.weight"} <= moved
+    network.load_state_dict(found, strict=True)
+
+
+def test_a_file_without_auxiliary_heads_gets_fresh_ones(tmp_path, colours):
+    state = {
+        n: tensor for n, tensor in construct("googlenet", seed=3).state_dict().items() if not n.startswith("aux")
+    }
+    save_file(state, tmp_path / "plain.safetensors")
+    asked = options(tmp_path / "plain.safetensors", backbone="googlenet", lr="*=0.01", epochs=1, crop=64, resize=64)
+    finetune_network(colours, tmp_path / "run", asked)
+    assert all(
+        bool(torch.isfinite(tensor).all()) for tensor in load_file(tmp_path / "run" / "model.safetensors").values()
+    )
+
+
+def test_images_too_small_for_an_auxiliary_head_are_refused(tmp_path, colours):
+    asked = options("random:0", backbone="inception_v3", lr="*=0.01", epochs=1, crop=128, resize=128)
+    with pytest.raises(UsageError, match=r"128 x 128 pixels are too small for the auxiliary head of inception_v3"):
+        finetune_network(colours, tmp_path / "run", asked)
 
 
 def test_stored_output_is_of_images_prepared_as_asked(tmp_path, colours, weights):

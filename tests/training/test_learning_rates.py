@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import pytest
-import torch
 from torch import nn
 
 from featx.errors import UnknownLayer, UsageError
-from featx.networks.build import construct, final_layer, replace_final_layer
+from featx.networks.build import auxiliary_layers, construct, final_layer, replace_final_layer
 from featx.networks.registry import backbone_names
 from featx.options.training import FinetuneConfig
 from featx.training.layer_groups import layer_groups
-from featx.training.learning_rates import apply_modes, assign_rates, expand_policy, rate_table
+from featx.training.learning_rates import (
+    apply_modes,
+    assign_rates,
+    expand_policy,
+    rate_table,
+    trained_auxiliary_heads,
+)
 from featx.training.optimizer import make_optimiser
 
 
@@ -47,8 +52,7 @@ def test_every_parameter_of_every_network_is_in_exactly_one_layer(name):
     parameters = [parameter for group in groups for parameter in group.parameters]
     assert sorted(parameters) == sorted(dict(network.named_parameters()))
     assert len({group.name for group in groups}) == len(groups) >= (5 if "mnist" not in name else 3)
-    if name not in ("googlenet", "inception_v3"):
-        assert all(rate.rate == 2.0 for rate in assign_rates("*=2", network))
+    assert all(rate.rate == 2.0 for rate in assign_rates("*=2", network))
     before, final = {n: p.shape for n, p in network.named_parameters()}, final_layer(network)
     replace_final_layer(network, 7)
     if name == "lenet5-rbf":  # its outputs are distances to codes that are not learned
@@ -57,7 +61,8 @@ def test_every_parameter_of_every_network_is_in_exactly_one_layer(name):
     assert final_layer(network) == final
     assert next(network.get_submodule(final).parameters()).shape[0] == 7
     different = [n for n, p in network.named_parameters() if before.get(n) != p.shape]
-    assert set(different) == {f"{final}.weight", f"{final}.bias"}
+    replaced = [final, *auxiliary_layers(network).values()]
+    assert set(different) == {f"{layer}.{kind}" for layer in replaced for kind in ("weight", "bias")}
 
 
 def test_the_readmes_example_means_what_it_says(alexnet):
@@ -165,10 +170,29 @@ def test_frozen_means_no_gradient_and_eval_mode_until_its_epoch_comes(vgg):
         assert dropouts == ({"classifier.5"} if epoch == 0 else {"classifier.2", "classifier.5"})
 
 
-def test_a_network_with_auxiliary_heads_is_trained_without_them():
+@pytest.mark.parametrize(
+    ("name", "heads", "last"),
+    [("googlenet", {"aux1", "aux2"}, ["aux1.fc2", "aux2.fc2"]), ("inception_v3", {"AuxLogits"}, ["AuxLogits.fc"])],
+)
+def test_auxiliary_heads_learn_the_new_classes_with_the_rest(name, heads, last):
+    network = construct(name, seed=0, classes=3)
+    assert list(auxiliary_layers(network).values()) == last
+    assert all(network.get_submodule(layer).out_features == 3 for layer in last)
+    rates = {rate.parameter: rate.rate for rate in assign_rates(expand_policy("all", network, 5000), network)}
+    assert all(rates[f"{layer}.weight"] == rates["fc.weight"] == 0.01 for layer in last)
+    assert {rate for parameter, rate in rates.items() if not parameter.startswith(("fc", *last))} == {0.001}
+    for policy in ("decay:0.5", "gradual:1"):
+        found = {rate.parameter: rate for rate in assign_rates(expand_policy(policy, network, 5000), network)}
+        assert all(found[f"{layer}.weight"].rate == 0.01 for layer in last)
+    frozen = assign_rates(expand_policy("head", network, 5000), network)
+    assert {rate.layer for rate in frozen if rate.rate} == {"fc"}
+    apply_modes(network, frozen, 0)
+    assert not network.training
+    apply_modes(network, assign_rates("*=0.1", network), 0)
+    assert network.training
+
+
+def test_only_heads_whose_last_layer_is_trained_count():
     network = construct("googlenet", seed=0, classes=3)
-    rates = assign_rates("*=0.1", network)
-    assert {rate.layer for rate in rates if rate.rate == 0} == {"aux1", "aux2"}
-    apply_modes(network, rates, 0)
-    logits = network(torch.rand(2, 3, 64, 64))
-    assert logits.shape == (2, 3)
+    rates = assign_rates("*=0.1, aux1.*=0, aux2=0.1@1", network)
+    assert [trained_auxiliary_heads(network, rates, epoch) for epoch in (0, 1)] == [[], ["aux2"]]
