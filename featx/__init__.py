@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from featx.extraction.in_memory.predictor import Prediction, Predictor
     from featx.heads.estimators import LinearSVM, Softmax
     from featx.heads.linear_head import LinearHead
+    from featx.networks.external.code import trust_code
     from featx.options.extraction import (
         CheckConfig,
         EvaluateConfig,
@@ -135,6 +136,7 @@ _HOME = {
     "write_report": "featx.commands.show.report",
     "PairsConfig": "featx.options.show",
     "compare_pairs": "featx.commands.compare.pairs",
+    "trust_code": "featx.networks.external.code",
     "TopConfig": "featx.options.show",
     "show_top": "featx.commands.show.top",
     "VerifyConfig": "featx.options.extraction",
@@ -224,6 +226,7 @@ __all__ = [  # defined by __getattr__
     "show_occlusion",
     "show_saliency",
     "show_top",
+    "trust_code",
     "verify_file",
     "write_report",
 ]

@@ -75,8 +75,12 @@ def show(report: Report, as_json: bool) -> None:
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="featx")
+@click.option(
+    "--trust", multiple=True, metavar="CODE", help="Let this code run where a file says that it made the network: "
+    "net.py:build or package.module:build.",
+)  # fmt: skip
 @click.pass_context
-def commands(ctx: click.Context) -> None:
+def commands(ctx: click.Context, trust: tuple[str, ...]) -> None:
     """Deep features you can trust, and linear heads on top of them.
 
     \b
@@ -85,6 +89,12 @@ def commands(ctx: click.Context) -> None:
     featx fit-svm photos.h5 -l fc7 -o head.safetensors
     featx predict head.safetensors more-photos/ -o predictions.csv
     """
+    for name in trust:
+        from featx.networks.external.code import is_code, trust_code
+
+        if not is_code(name):
+            raise UsageError(f"--trust is {name!r}; it must be net.py:build or package.module:build")
+        trust_code(name)
     if ctx.invoked_subcommand in COMPUTING:
         from featx.runtime.memory import keep_freed_memory
 

@@ -45,7 +45,7 @@ LONG_MODULES = {
 }
 # Module -> the private API it uses and why there is no public one.
 PRIVATE_APIS = {
-    "training.sync_batchnorm": "torch's SyncBatchNorm is for GPUs; its backward pass has no public form",
+    "training.optimization.sync_batchnorm": "torch's SyncBatchNorm is for GPUs; its backward pass has no public form",
     "networks.checkpoints": "state_dict()._metadata holds the version MNASNet's loading asks for",
     "heads.estimators": "scikit-learn's own validation of sample weights, as its estimators use it",
 }

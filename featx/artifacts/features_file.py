@@ -45,6 +45,7 @@ class FeaturesFile(Artifact[Features]):
         *,
         shard: Mapping[str, Any] | None,
         weights_file: Path,
+        code: str | None,
     ) -> tuple[Features, Manifest] | None:
         """The finished file of the same request, and its images, without loading a network.
 
@@ -55,6 +56,7 @@ class FeaturesFile(Artifact[Features]):
             images: of the whole source.
             shard: which part of them is meant, as the provenance has it; None for all.
             weights_file: where the weights are, if they are a file of the user's.
+            code: what stands for the code that makes the network, if it is not featx's (`external.code.code_of`).
         """
         stored = self.read()
         if stored is None or stored.result is None:
@@ -62,6 +64,8 @@ class FeaturesFile(Artifact[Features]):
         features = stored.result
         made = features.provenance
         if made["request"] != request or made.get("shard") != shard:
+            return None
+        if made.get("code") != code:
             return None
         if weights_file.is_file() and sha256_of_file(weights_file) != made["weights"]["sha256"]:
             return None

@@ -13,6 +13,7 @@ from featx.distributed.work_queue import WorkQueue
 from featx.extraction.recipe import default_layer, weights_file
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
+from featx.networks.external.code import code_of, trust_code
 from featx.options.extraction import ExtractConfig
 from featx.runtime.files import disk_errors, identity
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
@@ -105,6 +106,7 @@ def extract_features(
         Interrupted: SIGINT or SIGTERM came, or another process of the group failed; everything finished is kept.
     """
     config, output = config or ExtractConfig(), Path(output)
+    trust_code(config.backbone)
     config = replace(config, layers=config.layers or default_layer(config.backbone))
     shard = None if config.shard is None else parse_shard(config.shard)
     if shard is not None:
@@ -120,6 +122,7 @@ def extract_features(
         manifest,
         shard=None if shard is None else shard.describe(manifest.digest, len(manifest)),
         weights_file=weights_file(config),
+        code=code_of(config.backbone),
     )
     if found is not None and not (config.retry_failed and found[0].failures()):
         if is_first:

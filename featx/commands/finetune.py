@@ -49,10 +49,12 @@ def finetune_network(
     if finished is not None:
         return finished
     from featx.distributed.process_group import join_process_group, leave_process_group
+    from featx.networks.external.code import trust_code
     from featx.networks.registry import refuse_unknown
     from featx.runtime.device import choose_device
     from featx.training.job import FinetuningJob
 
+    trust_code(config.backbone)
     refuse_unknown(config.backbone)
     if config.backbone != given.backbone:
         reporter.notes(_changes(given, config))

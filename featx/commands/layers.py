@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from featx.networks.backbone import Backbone, LayerInfo
+from featx.networks.external.code import trust_code
 from featx.options.extraction import LayersConfig
 from featx.runtime.report import Report
 from featx.runtime.text import format_bytes, table
@@ -84,5 +85,6 @@ def list_layers(backbone: str, config: LayersConfig | None = None) -> LayersRepo
         UnknownBackbone: torchvision has no such classifier.
         UsageError: the network cannot take inputs of that size.
     """
+    trust_code(backbone)
     described = Backbone(backbone, (config or LayersConfig()).crop)
     return LayersReport(backbone, described.side, described.describe(described.names.main))

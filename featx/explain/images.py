@@ -14,6 +14,7 @@ from featx.explain.subject import Subject, load_subject
 from featx.extraction.recipe import Recipe, default_layer, weights_file
 from featx.images.bad_image import BadImage
 from featx.images.sources.read import read_file
+from featx.networks.external.code import code_of, trust_code
 from featx.options.extraction import ExtractConfig
 from featx.options.show import ShowConfig
 from featx.runtime.files import sha256_of_file
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from torch import fx
 
     from featx.networks.backbone import Backbone
+
 
 MOST_IMAGES = 64
 _STEM = 60  # characters of an image's name in that of its picture
@@ -64,7 +66,13 @@ class Shown:
 
 
 def digest_of_weights(backbone: str, weights: str) -> str | None:
-    """SHA-256 of a weights file, which can change under its name; None for published weights and those of a seed."""
+    """SHA-256 of a weights file, which can change under its name, and what stands for the network's code, likewise.
+
+    None for published weights and those of a seed, of featx's and torchvision's networks.
+    """
+    trust_code(backbone)
+    if (code := code_of(backbone)) is not None:
+        return f"{code} {weights}"
     file = weights_file(ExtractConfig(backbone=backbone, weights=weights))
     return sha256_of_file(file) if file.is_file() else None
 

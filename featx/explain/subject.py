@@ -15,8 +15,8 @@ from featx.errors import ImageError, UsageError
 from featx.extraction.recipe import Recipe
 from featx.images.block import Block
 from featx.images.inputs import InputDecoder, name_of
-from featx.networks.backbone import load_network
 from featx.networks.download import Progress
+from featx.networks.load import load_network
 from featx.networks.registry import class_names
 from featx.status import Status
 

@@ -27,9 +27,9 @@ from featx.heads.linear_head import LinearHead
 from featx.images.block import Block
 from featx.images.device_decode import DeviceDecoder, NotDecodable
 from featx.images.reader import BlockDecoder
-from featx.networks.backbone import LoadedNetwork, load_network
 from featx.networks.download import Progress
 from featx.networks.graph.layout import MAP
+from featx.networks.load import LoadedNetwork, load_network
 from featx.networks.pooling import Pooling, pool_views
 from featx.runtime.device import strict_precision, upload
 from featx.runtime.memory import return_freed_memory

@@ -21,6 +21,7 @@ from featx.extraction.plan import ExtractionPlan
 from featx.extraction.recipe import default_layer, weights_file
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
+from featx.networks.external.code import code_of, trust_code
 from featx.options.extraction import ExtractConfig
 from featx.runtime.environment import read_environment
 from featx.runtime.files import disk_errors, identity
@@ -65,12 +66,17 @@ def extract(
     Raises:
         as `featx.commands.extract.extract_features`.
     """
+    trust_code(config.backbone)
     config = replace(config, layers=config.layers or default_layer(config.backbone))
     images = scan(source, follow_links=config.follow_links)
     with disk_errors(output):
         before = identity(output)
     found = FeaturesFile(output, reporter).take_as_requested(
-        config.recorded(), images, shard=None, weights_file=weights_file(config)
+        config.recorded(),
+        images,
+        shard=None,
+        weights_file=weights_file(config),
+        code=code_of(config.backbone),
     )
     if found is not None:
         refuse_other_images(*found, reporter)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from featx.errors import UsageError
 from featx.images.preprocess import CENTER, Preprocess
+from featx.networks.external.code import code_of, refuse_changed_code, trust_code
 from featx.networks.run_folder import is_run, read_run
 from featx.options.extraction import PRECISIONS, ExtractConfig
 from featx.options.option import command_line
@@ -86,11 +87,13 @@ class Recipe:
         decode: str = "cpu",
         plain: bool = False,
         preprocess: str | None = None,
+        named_by_user: bool = True,
     ) -> Recipe:
         """Resolve names, as the options of `featx extract` mean them; nothing is downloaded or computed.
 
         Args:
             layers: by default `default_layer`.
+            named_by_user: the backbone is not what a file says; code that it means may run.
             preprocess: the published weights whose preprocessing is meant; by default that of the weights, if they
                 are published ones, else of the network's default.
 
@@ -108,6 +111,8 @@ class Recipe:
             raise UsageError(f"--precision {precision} needs a GPU; on the CPU choose fp32 or bf16")
         if decode in ("gpu", "auto") and chosen.type == "cpu":
             raise UsageError(f"--decode {decode} needs a GPU; on the CPU it is --decode cpu, or fast")
+        if named_by_user:
+            trust_code(backbone)
         refuse_unknown(backbone)  # before its weights, which cannot be known either
         source = weights_of(backbone, weights)
         named = None if preprocess is None else published_name(backbone, preprocess)
@@ -180,13 +185,16 @@ class Recipe:
             exif=stored["exif"],
             decode=decode,
             preprocess=stored["weights"].get("published"),
+            named_by_user=False,
         )
+        refuse_changed_code(stored["backbone"], stored.get("code"))
         return replace(recipe, preprocess=Preprocess.from_values(preprocess))
 
     def to_dict(self, weights_sha256: str) -> dict[str, Any]:
         """As plain values, for a file's provenance."""
         return {
             "backbone": self.backbone.name,
+            **({} if (code := code_of(self.backbone.name)) is None else {"code": code}),
             "weights": {
                 "name": self.weights.name,
                 "spec": self.weights.spec,
@@ -237,11 +245,16 @@ def describe_layer(provenance: dict[str, Any], layer: str, pooling: str) -> dict
     # Options that an older version had are left out; what they meant is in the rest of the provenance.
     request = {name: value for name, value in provenance["request"].items() if name in names}
     alone = ExtractConfig(**{**request, "layers": layer})
-    return {key: provenance[key] for key in kept} | {
-        "node": provenance["layers"][layer]["node"],
-        "pooling": pooling,
-        "command": f"{extract_command(alone)} -o NEW.h5",
-    }
+    code = {"code": provenance["code"]} if provenance.get("code") else {}
+    return (
+        {key: provenance[key] for key in kept}
+        | code
+        | {
+            "node": provenance["layers"][layer]["node"],
+            "pooling": pooling,
+            "command": f"{extract_command(alone)} -o NEW.h5",
+        }
+    )
 
 
 def extract_command(config: ExtractConfig) -> str:
@@ -257,7 +270,7 @@ def default_layer(backbone: str) -> str:
     ('fc7', 'penultimate')
     """
     name = read_run(backbone).backbone if is_run(backbone) else backbone
-    return "fc7" if name.startswith(("alexnet", "vgg")) else PENULTIMATE
+    return "fc7" if name.startswith(("alexnet", "vgg")) and ":" not in name else PENULTIMATE
 
 
 def weights_file(config: ExtractConfig) -> Path:

@@ -19,11 +19,13 @@ from torchvision.transforms._presets import ImageClassification
 
 from featx.errors import WeightsMismatch
 from featx.images.preprocess import CENTER, CORNERS, TEN, Preprocess
-from featx.networks.backbone import Backbone, load_network
+from featx.networks.backbone import Backbone
 from featx.networks.download import Progress
+from featx.networks.external.code import refuse_changed_code
 from featx.networks.graph.layout import CHANNELS_LAST, CLASS_AND_TOKENS, MAP
 from featx.networks.graph.tracing import own_names, trace_network
 from featx.networks.layer_names import SOFTMAX
+from featx.networks.load import load_network
 from featx.networks.weights import weights_of
 from featx.store.schema import LayerSpec
 
@@ -41,6 +43,7 @@ class Reference:
         Raises:
             WeightsMismatch: they are other weights.
         """
+        refuse_changed_code(made["backbone"], made.get("code"))
         source = weights_of(made["backbone"], weights_file or made["weights"]["spec"])
         source = replace(source, published=made["weights"].get("published", source.published))
         loaded = load_network(made["backbone"], source, progress)

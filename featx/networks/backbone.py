@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
-import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
-from featx.errors import UsageError, WeightsMismatch
-from featx.networks.architectures.architecture import WeightsSource
+from featx.errors import UsageError
 from featx.networks.build import construct, final_layer
-from featx.networks.caffe import caffe_state, is_caffemodel, read_caffemodel
-from featx.networks.checkpoints import Gaps, find_state, fit_state, read_checkpoint
-from featx.networks.download import Progress, fetch_weights
-from featx.networks.graph.capture import capture_layers, trace_nodes
+from featx.networks.graph.capture import trace_nodes
 from featx.networks.graph.geometry import NodeGeometry, ancestors, count_multiply_adds, measure_nodes
 from featx.networks.graph.tracing import first_of_several, output_of, own_names
 from featx.networks.layer_names import LOGITS, PENULTIMATE, PRE, PROB, SOFTMAX, Layer, LayerNames, node_layers
-from featx.networks.registry import chain, default_preprocessing, literature_layers
-from featx.networks.run_folder import is_run, read_run
-from featx.networks.weights import sha256_of_state
-from featx.runtime.files import sha256_of_file
+from featx.networks.registry import architecture, chain, default_preprocessing, literature_layers
 
 
 @dataclass(frozen=True)
@@ -73,7 +63,8 @@ class Backbone:
             published: the torchvision weights whose network and preprocessing are meant; by default DEFAULT.
         """
         self.name = name
-        self._network = construct(name, published=published)
+        values = architecture(name).external == "code"
+        self._network = construct(name, 0 if values else None, published)
         self.preprocessing = default_preprocessing(name, published)
         self.side = side or self.preprocessing["crop"]
         self._traced, self.nodes = trace_nodes(self._network)
@@ -115,7 +106,7 @@ class Backbone:
         }
         last = own[output_of(self._traced)]
         others |= {PROB: Layer(PROB, last + SOFTMAX, "none"), LOGITS: Layer(LOGITS, last, "none")}
-        penultimate = self._input_of_final_layer()
+        penultimate = self._input_of_final_layer() or last
         if penultimate in by_node:
             others[PENULTIMATE] = Layer(PENULTIMATE, penultimate, by_node[penultimate].relu)
         return LayerNames(self.name, tuple(main), self._modules(own, by_node) | by_node | others)
@@ -205,83 +196,3 @@ def _containers(by_node: dict[str, Layer]) -> dict[str, Layer]:
             prefix = ".".join(parts[:length])
             found[prefix] = Layer(prefix, layer.node, layer.relu)
     return found
-
-
-@dataclass(frozen=True)
-class LoadedNetwork:
-    """A network with its weights in place.
-
-    Attributes:
-        network: torchvision's module, eval mode, float32, no gradients.
-        sha256: of the weights file, or of the tensors when they come from a seed.
-        gaps: what the weights do not give; the layers before are good.
-    """
-
-    network: nn.Module
-    source: WeightsSource
-    sha256: str
-    gaps: Gaps = field(default_factory=Gaps)
-
-    def capture(self, layers: Iterable[Layer]) -> fx.GraphModule:
-        """(B, 3, H, W) -> {layer name: activations}; see `featx.networks.graph.capture.tap`."""
-        traced, nodes = trace_nodes(self.network)
-        captured = capture_layers(traced, nodes, {layer.name: layer.node for layer in layers})
-        self.gaps.refuse(str(self.source.file or self.source.name), captured.state_dict())
-        _refuse_missing_weights(captured, self.source)
-        return captured
-
-
-def load_network(name: str, source: WeightsSource, progress: Progress | None = None) -> LoadedNetwork:
-    """Build a backbone and put weights into it.
-
-    Raises:
-        WeightsMismatch, WeightsUnavailable: see `featx.networks.weights`.
-    """
-    if source.seed is not None:
-        network = construct(name, source.seed)
-        return LoadedNetwork(network, source, sha256_of_state(network.state_dict()))
-    if source.file is None:
-        path, sha256 = fetch_weights(str(source.url), progress)
-        network, gaps = _loaded(name, source, path)
-        return LoadedNetwork(network, source, sha256, gaps)
-    with ThreadPoolExecutor(1) as beside:  # a core of its own for the tenth of a second that a hash takes
-        hashed = beside.submit(sha256_of_file, source.file)
-        network, gaps = _loaded(name, source, source.file)
-    _refuse_changed_run(name, source, hashed.result())
-    return LoadedNetwork(network, source, hashed.result(), gaps)
-
-
-def _refuse_changed_run(name: str, source: WeightsSource, sha256: str) -> None:
-    """Raise WeightsMismatch if a run's own weights are not those that its training has stored."""
-    if not is_run(name) or (run := read_run(name)).weights != source.file:
-        return
-    if run.weights_sha256 not in ("", sha256):
-        raise WeightsMismatch(
-            f"{source.file} has sha256 {sha256[:16]}..., and {name}'s report says {run.weights_sha256[:16]}...: "
-            f"it was damaged or changed after the training"
-        )
-
-
-def _loaded(name: str, source: WeightsSource, path: Path) -> tuple[nn.Module, Gaps]:
-    network = construct(name, published=source.published)
-    if is_caffemodel(path):
-        state = caffe_state(network, read_caffemodel(path), str(path))
-    else:
-        state = find_state(network, read_checkpoint(path), str(path), source.choice)
-    gaps = fit_state(network, state, str(path))
-    return network.eval().requires_grad_(False), gaps
-
-
-def _refuse_missing_weights(captured: fx.GraphModule, source: WeightsSource) -> None:
-    """VGG's IMAGENET1K_FEATURES, for one, has NaN where its classifier should be."""
-    for name, tensor in captured.state_dict().items():
-        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not _all_finite(tensor):
-            raise WeightsMismatch(
-                f"weights {source.name}: {name} holds NaN or infinite values, so layers behind it mean nothing. "
-                f"Ask for earlier layers or use other weights"
-            )
-
-
-def _all_finite(tensor: Tensor) -> bool:
-    """As torch.isfinite(tensor).all(), without copies of 400 MB for VGG's fc6."""
-    return tensor.numel() == 0 or all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor))

@@ -44,7 +44,9 @@ def construct(
     if is_run(name):
         run = read_run(name)
         classes, published = classes or len(run.classes), published or run.published
-    if seed is None:
+    if seed is None and entry.external:  # may compute with the values of its tensors
+        network = construct(name, 0, published, classes).to("meta")
+    elif seed is None:
         with _ParametersOnMeta():
             network = entry.build(published, False).to("meta")
             if classes:
@@ -73,6 +75,11 @@ def final_layer(network: nn.Module) -> str:
     # Squeeze-and-excitation and attention have linear layers as well, but none of them comes last.
     last = ("classifier", "fc", "head", "heads")
     found: list[str] = [name for name in (linear or candidates) if name.split(".")[0] in last]
+    if not found:  # a network of the user's own: whatever holds its last parameters, if that is linear
+        holders = [
+            name for name, module in network.named_modules() if next(module.parameters(False), None) is not None
+        ]
+        found = [name for name in holders[-1:] if name in linear]
     if not found:
         raise UsageError("this network has no final layer that featx could replace")
     return found[-1]

@@ -11,6 +11,7 @@ from featx.errors import UnknownBackbone
 from featx.networks.architectures import alexnet, deepface, highway, imagenet2012, lenet, mini, vgg
 from featx.networks.architectures.architecture import Architecture, NamedLayer, ShippedWeights
 from featx.networks.architectures.variants import parse_variant, variant
+from featx.networks.external.code import TIMM, is_code
 from featx.networks.run_folder import is_run, read_run
 from featx.runtime.text import nearest_names
 
@@ -28,7 +29,13 @@ def architectures() -> dict[str, Architecture]:
 
 
 def is_architecture(name: str) -> bool:
-    """Whether there is a network of that name."""
+    """Whether there is a network of that name.
+
+    Raises:
+        UsageError: one of timm's that timm does not have, or code that nobody has named.
+    """
+    if is_external(name):
+        return bool(_external(name))
     if name in _DEFINED_HERE:
         return True
     change = parse_variant(name)
@@ -40,13 +47,29 @@ def backbone_names() -> list[str]:
     return sorted(architectures(), key=lambda name: (not name.startswith(("alexnet", "vgg")), name))
 
 
+def is_external(name: str) -> bool:
+    """Whether a name means a network of timm's or code of the user's."""
+    return name.startswith(TIMM) or is_code(name)
+
+
+def _external(name: str) -> Architecture:
+    if name.startswith(TIMM):
+        from featx.networks.external.timm_models import timm_architecture
+
+        return timm_architecture(name)
+    from featx.networks.external.own_module import own_architecture
+
+    return own_architecture(name)
+
+
 def refuse_unknown(name: str) -> None:
     """Raise UnknownBackbone, with the nearest names, unless there is a network or a run of that name."""
     if not is_run(name) and not is_architecture(name):
         raise UnknownBackbone(
             f"no network {name!r}. Nearest: {nearest_names(name, backbone_names())}. "
             f"It can be alexnet, vgg11, vgg13, vgg16, vgg19 (each also with _bn), alexnet-mini, vgg-mini, any "
-            f"torchvision classifier, or the folder of a featx finetune run"
+            f"torchvision classifier, timm:NAME, net.py:build for a module of your own, or the folder of a featx "
+            f"finetune run"
         )
 
 
@@ -59,6 +82,8 @@ def architecture(name: str) -> Architecture:
     refuse_unknown(name)
     if is_run(name):
         return architecture(read_run(name).backbone)
+    if is_external(name):
+        return _external(name)
     if name in _DEFINED_HERE:
         return _DEFINED_HERE[name]
     change = parse_variant(name)

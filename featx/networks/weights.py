@@ -21,6 +21,7 @@ from featx.errors import UsageError
 from featx.networks.architectures.architecture import WeightsSource
 from featx.networks.caffe import caffe_preprocessing, is_caffemodel
 from featx.networks.checkpoints import CHOICE
+from featx.networks.external.own_module import OwnWeights
 from featx.networks.registry import architecture
 from featx.networks.run_folder import is_run, read_run
 from featx.runtime.files import sha256_of_file
@@ -79,7 +80,11 @@ def preprocessing_for(values: Mapping[str, Any], source: WeightsSource | None) -
 
 def assumed_preprocessing(backbone: str, source: WeightsSource) -> str | None:
     """What to tell the user about weights that are none of the published ones; None if there is nothing to assume."""
-    if source.file is None or source.published or is_run(backbone):
+    if is_run(backbone):
+        return None
+    if isinstance(own := architecture(backbone).weights, OwnWeights):
+        return own.assumed
+    if source.file is None or source.published:
         return None
     if is_caffemodel(source.file):
         values = caffe_preprocessing(architecture(backbone).weights.preprocessing())

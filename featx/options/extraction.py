@@ -37,7 +37,12 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 class ExtractConfig(Config):
     """Options of `featx extract`."""
 
-    backbone: str = option("alexnet", "Network: alexnet, vgg16, or any torchvision classifier.", "-b", metavar="NET")
+    backbone: str = option(
+        "alexnet",
+        "Network: alexnet, vgg16, any torchvision classifier, timm:NAME, or net.py:build.",
+        "-b",
+        metavar="NET",
+    )
     layers: str | None = option(
         None,
         "Layers: names, ranges (conv1-conv5), globs (conv5_*), penultimate, all; separated by commas. By default fc7 "

@@ -112,6 +112,7 @@ class Provenance(Struct):
     hardware: Text
     device: Text = "cpu"
     plain: bool = False
+    code: Text | None = None
 
 
 class HeadRecipe(Struct):
@@ -126,6 +127,7 @@ class HeadRecipe(Struct):
     node: Text
     pooling: Pooling
     command: Text
+    code: Text | None = None
 
 
 class Calibration(Struct, forbid_unknown_fields=True):

@@ -23,18 +23,7 @@ from featx.figures.training_curves import draw_curves
 from featx.heads.metrics import Metrics, measure
 from featx.images.contents import copies_in
 from featx.images.manifest import Manifest
-from featx.images.preprocess import Preprocess
-from featx.networks.backbone import Backbone, load_network
-from featx.networks.build import (
-    auxiliary_layers,
-    construct,
-    fill_auxiliary_heads,
-    final_layer,
-    replace_final_layer,
-)
-from featx.networks.registry import default_preprocessing
-from featx.networks.run_folder import REPORT, WEIGHTS, is_run, read_run, snapshot_path
-from featx.networks.weights import assumed_preprocessing, preprocessing_for, published_name, weights_of
+from featx.networks.run_folder import REPORT, WEIGHTS, snapshot_path
 from featx.options.training import FinetuneConfig
 from featx.options.without_effect.rules import notes_on
 from featx.runtime.compiler import refuse_without_compiler
@@ -50,6 +39,7 @@ from featx.training.data.precomputed import CACHE, Precomputed
 from featx.training.frozen_prefix import Cut, cut_before_head, cut_before_training
 from featx.training.learning_rates import Rate, assign_rates, expand_policy, rate_table
 from featx.training.run_record import describe_run, record_images
+from featx.training.start import starting_network
 from featx.training.task import plan_task
 from featx.training.trainer import Trainer
 
@@ -98,7 +88,8 @@ class FinetuningJob:
         config = self.config
         if config.compile:
             refuse_without_compiler(self.device)
-        network = self._network()
+        begin = starting_network(config, len(self.task.classes), self.reporter)
+        network, preprocess = begin.network, begin.preprocess
         self.lr = expand_policy(self._policy(), network, len(self.task.train))
         rates = assign_rates(self.lr, network)
         if not any(rate.rate for rate in rates):
@@ -111,8 +102,8 @@ class FinetuningJob:
         self.reporter.notes(table(["layer", "parameters", "rate", "decay", ""], rows))
         if self.group.is_first:
             describe_run(
-                self.folder, config, self.manifest, classes=self.task.classes, preprocess=self.preprocess,
-                weights=self.weights, lr=self.lr,
+                self.folder, config, self.manifest, classes=self.task.classes, preprocess=preprocess,
+                weights=begin.weights, lr=self.lr,
             )  # fmt: skip
         self.group.wait()
         if nodes:
@@ -124,7 +115,7 @@ class FinetuningJob:
             self.start = self.once.start_head(network, nodes[-1])
         start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
         network.to(self.device).to(memory_format=torch.channels_last)
-        data = self.once.data(cut, how, self.preprocess)
+        data = self.once.data(cut, how, preprocess)
         part = network if cut is None else cut.rest
         training = Trainer(
             network, part, rates, data, config, self.device, self.group, start_counts=self.start is not None
@@ -145,44 +136,7 @@ class FinetuningJob:
             128 + (stop.signal or signal.SIGTERM),
         )
 
-    # --- the network
-
-    def _network(self) -> nn.Module:
-        """The network with its weights and a final layer for our classes."""
-        config, classes = self.config, len(self.task.classes)
-        source = None if config.from_scratch else weights_of(config.backbone, config.weights)
-        named = None if config.preprocess is None else published_name(config.backbone, config.preprocess)
-        if source is not None and source.published is None:
-            source = replace(source, published=named)
-        assumed = None if source is None else assumed_preprocessing(config.backbone, source)
-        if assumed is not None:
-            self.reporter.note(assumed)
-        backbone = Backbone(config.backbone, config.crop, source.published if source else None)
-        own = preprocessing_for(backbone.preprocessing, source)
-        values = own if named is None else default_preprocessing(config.backbone, named)
-        self.preprocess = Preprocess.from_values(dict(values)).overridden(
-            resize=config.resize, crop=config.crop, squash=config.squash, fit=config.fit, pad_color=config.pad_color,
-            interpolation=config.interpolation, mean=config.mean, std=config.std, grey=config.grey,
-        )  # fmt: skip
-        self.weights: dict[str, Any] = {"spec": "random", "sha256": None}
-        if source is None:
-            network = construct(config.backbone, config.seed, classes=classes)
-        else:
-            loaded = load_network(config.backbone, source, self.reporter.download)
-            published = source.published or (read_run(config.backbone).published if is_run(config.backbone) else None)
-            self.weights = {"spec": config.weights, "sha256": loaded.sha256, "published": published}
-            network = loaded.network
-            replaced = tuple(f"{name}." for name in (final_layer(network), *auxiliary_layers(network)))
-            loaded.gaps.refuse(str(source.file), [n for n in network.state_dict() if not n.startswith(replaced)])
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
-                replace_final_layer(network, classes)
-            fill_auxiliary_heads(network, loaded.gaps.missing, config.backbone, config.seed)
-        if config.dropout is not None:
-            for module in network.modules():
-                if isinstance(module, nn.Dropout):
-                    module.p = config.dropout
-        return network
+    # --- what it trains on
 
     def _policy(self) -> str:
         return SCRATCH_RATE if self.config.from_scratch and self.config.lr == "auto" else self.config.lr

@@ -45,6 +45,11 @@ def describe_run(
     path, name = folder / DESCRIPTION, config.backbone
     plan = read_run(folder).plan if path.exists() else {}
     begun = plan.get("weights", weights)
+    if begun.get("code") != weights.get("code"):
+        raise PlanMismatch(
+            f"{folder} was begun with {begun.get('code')}, which is {weights.get('code')} now; choose another "
+            f"folder, or delete it"
+        )
     if any(begun[key] != weights[key] for key in ("spec", "sha256")):
         raise PlanMismatch(
             f"{folder} was begun with other weights ({str(begun['sha256'])[:12]}... then, "

@@ -35,10 +35,10 @@ from featx.training.checkpoint import Checkpoint
 from featx.training.data.augment import Draws
 from featx.training.data.inputs import Inputs
 from featx.training.data.mixing import mixed_cross_entropy
-from featx.training.ema import TrainedWeights
 from featx.training.learning_rates import Rate, apply_modes, is_trained, trained_auxiliary_heads
-from featx.training.optimizer import make_optimiser, put_state, rate_factor, state_of
-from featx.training.sync_batchnorm import share_batch_norm
+from featx.training.optimization.ema import TrainedWeights
+from featx.training.optimization.optimizer import make_optimiser, put_state, rate_factor, state_of
+from featx.training.optimization.sync_batchnorm import share_batch_norm
 
 Labels = npt.NDArray[np.int32]
 Places = npt.NDArray[np.intp]

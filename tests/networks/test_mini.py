@@ -14,8 +14,9 @@ from torchvision.transforms._presets import ImageClassification
 
 from featx.commands.extract import extract_features
 from featx.networks.architectures.mini import NAMES as MINI_NAMES
-from featx.networks.backbone import Backbone, load_network
+from featx.networks.backbone import Backbone
 from featx.networks.build import construct
+from featx.networks.load import load_network
 from featx.networks.weights import weights_of
 from featx.options.extraction import ExtractConfig
 from featx.store.open import open_features

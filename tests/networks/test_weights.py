@@ -22,10 +22,11 @@ from torch import nn
 
 from featx.errors import DiskError, UsageError, WeightsMismatch, WeightsUnavailable
 from featx.extraction.recipe import Recipe
-from featx.networks.backbone import Backbone, load_network
+from featx.networks.backbone import Backbone
 from featx.networks.build import construct
 from featx.networks.checkpoints import find_state, fit_state, read_checkpoint
 from featx.networks.download import _hash_in, fetch_weights
+from featx.networks.load import load_network
 from featx.networks.registry import architecture, backbone_names
 from featx.networks.weights import sha256_of_state, weights_of
 

@@ -17,7 +17,7 @@ import featx
 from featx.errors import WeightsMismatch
 from featx.extraction.engine import Engine
 from featx.extraction.recipe import Recipe
-from featx.networks.backbone import load_network
+from featx.networks.load import load_network
 from featx.networks.weights import weights_of
 from featx.options.serving import ServeConfig
 from featx.service.app import make_app

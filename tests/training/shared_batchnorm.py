@@ -13,7 +13,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from featx.training.sync_batchnorm import share_batch_norm
+from featx.training.optimization.sync_batchnorm import share_batch_norm
 
 
 def main(rank: str, count: str, place: str, given: str, kept: str, momentum: str) -> None:

@@ -17,7 +17,7 @@ from featx.training.learning_rates import (
     rate_table,
     trained_auxiliary_heads,
 )
-from featx.training.optimizer import make_optimiser
+from featx.training.optimization.optimizer import make_optimiser
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
 from featx.explain.images import digest_of_weights
 from featx.figures.sheets import Tile, draw_sheet
+from featx.networks.external.code import trust_code
 from featx.networks.registry import refuse_unknown
 from featx.options.show import ClassImageConfig
 from featx.runtime.progress import SILENT, Reporter
@@ -39,6 +40,7 @@ def show_class_image(
         PlanMismatch: the folder holds pictures made with other settings.
     """
     config = config or ClassImageConfig()
+    trust_code(net)
     refuse_unknown(net)
     if config.target is None:
         raise UsageError(f"name the classes with --target, as --target 0,7 or by their names; {net} has many")

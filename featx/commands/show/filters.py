@@ -11,6 +11,7 @@ from featx.artifacts.artifact import plan_of
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.explain.images import digest_of_weights
 from featx.figures.sheets import BOTH_SIDES, Tile, draw_sheet
+from featx.networks.external.code import trust_code
 from featx.networks.registry import refuse_unknown
 from featx.options.show import FiltersConfig
 from featx.runtime.progress import SILENT, Reporter
@@ -31,6 +32,7 @@ def show_filters(
         PlanMismatch: the folder holds pictures made with other settings.
     """
     config = config or FiltersConfig()
+    trust_code(net)
     refuse_unknown(net)
     picture = f"filters.{config.format}"
     folder = ShownFolder(Path(output), [picture, NUMBERS], "featx show filters", reporter)
@@ -38,7 +40,7 @@ def show_filters(
     if (finished := folder.take_finished(plan)) is not None:
         return finished
     from featx.explain.filters import filters_of
-    from featx.networks.backbone import load_network
+    from featx.networks.load import load_network
     from featx.networks.weights import weights_of
 
     loaded = load_network(net, weights_of(net, config.weights), reporter.download)

@@ -14,11 +14,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from featx.networks.graph.capture import is_opaque
+
 VECTOR = 64  # values: a multiple of what is computed at once
 
 
+class OneByOne(nn.Module):
+    """A module that is given one image after the other: what it does with several at once is not known."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, values: Tensor) -> Tensor:
+        return torch.cat([self.module(values[row : row + 1]) for row in range(len(values))])
+
+
 def fill_vectors(network: fx.GraphModule) -> None:
-    """Change a network in place so that its activations see whole vectors."""
+    """Change a network in place so that its activations see whole vectors, and others' modules one image at once."""
+    for node in list(network.graph.nodes):
+        if is_opaque(network, node) and len(node.args) == 1 and not node.kwargs:
+            module = network.get_submodule(str(node.target))
+            if not isinstance(module, OneByOne):
+                network.set_submodule(str(node.target), OneByOne(module))
     for node in list(network.graph.nodes):
         function, named = _steady(network, node)
         if function is None:

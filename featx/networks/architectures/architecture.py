@@ -36,9 +36,11 @@ class NamedLayer:
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """Where weights come from; exactly one of `url`, `file` and `seed` is set.
+    """Where weights come from; exactly one of `url`, `file`, `seed` and `built` is set.
 
     Attributes:
+        url: of torchvision's published file, or `hf-hub:REPOSITORY`.
+        built: they are those that the user's own code gives its module.
         published: torchvision's name of these weights; of a file, if its name or its hash is that of published ones.
         choice: of a file with several sets of weights, which.
     """
@@ -50,6 +52,7 @@ class WeightsSource:
     seed: int | None = None
     published: str | None = None
     choice: str | None = None
+    built: bool = False
 
 
 class Weights(Protocol):
@@ -220,6 +223,8 @@ class Architecture:
         module: the class whose instances `layers` and `chain` are for; None for networks without literature names.
         layers: its layers as the literature names them, in order.
         chain: its modules one behind the other, (name, module), where it is such a chain: it can be cut anywhere.
+        external: "timm" or "code" of the user's own: building it needs values, and its weights need not be all of it;
+            code may compute with values in its forward as well.
     """
 
     name: str
@@ -228,3 +233,4 @@ class Architecture:
     module: type[nn.Module] | None = None
     layers: Callable[[Any], list[NamedLayer]] | None = None
     chain: Callable[[Any], list[tuple[str, nn.Module]]] | None = None
+    external: str = ""

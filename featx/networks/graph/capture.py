@@ -112,6 +112,23 @@ def _rewrite_function(node: fx.Node) -> None:
         node.args, node.kwargs = bound.args, bound.kwargs
 
 
+def is_opaque(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether a node is a module of somebody else's that is taken as one operation."""
+    if node.op != "call_module":
+        return False
+    return not type(traced.get_submodule(str(node.target))).__module__.startswith(("torch.nn", "featx."))
+
+
+def _protect_from(traced: fx.GraphModule, graph: fx.Graph) -> None:
+    """Give copies to modules that are taken as one operation: they may change what they are given in place."""
+    for node in list(graph.nodes):
+        if not is_opaque(traced, node):
+            continue
+        for given in node.all_input_nodes:
+            with graph.inserting_before(node):
+                node.replace_input_with(given, graph.call_method("clone", (given,)))
+
+
 def capture_layers(traced: fx.GraphModule, nodes: Mapping[str, fx.Node], wanted: Mapping[str, str]) -> fx.GraphModule:
     """A module that returns the wanted layers and computes nothing behind the deepest of them.
 
@@ -131,6 +148,7 @@ def capture_layers(traced: fx.GraphModule, nodes: Mapping[str, fx.Node], wanted:
         if name.endswith(SOFTMAX):
             outputs[layer] = graph.call_function(torch.softmax, (outputs[layer],), {"dim": -1})
     graph.output(outputs)
+    _protect_from(traced, graph)
     captured = fx.GraphModule(traced, graph)
     captured.graph.eliminate_dead_code()
     captured.delete_all_unused_submodules()

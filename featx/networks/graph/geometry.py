@@ -44,7 +44,7 @@ def measure_nodes(traced: fx.GraphModule, side: int) -> dict[fx.Node, NodeGeomet
     """The geometry of every node of a network.
 
     Args:
-        traced: a graph on the meta device: nothing is computed, only shapes.
+        traced: a graph on the meta device: nothing is computed, only shapes. One with values is run on zeros.
         side: input height and width in pixels.
 
     Errors:
@@ -60,8 +60,10 @@ def measure_nodes(traced: fx.GraphModule, side: int) -> dict[fx.Node, NodeGeomet
 
 
 def _run_without_values(run: fx.Interpreter, side: int) -> None:
+    """Run it on the device its parameters are on: meta, unless its modules decide by values."""
+    device = next((parameter.device for parameter in run.module.parameters()), torch.device("meta"))
     with torch.no_grad():
-        run.run(torch.empty(PROBE_BATCH, 3, side, side, device="meta"))
+        run.run(torch.zeros(PROBE_BATCH, 3, side, side, device=device))
 
 
 class _Measure(fx.Interpreter):
@@ -93,7 +95,7 @@ class _Measure(fx.Interpreter):
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         # For the shape of a convolution PyTorch loads its compiler and SymPy: a second and 300 MB.
         module, values = self.fetch_attr(target), args[0] if args else None
-        if isinstance(values, Tensor) and (shape := output_shape(module, values.shape)):
+        if isinstance(values, Tensor) and values.is_meta and (shape := output_shape(module, values.shape)):
             return values.new_empty(shape)
         return super().call_module(target, args, kwargs)
 

@@ -34,13 +34,32 @@ def trace_network(network: nn.Module) -> tuple[fx.GraphModule, dict[str, fx.Node
         return traced, {str(node.target) if node.op == "call_module" else node.name: node for node in nodes}
     import torchvision
 
-    tracer = _NamingTracer(network, (math, torchvision.ops))
-    graph = tracer.trace(network)
+    tracer, graph = _trace(network, (math, torchvision.ops))
     present = set(graph.nodes)
     names = {name: node for node, name in tracer.name_of.items() if node in present and node.op != "output"}
     return fx.GraphModule(network, graph), names | {
         name: node for name, node in tracer.outputs.items() if node in present
     }
+
+
+def _trace(network: nn.Module, wrapped: tuple[ModuleType, ...]) -> tuple[_NamingTracer, fx.Graph]:
+    """Follow a network's modules; those whose `forward` decides by its values are taken as one operation.
+
+    Raises:
+        UsageError: the network's own `forward` does so.
+    """
+    whole: set[str] = set()
+    while True:
+        tracer = _NamingTracer(network, wrapped, frozenset(whole))
+        try:
+            return tracer, tracer.trace(network)
+        except Exception as error:  # whatever code raises that is given a stand-in for a tensor
+            if not tracer.failed_in:
+                raise UsageError(
+                    f"the forward of {type(network).__name__} cannot be followed: {str(error).splitlines()[0]}. Put "
+                    f"what decides by values or sizes into a module of its own; it is then taken as one operation"
+                ) from error
+            whole.add(tracer.failed_in)
 
 
 class _ChainTracer(fx.Tracer):
@@ -60,15 +79,25 @@ class _NamingTracer(fx.Tracer):
     Attributes:
         name_of: the name of each node.
         outputs: name of a module that contains others -> the node whose value it returns (the first of several).
+        failed_in: the innermost module in which it could not go on; empty if that is the network itself.
     """
 
-    def __init__(self, network: nn.Module, wrapped: tuple[ModuleType, ...]) -> None:
+    def __init__(self, network: nn.Module, wrapped: tuple[ModuleType, ...], whole: frozenset[str]) -> None:
+        """Args:
+
+        whole: modules that are not looked into.
+        """
         super().__init__(autowrap_modules=wrapped)  # type: ignore[arg-type]  # it takes any number of modules
         self.name_of: dict[fx.Node, str] = {}
         self.outputs: dict[str, fx.Node] = {}
         self._modules = {name for name, _ in network.named_modules() if name}
         self._taken: set[str] = set()
         self._inside = [""]
+        self._whole = whole
+        self.failed_in = ""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return module_qualified_name in self._whole or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -77,6 +106,9 @@ class _NamingTracer(fx.Tracer):
         self._inside.append(path)
         try:
             result = super().call_module(m, forward, args, kwargs)
+        except Exception:
+            self.failed_in = self.failed_in or path
+            raise
         finally:
             self._inside.pop()
         first = result[0] if isinstance(result, tuple | list) and result else result

@@ -18,10 +18,10 @@ from torch import Tensor, fx, nn
 from featx.extraction.engine import Engine
 from featx.extraction.recipe import Recipe
 from featx.networks.architectures.architecture import WeightsSource
-from featx.networks.backbone import LoadedNetwork
 from featx.networks.build import construct
 from featx.networks.graph.capture import capture_layers, forbid_in_place, trace_nodes
 from featx.networks.layer_names import Layer
+from featx.networks.load import LoadedNetwork
 from featx.networks.registry import architecture, backbone_names
 
 # Written by hand from torchvision's source: literature name -> module whose output it is.

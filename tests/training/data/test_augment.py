@@ -9,7 +9,7 @@ from torchvision.transforms.v2 import functional as V
 
 from featx.errors import UsageError
 from featx.training.data.augment import Augmentation, Draws, _recolour, augment, draw, parse_augmentation
-from featx.training.optimizer import rate_factor
+from featx.training.optimization.optimizer import rate_factor
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch import nn
 
 from featx.training.data.augment import augment, draw, parse_augmentation
 from featx.training.data.mixing import blend, draw_mixes, mixed_cross_entropy
-from featx.training.ema import TrainedWeights
 from featx.training.learning_rates import Rate
+from featx.training.optimization.ema import TrainedWeights
 
 
 def generator(seed=0):
