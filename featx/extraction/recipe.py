@@ -16,6 +16,7 @@ from featx.networks.external.code import code_of, refuse_changed_code, trust_cod
 from featx.networks.run_folder import is_run, read_run
 from featx.options.extraction import PRECISIONS, ExtractConfig
 from featx.options.option import command_line
+from featx.runtime.memory import default_batch_size
 from featx.store.schema import LayerSpec
 
 if TYPE_CHECKING:
@@ -26,10 +27,6 @@ if TYPE_CHECKING:
     from featx.networks.layer_names import Layer
     from featx.networks.pooling import Pooling
 
-# Activations of one block should stay in the processor's cache; measured best: AlexNet 16-32, VGG16 4 images.
-CPU_BLOCK_BYTES = 64 << 20
-GPU_BLOCK_BYTES = 1 << 30
-MAX_CPU_BATCH, MAX_GPU_BATCH = 32, 128
 PENULTIMATE = "penultimate"
 
 
@@ -73,6 +70,7 @@ class Recipe:
         batch_size: int | None = None,
         resize: int | None = None,
         crop: int | None = None,
+        dense: int | None = None,
         squash: bool = False,
         fit: str | None = None,
         pad_color: str | None = None,
@@ -93,6 +91,7 @@ class Recipe:
 
         Args:
             layers: by default `default_layer`.
+            dense: side of the square that the network sees as a fully convolutional one, its layers averaged.
             named_by_user: the backbone is not what a file says; code that it means may run.
             preprocess: the published weights whose preprocessing is meant; by default that of the weights, if they
                 are published ones, else of the network's default.
@@ -106,6 +105,11 @@ class Recipe:
         from featx.networks.weights import assumed_preprocessing, preprocessing_for, published_name, weights_of
         from featx.runtime.device import choose_device
 
+        if dense is not None:
+            if crop or resize:
+                raise UsageError(f"--dense {dense} says the size; leave out --resize and --crop")
+            backbone, crop, pool = f"{backbone}-dense", dense, pool if pool != "none" else "avg"
+            resize = None if squash or fit in ("pad", "squash") else dense
         chosen = choose_device(device)
         if precision not in PRECISIONS or (precision in ("tf32", "fp16") and chosen.type == "cpu"):
             raise UsageError(f"--precision {precision} needs a GPU; on the CPU choose fp32 or bf16")
@@ -115,7 +119,7 @@ class Recipe:
             trust_code(backbone)
         refuse_unknown(backbone)  # before its weights, which cannot be known either
         source = weights_of(backbone, weights)
-        named = None if preprocess is None else published_name(backbone, preprocess)
+        named = published_name(backbone, preprocess) if preprocess else None
         if source.published is None and source.url is None:
             source = replace(source, published=named)  # a vision transformer's size depends on it
         assumed = assumed_preprocessing(backbone, source)
@@ -150,9 +154,8 @@ class Recipe:
     @classmethod
     def from_config(cls, config: ExtractConfig) -> Recipe:
         """What makes the features that options ask for."""
-        elsewhere = ("follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "shard", "pool")
-        options = {name: value for name, value in vars(config).items() if name not in elsewhere}
-        return cls.plan(**options, pool=config.pool)
+        elsewhere = ("follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "shard")
+        return cls.plan(**{name: value for name, value in vars(config).items() if name not in elsewhere})
 
     @classmethod
     def from_dict(
@@ -192,9 +195,10 @@ class Recipe:
 
     def to_dict(self, weights_sha256: str) -> dict[str, Any]:
         """As plain values, for a file's provenance."""
+        code = code_of(self.backbone.name)
         return {
             "backbone": self.backbone.name,
-            **({} if (code := code_of(self.backbone.name)) is None else {"code": code}),
+            **({"code": code} if code else {}),
             "weights": {
                 "name": self.weights.name,
                 "spec": self.weights.spec,
@@ -279,16 +283,3 @@ def weights_file(config: ExtractConfig) -> Path:
         return read_run(config.backbone).weights
     whole = Path(config.weights)
     return whole if whole.is_file() else Path(config.weights.partition("#")[0])
-
-
-def default_batch_size(largest_activation: int, device_type: str) -> int:
-    """A power of two such that one block's largest tensor fits the processor's cache, or a GPU's memory, well.
-
-    >>> default_batch_size(64 * 55 * 55 * 4, "cpu")   # AlexNet
-    32
-    >>> default_batch_size(64 * 224 * 224 * 4, "cpu")  # VGG16
-    4
-    """
-    budget, most = (CPU_BLOCK_BYTES, MAX_CPU_BATCH) if device_type == "cpu" else (GPU_BLOCK_BYTES, MAX_GPU_BATCH)
-    fitting = max(1, budget // max(1, largest_activation))
-    return int(min(most, 1 << (fitting.bit_length() - 1)))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from featx.errors import UsageError
+from featx.networks.architectures.dense import SlidingLinear
 from featx.networks.architectures.lenet import Rbf
 from featx.networks.registry import architecture
 from featx.networks.run_folder import is_run, read_run
@@ -69,7 +70,7 @@ def final_layer(network: nn.Module) -> str:
     candidates = [
         name
         for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d | Rbf) and not name.lower().startswith("aux")
+        if isinstance(module, nn.Linear | nn.Conv2d | Rbf | SlidingLinear) and not name.lower().startswith("aux")
     ]
     linear = [name for name in candidates if not isinstance(network.get_submodule(name), nn.Conv2d)]
     # Squeeze-and-excitation and attention have linear layers as well, but none of them comes last.
@@ -134,6 +135,8 @@ def _replace(network: nn.Module, name: str, classes: int) -> None:
         nn.init.zeros_(new.bias)  # type: ignore[arg-type]  # and so is its bias
     elif isinstance(old, Rbf):
         new = Rbf(old.in_features, classes)
+    elif isinstance(old, SlidingLinear):
+        raise UsageError("a network's dense form is not trained: train the network, and use its weights")
     else:
         assert isinstance(old, nn.Conv2d)
         new = nn.Conv2d(old.in_channels, classes, old.kernel_size)  # type: ignore[arg-type]  # (1, 1)

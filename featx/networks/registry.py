@@ -10,6 +10,8 @@ from torch import nn
 from featx.errors import UnknownBackbone
 from featx.networks.architectures import alexnet, deepface, highway, imagenet2012, lenet, mini, vgg
 from featx.networks.architectures.architecture import Architecture, NamedLayer, ShippedWeights
+from featx.networks.architectures.dense import SUFFIX as DENSE
+from featx.networks.architectures.dense import Dense, dense, dense_chain
 from featx.networks.architectures.variants import parse_variant, variant
 from featx.networks.external.code import TIMM, is_code
 from featx.networks.run_folder import is_run, read_run
@@ -17,7 +19,10 @@ from featx.runtime.text import nearest_names
 
 _MODULES = (alexnet, vgg, mini, lenet, imagenet2012, deepface, highway)
 _DEFINED_HERE: dict[str, Architecture] = {entry.name: entry for module in _MODULES for entry in module.ENTRIES}
-_BY_MODULE = {entry.module: entry for entry in _DEFINED_HERE.values()}
+_LAYERS_AND_CHAIN: dict[type[nn.Module] | None, tuple[Any, Any]] = {
+    **{entry.module: (entry.layers, entry.chain) for entry in _DEFINED_HERE.values()},
+    Dense: (lambda network: network.named, dense_chain),
+}
 
 
 @functools.cache
@@ -38,6 +43,8 @@ def is_architecture(name: str) -> bool:
         return bool(_external(name))
     if name in _DEFINED_HERE:
         return True
+    if name.endswith(DENSE):
+        return is_architecture(name.removesuffix(DENSE))
     change = parse_variant(name)
     return is_architecture(change.base) if change is not None else name in architectures()
 
@@ -86,20 +93,22 @@ def architecture(name: str) -> Architecture:
         return _external(name)
     if name in _DEFINED_HERE:
         return _DEFINED_HERE[name]
+    if name.endswith(DENSE):
+        return dense(architecture(name.removesuffix(DENSE)), name)
     change = parse_variant(name)
     return architectures()[name] if change is None else variant(architecture(change.base), name, change)
 
 
 def literature_layers(network: nn.Module) -> list[NamedLayer]:
     """The layers of a network under their literature names, in order; empty for networks without."""
-    entry = _BY_MODULE.get(type(network))
-    return [] if entry is None or entry.layers is None else entry.layers(network)
+    layers = _LAYERS_AND_CHAIN.get(type(network), (None, None))[0]
+    return [] if layers is None else layers(network)
 
 
 def chain(network: nn.Module) -> list[tuple[str, nn.Module]] | None:
     """The modules of a network that is a chain of them, by name; None for others."""
-    entry = _BY_MODULE.get(type(network))
-    return None if entry is None or entry.chain is None else entry.chain(network)
+    links = _LAYERS_AND_CHAIN.get(type(network), (None, None))[1]
+    return None if links is None else links(network)
 
 
 def default_preprocessing(name: str, weights: str | None = None) -> dict[str, Any]:

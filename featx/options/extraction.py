@@ -70,6 +70,10 @@ class ExtractConfig(Config):
     crop: int | None = option(
         None, "Side of the centre crop in pixels, instead of the weights' own.", low=1, high=8192, metavar="PIXELS"
     )
+    dense: int | None = option(
+        None, "AlexNet, VGG and their like as fully convolutional networks on squares of so many pixels; layers are "
+        "averaged over the positions.", low=1, high=8192, metavar="PIXELS",
+    )  # fmt: skip
     squash: bool = squash_option()
     fit: str | None = fit_option()
     pad_color: str | None = pad_color_option()

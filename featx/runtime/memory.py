@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 _LEAST = 1 << 28
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST = -1, -3, 1 << 30  # of glibc's malloc.h
 
+# Activations of one block should stay in the processor's cache; measured best: AlexNet 16-32, VGG16 4 images.
+CPU_BLOCK_BYTES = 64 << 20
+GPU_BLOCK_BYTES = 1 << 30
+MAX_CPU_BATCH, MAX_GPU_BATCH = 32, 128
+
 
 def free_memory(device: torch.device) -> int:
     """Bytes that can still be used there; on a CPU what the system or the container's limit leaves."""
@@ -102,3 +107,16 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _NO_MEMORY)
     )
+
+
+def default_batch_size(largest_activation: int, device_type: str) -> int:
+    """A power of two such that one block's largest tensor fits the processor's cache, or a GPU's memory, well.
+
+    >>> default_batch_size(64 * 55 * 55 * 4, "cpu")   # AlexNet
+    32
+    >>> default_batch_size(64 * 224 * 224 * 4, "cpu")  # VGG16
+    4
+    """
+    budget, most = (CPU_BLOCK_BYTES, MAX_CPU_BATCH) if device_type == "cpu" else (GPU_BLOCK_BYTES, MAX_GPU_BATCH)
+    fitting = max(1, budget // max(1, largest_activation))
+    return int(min(most, 1 << (fitting.bit_length() - 1)))

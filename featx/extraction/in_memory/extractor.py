@@ -62,8 +62,8 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         layers: names, as a list or as text with ranges (conv1-conv5) and globs; by default fc7 of AlexNet and VGG,
             penultimate of other networks.
         weights: "default", a torchvision weights name, a file of torch.save or safetensors, or "random:SEED".
-        pool, precision, dtype, device, decode, preprocess, resize, crop, squash, pad_color, mean, std, interpolation,
-            grey, exif, mirror, views, aggregate, batch_size: as the options of `featx extract`.
+        pool, precision, dtype, device, decode, preprocess, resize, crop, dense, squash, pad_color, mean, std,
+            interpolation, grey, exif, mirror, views, aggregate, batch_size: as the options of `featx extract`.
         crop_mode: as its option `--fit`: "crop", "pad" or "squash".
         workers: threads that decode and compute; by default one per core.
         on_error: "raise" an ImageError for images that cannot be used, or give "nan" for their rows.
@@ -93,6 +93,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         preprocess: str | None = None,
         resize: int | None = None,
         crop: int | None = None,
+        dense: int | None = None,
         squash: bool = False,
         crop_mode: str | None = None,
         pad_color: str | None = None,
@@ -119,6 +120,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         self.preprocess = preprocess
         self.resize = resize
         self.crop = crop
+        self.dense = dense
         self.squash = squash
         self.crop_mode = crop_mode
         self.pad_color = pad_color
