@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from featx.commands.check import CheckReport, check_source
     from featx.commands.compare.pairs import compare_pairs
     from featx.commands.evaluate import EvaluateReport, evaluate_head
+    from featx.commands.exchange.concat import ConcatReport, concat_features
+    from featx.commands.exchange.export import ExportReport, export_features
     from featx.commands.extract import ExtractReport, extract_features
     from featx.commands.finetune import finetune_network
     from featx.commands.fit import fit_softmax, fit_svm
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
     from featx.heads.estimators import LinearSVM, Softmax
     from featx.heads.linear_head import LinearHead
     from featx.networks.external.code import trust_code
+    from featx.options.exchange import ExportConfig
     from featx.options.extraction import (
         CheckConfig,
         EvaluateConfig,
@@ -85,6 +88,11 @@ _HOME = {
     "Client": "featx.service.client",
     "CheckConfig": "featx.options.extraction",
     "CheckReport": "featx.commands.check",
+    "ConcatReport": "featx.commands.exchange.concat",
+    "concat_features": "featx.commands.exchange.concat",
+    "ExportReport": "featx.commands.exchange.export",
+    "export_features": "featx.commands.exchange.export",
+    "ExportConfig": "featx.options.exchange",
     "EvaluateConfig": "featx.options.extraction",
     "EvaluateReport": "featx.commands.evaluate",
     "ExtractConfig": "featx.options.extraction",
@@ -155,15 +163,18 @@ _HOME = {
     "probe_layers": "featx.commands.probe",
     "verify_file": "featx.commands.verify",
 }
-__all__ = [  # defined by __getattr__
+__all__ = [
     "CheckConfig",
     "CheckReport",
     "ClassImageConfig",
     "Client",
+    "ConcatReport",
     "CorrespondenceConfig",
     "EvaluateConfig",
     "EvaluateReport",
     "EvolutionConfig",
+    "ExportConfig",
+    "ExportReport",
     "ExtractConfig",
     "ExtractReport",
     "Extractor",
@@ -204,7 +215,9 @@ __all__ = [  # defined by __getattr__
     "__version__",
     "check_source",
     "compare_pairs",
+    "concat_features",
     "evaluate_head",
+    "export_features",
     "extract_features",
     "finetune_network",
     "fit_softmax",

@@ -20,6 +20,7 @@ import click
 from featx import __version__
 from featx.errors import DiskError, FeatxError, OutOfMemory, UsageError, VerificationFailed
 from featx.options.click_options import PATH, common, options_of, output_option
+from featx.options.exchange import ExportConfig
 from featx.options.extraction import (
     CheckConfig,
     EvaluateConfig,
@@ -181,6 +182,38 @@ def merge_command(shards: tuple[Path, ...], output: Path, as_json: bool) -> None
     from featx.commands.merge import merge_shards
 
     show(merge_shards(shards, output, reporter=StderrReporter()), as_json)
+
+
+@commands.command("concat")
+@click.argument("files", type=PATH, nargs=-1, required=True)
+@output_option("The features file to make.", required=True)
+@common
+def concat_command(files: tuple[Path, ...], output: Path, as_json: bool) -> None:
+    """Join FILES, features with the same settings of different images, into one features file.
+
+    \b
+    featx concat june.h5 july.h5 -o summer.h5
+    """
+    from featx.commands.exchange.concat import concat_features
+
+    show(concat_features(files, output, reporter=StderrReporter()), as_json)
+
+
+@commands.command("export")
+@click.argument("features", type=PATH)
+@output_option("The file to make: .npz, .npy, .mat, .csv, .parquet or .tsv.", required=True)
+@options_of(ExportConfig)
+@common
+def export_command(features: Path, output: Path, config: ExportConfig, as_json: bool) -> None:
+    """Write FEATURES for other programs: NumPy, MATLAB, tables, the embedding projector.
+
+    \b
+    featx export photos.h5 -o photos.npz
+    featx export photos.h5 -l fc7 -o photos.tsv
+    """
+    from featx.commands.exchange.export import export_features
+
+    show(export_features(features, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("check")

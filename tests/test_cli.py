@@ -41,6 +41,8 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         ("finetune", photos, "-b", "alexnet-mini", "-w", "random:0", "--epochs", "1", "-o", tmp_path / "run"),
         ("weights",),
         ("report", features, "-o", tmp_path / "report.html"),
+        ("export", features, "--overwrite", "-o", tmp_path / "f.npz"),
+        ("concat", features, features, "-o", tmp_path / "both.h5"),
     ]
     assert {step[0] for step in steps} == set(commands.commands) - {
         "serve",

@@ -23,9 +23,9 @@ from featx.commands.fit import fit_softmax, fit_svm
 from featx.commands.predict import predict_images
 from featx.commands.probe import probe_layers
 from featx.commands.verify import verify_file
-from featx.extraction.cuda import GpuPipeline
-from featx.extraction.device_cache import DeviceCache
 from featx.extraction.engine import Engine
+from featx.extraction.gpu.cuda import GpuPipeline
+from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.recipe import Recipe
 from featx.heads.solver.solver import solve
 from featx.images.block import Encoded

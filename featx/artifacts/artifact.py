@@ -40,6 +40,7 @@ _KNOWN_ENDINGS = frozenset({
     ".pkl", ".pickle", ".pt", ".pth", ".safetensors", ".zip", ".tar", ".gz", ".xlsx", ".txt", ".png", ".jpg", ".jpeg",
     ".zarr",
 })  # fmt: skip
+_EXPORTED = (".npz", ".npy", ".mat", ".csv", ".tsv", ".parquet")  # what featx export makes of a features file
 Result = TypeVar("Result")
 
 
@@ -64,11 +65,13 @@ class Artifact(ABC, Generic[Result]):
     Attributes:
         noun: what it is, for messages: "head".
         endings: what its name may end with, among the endings that say what a file is; any where there are none.
+        hint: what to type to get there after all, for the message about another ending.
         config: the options it is made with: an option that came later than the output has its default there.
     """
 
     noun: ClassVar[str]
     endings: ClassVar[tuple[str, ...]] = ()
+    hint: ClassVar[str] = ""
     config: ClassVar[type[Config] | None] = None
 
     def __init__(self, path: Path, reporter: Reporter = SILENT) -> None:
@@ -82,9 +85,10 @@ class Artifact(ABC, Generic[Result]):
         self.path, self.reporter = path, reporter
         ending = path.suffix.lower()
         if self.endings and ending in _KNOWN_ENDINGS and ending not in self.endings:
+            hint = self.hint.format(name=path.name, stem=path.stem) if ending in _EXPORTED else ""
             raise UsageError(
                 f"-o {path.name}: a {self.noun} is written, and {ending} says something else; call it "
-                f"{path.stem}{self.endings[0]}"
+                f"{path.stem}{self.endings[0]}{hint}"
             )
 
     @abstractmethod

@@ -26,6 +26,7 @@ class FeaturesFile(Artifact[Features]):
 
     noun = "features file"
     endings = (".h5", ".hdf5")
+    hint = ", then: featx export {stem}.h5 -o {name}"
 
     def read(self) -> Stored[Features] | None:
         if not os.path.lexists(self.path):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from featx.artifacts.features_file import FeaturesFile, refuse_other_images
 from featx.distributed.shards import parse_shard
 from featx.distributed.work_queue import WorkQueue
+from featx.errors import UsageError
 from featx.extraction.recipe import default_layer, weights_file
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
@@ -108,6 +109,8 @@ def extract_features(
     config, output = config or ExtractConfig(), Path(output)
     trust_code(config.backbone)
     config = replace(config, layers=config.layers or default_layer(config.backbone))
+    if config.update and (config.shard is not None or queue is not None):
+        raise UsageError("--update works in one process, on a whole file; leave out --shard, or start one process")
     shard = None if config.shard is None else parse_shard(config.shard)
     if shard is not None:
         output = shard.path(output)

@@ -19,12 +19,12 @@ from featx.runtime.report import Report
 from featx.runtime.signals import graceful_stop
 from featx.runtime.text import format_bytes, plural
 from featx.status import Status
+from featx.store.copying import copy_rows, rows_at_once
 from featx.store.open import open_features
 from featx.store.reader import Features
 from featx.store.schema import FilePlan, differences, essence, partial_path
 from featx.store.writer import FeatureWriter
 
-BLOCK_BYTES = 64 << 20
 _OWN = ("shard", "images", "count")  # what only this shard's provenance says
 _SHARD_NAME = re.compile(r"\.\d+-of-\d+(\.(?!partial)[^.]*)?$")
 
@@ -82,18 +82,18 @@ def merge_shards(
     with writer, graceful_stop() as stop:
         reporter.begin("merge", len(plan.paths))
         first = 0
-        rows_at_once = max(1, BLOCK_BYTES // sum(layer.bytes_per_image for layer in plan.layers))
+        most = rows_at_once(sum(layer.bytes_per_image for layer in plan.layers))
         for part in parts:
-            for start in range(0, len(part), rows_at_once):
+            for start in range(0, len(part), most):
                 if stop.is_set():
                     raise Interrupted(
                         f"stopped by signal {stop.signal}; run the same command again to resume",
                         128 + (stop.signal or 0),
                     )
-                rows = slice(start, min(start + rows_at_once, len(part)))
-                if (writer.status[first + start : first + rows.stop] == Status.PENDING).any():
-                    _copy(part, rows, writer, first + start)
-                reporter.advance(rows.stop - start)
+                rows = np.arange(start, min(start + most, len(part)))
+                if (writer.status[first + start : first + start + len(rows)] == Status.PENDING).any():
+                    copy_rows(part, rows, writer, first + start)
+                reporter.advance(len(rows))
             first += len(part)
         reporter.end()
         writer.finish()
@@ -180,19 +180,6 @@ def _whole_plan(parts: Sequence[Features]) -> FilePlan:
         splits=first.splits,
         layers=list(first.layers.values()),
         provenance=whole,
-    )
-
-
-def _copy(part: Features, rows: slice, writer: FeatureWriter, first: int) -> None:
-    failed = [failure for failure in part.failures() if rows.start <= failure.row < rows.stop]
-    writer.write_block(
-        first,
-        {layer: part[layer][rows] for layer in part},
-        status=part.status[rows],
-        sha256=part.sha256[rows],
-        orientation=part.orientation[rows],
-        decoder=part.decoder[rows],
-        reasons={failure.row - rows.start: failure.reason for failure in failed},
     )
 
 

@@ -18,7 +18,7 @@ from featx.artifacts.artifact import plan_of
 from featx.artifacts.journal import JOURNAL, Journal, Outcome
 from featx.artifacts.probe_folder import ProbeFolder, ProbeReport, ProbeRow, save_probe
 from featx.errors import FileFormatError, LabelError, NonFiniteRow, UnknownLayer, UsageError
-from featx.extraction.device_cache import DeviceCache
+from featx.extraction.gpu.device_cache import DeviceCache
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.metrics import measure

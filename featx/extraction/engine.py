@@ -18,8 +18,8 @@ from torch import Tensor, fx
 from featx.errors import FeatxError
 from featx.extraction.cpu_kernels.packing import pack
 from featx.extraction.cpu_kernels.whole_vectors import fill_vectors
-from featx.extraction.cuda import GpuPipeline
-from featx.extraction.device_cache import DeviceCache
+from featx.extraction.gpu.cuda import GpuPipeline
+from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.pixel_scaling import NormalisedPixels
 from featx.extraction.recipe import Recipe
 from featx.heads.device_head import HeadOnDevice

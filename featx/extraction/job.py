@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from featx.artifacts.features_file import FeaturesFile, done_hashes, refuse_othe
 from featx.distributed.shards import Shard
 from featx.distributed.work_queue import WorkQueue, refuse_incoherent_disk
 from featx.errors import Interrupted, PlanMismatch, TooManyBadImages, allow_more, bad_allowed
-from featx.extraction.cuda import GpuPipeline
-from featx.extraction.device_cache import DeviceCache
 from featx.extraction.engine import Engine
+from featx.extraction.gpu.cuda import GpuPipeline
+from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.pipeline import Stages, stream_features
 from featx.extraction.plan import ExtractionPlan
 from featx.extraction.recipe import default_layer, weights_file
+from featx.extraction.update import Growth, older_version
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
 from featx.networks.external.code import code_of, trust_code
@@ -165,6 +167,8 @@ class ExtractionJob:
         return self._take_finished() is not None
 
     def _run(self) -> Outcome:
+        if self.config.update and (old := older_version(self.output, self.plan)) is not None:
+            return self._grow(old)
         finished = self._take_finished()
         if finished is not None:
             self.compared = done_hashes(finished)
@@ -174,7 +178,7 @@ class ExtractionJob:
         if opened is None:  # the others have done everything while this process was starting
             return self._outcome()
         with opened[0] as writer:
-            return self._fill(writer, opened[1])
+            return self._fill(writer, functools.partial(self._compute, writer, opened[1]))
 
     def _open(self) -> tuple[FeatureWriter, Iterable[int]] | None:
         """The unfinished file, and the blocks that are this process's to do."""
@@ -214,14 +218,29 @@ class ExtractionJob:
         queue.announce(self.plan.fingerprint, blocks)
         return writer, queue.claim(blocks)
 
-    def _fill(self, writer: FeatureWriter, blocks: Iterable[int]) -> Outcome:
+    def _grow(self, old: Features) -> Outcome:
+        """Copy what the file that is there has of these images, compute the rest, and put the new one there."""
+        made, growth = self.plan.provenance, Growth(old, self.manifest, self.plan, self.engine, self.config)
+        with FeatureWriter.open(self.output, self.plan, retry_failed=self.config.retry_failed) as writer:
+            resume(
+                writer, self.manifest, files=made["source"]["files"], hardware=made["hardware"],
+                reporter=self.reporter,
+            )  # fmt: skip
+            growth.compare(self.reporter)
+
+            def compute(stop: Stop) -> Stages:
+                return growth.compute(writer, stop, functools.partial(self._stored, writer, stop))
+
+            return self._fill(writer, compute, older=old.fingerprint)
+
+    def _fill(self, writer: FeatureWriter, compute: Callable[[Stop], Stages], older: str | None = None) -> Outcome:
         started, before = time.perf_counter(), int((writer.status > Status.PENDING).sum())
         if 0 < before < len(self.manifest):
             self.reporter.note(f"resuming: {before:,} of {plural(len(self.manifest), 'image')} are there already")
         self.reporter.begin("extract", len(self.manifest), before)
         with graceful_stop() as stop:
             self._stop_if_too_many_bad(writer, stop)
-            stages = self._compute(writer, blocks, stop)
+            stages = compute(stop)
             if self.queue is not None:
                 self._meet_the_others(self.queue, writer, stop)
         self.reporter.end()
@@ -234,7 +253,7 @@ class ExtractionJob:
                 128 + stop.signal,
             )
         if self.queue is None or self.queue.is_first:
-            writer.finish()
+            writer.finish(older)
         if self.queue is not None and self.queue.is_first:
             self.queue.conclude()
         return self._outcome(len(self.manifest) - before, time.perf_counter() - started, stages)
@@ -297,12 +316,15 @@ class ExtractionJob:
             decoder=block.decoder,
             reasons=block.reasons,
         )
-        count = len(block.status)
+        rows = [block.first + place for place in block.reasons]
+        self._stored(writer, stop, rows, [*block.reasons.values()], len(block.status))
+
+    def _stored(self, writer: FeatureWriter, stop: Stop, failed: list[int], reasons: list[str], count: int) -> None:
+        """Account for `count` rows that were written."""
         self.reporter.advance(count if self.queue is None else self.queue.advance(count))
-        if block.reasons:
+        if failed:
             with self.lock:
-                for place, reason in block.reasons.items():
-                    self.failed.append(f"{self.manifest.name(block.first + place)}: {reason}")
+                self.failed += [f"{self.manifest.name(row)}: {why}" for row, why in zip(failed, reasons, strict=True)]
             self._stop_if_too_many_bad(writer, stop)
 
     def _allowed(self) -> int:

@@ -94,6 +94,10 @@ class ExtractConfig(Config):
     image_timeout: float = image_timeout_option()
     workers: int | None = workers_option()
     retry_failed: bool = option(False, "Try the images again that failed before.", recorded=False)
+    update: bool = option(
+        False, "Let a file that is there grow: copy the rows of images with the same bytes, compute new images and "
+        "new layers.", recorded=False,
+    )  # fmt: skip
     shard: str | None = option(
         None,
         "Only part I of N, from 0 on, into FILE.I-of-N.h5; auto/N takes I from Slurm, Kubernetes or torchrun. "

@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,11 @@ class FeatureWriter:
             except BaseException:
                 os.close(descriptor)
                 raise
+
+    @property
+    def datasets(self) -> Collection[str]:
+        """The names of what the file holds, without the first slash."""
+        return self._extents.keys()
 
     def share(self) -> None:
         """Let other processes `join`; runs that are not of this group are still kept out.
@@ -208,8 +213,12 @@ class FeatureWriter:
             with disk_errors(self.path):
                 write_all(self._fd, after, start + place)
 
-    def finish(self) -> None:
-        """Check that nothing is pending, mark the file complete, and give it its final name."""
+    def finish(self, older: str | None = None) -> None:
+        """Check that nothing is pending, mark the file complete, and give it its final name.
+
+        Args:
+            older: fingerprint of the finished file that is there under that name, and that this one replaces.
+        """
         pending = int((self._read_status() == Status.PENDING).sum())
         if pending:
             raise FileFormatError(f"{partial_path(self.path)}: {pending} rows are still to be done")
@@ -217,7 +226,7 @@ class FeatureWriter:
             self._flush()
             self._mark_complete(1)
             self._flush()
-            if os.path.lexists(self.path) and not self._is_older_version():
+            if os.path.lexists(self.path) and not self._is_older_version(older or self._fingerprint):
                 raise PlanMismatch(
                     f"{self.path} appeared during the run and is something else; the new file is whole and kept as "
                     f"{partial_path(self.path)}"
@@ -230,11 +239,11 @@ class FeatureWriter:
         with unless_unsupported("flushing to the disk: a loss of power may cost the file", self.path):
             os.fsync(self._fd)
 
-    def _is_older_version(self) -> bool:
-        """Whether the file under the final name is of the same plan: the one whose failed rows were retried."""
+    def _is_older_version(self, fingerprint: str) -> bool:
+        """Whether the file under the final name is the one this one replaces: with failed rows, or with fewer."""
         try:
             with h5py.File(self.path, "r", locking=False) as file:
-                return bool(file.attrs["fingerprint"].decode() == self._fingerprint)
+                return bool(file.attrs["fingerprint"].decode() == fingerprint)
         except READ_ERRORS:
             return False
 

@@ -17,9 +17,9 @@ from safetensors.torch import save_file
 from featx.commands.extract import extract_features
 from featx.commands.verify import verify_file
 from featx.errors import FeatxError, OutOfMemory, UsageError, VerificationFailed
-from featx.extraction.cuda import GpuPipeline
-from featx.extraction.device_cache import DeviceCache
 from featx.extraction.engine import BLOCKS_ON_GPU, Engine
+from featx.extraction.gpu.cuda import GpuPipeline
+from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.pipeline import stream_features
 from featx.extraction.recipe import Recipe
 from featx.heads.device_head import HeadOnDevice

@@ -124,7 +124,7 @@ def _npz(answer: Answer) -> bytes:
 
 
 def _arrow(answer: Answer) -> bytes:
-    import pyarrow as pa  # type: ignore[import-untyped]  # it has no types
+    import pyarrow as pa
 
     columns: dict[str, Any] = {
         "name": pa.array(answer.names), "status": pa.array([row.status for row in answer.rows]),

@@ -12,7 +12,7 @@ from torch import nn
 
 from featx.distributed.process_group import ProcessGroup
 from featx.errors import TooManyBadImages, allow_more, bad_allowed
-from featx.extraction.device_cache import DeviceCache
+from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.job import extract
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess

@@ -1,0 +1,1 @@
+"""Features files into other formats, and several into one."""

@@ -1,0 +1,19 @@
+"""The options of the commands that bring features into other files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from featx.options.option import Config, option
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    """Options of `featx export`."""
+
+    layers: str | None = option(
+        None, "Layers, separated by commas; by default all. CSV, TSV and NPY hold one.", "-l", metavar="LAYERS"
+    )
+    split: str | None = option(None, "Only the images of this split, as stored in the file.", metavar="NAME")
+    done: bool = option(False, "Leave out the images that failed, whose rows are NaN.")
+    overwrite: bool = option(False, "Replace a file that is there.", recorded=False)

@@ -1,0 +1,270 @@
+"""Features for other programs, several files as one, and files that grow."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import scipy.io
+from conftest import write_photo
+from PIL import Image
+
+import featx
+from featx.errors import PlanMismatch, UnknownLayer, UsageError
+from featx.status import Status
+from featx.store.open import JoinedFeatures
+
+NET = "alexnet-mini"
+
+
+def config(layers="conv5,fc6:pre,fc7", **options):
+    return featx.ExtractConfig(backbone=NET, layers=layers, device="cpu", **options)
+
+
+def photos_in(folder, numbers, size=(80, 70)):
+    for number in numbers:
+        write_photo(folder / "ab"[number % 2] / f"{number:02d}.jpg", number, size)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Features of 11 photos, one of them broken, in three layers."""
+    folder = photos_in(tmp_path_factory.mktemp("photos"), range(10))
+    (folder / "b" / "11.jpg").write_bytes(b"no image")
+    path = tmp_path_factory.mktemp("features") / "f.h5"
+    featx.extract_features(folder, path, config(pool="avg", max_bad=1.0))
+    return featx.open_features(path)
+
+
+# --- export
+
+
+def test_npz_holds_what_the_file_holds(made, tmp_path):
+    featx.export_features(made.path, tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as found:
+        for layer in made:
+            np.testing.assert_array_equal(found[layer], made[layer])
+            assert found[layer].dtype == made[layer].dtype
+        assert found["path"].tolist() == made.paths
+        assert [found["classes"][label] for label in found["label"]] == [made.classes[label] for label in made.labels]
+        assert json.loads(str(found["provenance"])) == made.provenance
+        np.testing.assert_array_equal(found["status"], made.status)
+
+
+def test_npy_is_the_array_and_a_table_of_its_rows(made, tmp_path):
+    report = featx.export_features(made.path, tmp_path / "x.npy", featx.ExportConfig(layers="fc7", done=True))
+    done = made.status == Status.DONE
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npy", mmap_mode="r"), made["fc7"][done])
+    rows = list(csv.DictReader((tmp_path / "x.rows.csv").read_text().splitlines()))
+    assert [row["path"] for row in rows] == [path for path, good in zip(made.paths, done, strict=True) if good]
+    assert report.images == 10
+
+
+def test_matlab_reads_the_layers_by_names_it_can_have(made, tmp_path):
+    featx.export_features(made.path, tmp_path / "x.mat")
+    found = scipy.io.loadmat(tmp_path / "x.mat", simplify_cells=True)
+    np.testing.assert_array_equal(found["fc6_pre"], made["fc6:pre"])
+    assert list(found["path"]) == made.paths
+    assert [found["classes"][label - 1] for label in found["label"]] == [made.classes[label] for label in made.labels]
+    assert list(found["layers"]) == list(made)
+
+
+def test_csv_and_parquet_are_tables_with_every_value(made, tmp_path):
+    featx.export_features(made.path, tmp_path / "x.csv", featx.ExportConfig(layers="fc7"))
+    rows = list(csv.reader((tmp_path / "x.csv").read_text().splitlines()))
+    assert rows[0][:5] == ["path", "label", "split", "status", "fc7_0"]
+    np.testing.assert_array_equal(np.array([row[4:] for row in rows[1:]], np.float32), made["fc7"])  # to the last bit
+    featx.export_features(made.path, tmp_path / "x.parquet")
+    table = pq.read_table(tmp_path / "x.parquet")
+    assert table["path"].to_pylist() == made.paths
+    assert table["split"].to_pylist() == [None] * len(made)
+    for layer in made:
+        values = np.array(table[layer].combine_chunks().flatten().to_numpy(zero_copy_only=False))
+        np.testing.assert_array_equal(values.reshape(made[layer].shape), made[layer])
+    assert [bytes(value) for value in table["sha256"].to_pylist()] == [row.tobytes() for row in made.sha256]
+    assert json.loads(table.schema.metadata[b"featx"])["shapes"]["conv5"] == list(made.layers["conv5"].shape)
+
+
+def test_more_rows_than_are_held_at_once_are_all_there(made, tmp_path, monkeypatch):
+    monkeypatch.setattr("featx.store.formats._ROWS_AT_ONCE", 3)
+    for ending in (".npz", ".parquet", ".mat"):
+        featx.export_features(made.path, tmp_path / f"x{ending}")
+    np.testing.assert_array_equal(np.load(tmp_path / "x.npz")["conv5"], made["conv5"])
+    found = pq.read_table(tmp_path / "x.parquet")
+    assert found["path"].to_pylist() == made.paths
+    np.testing.assert_array_equal(np.array(found["fc7"].to_pylist(), np.float32), made["fc7"])
+    np.testing.assert_array_equal(scipy.io.loadmat(tmp_path / "x.mat")["conv5"], made["conv5"])
+
+
+def test_the_projector_gets_vectors_names_and_a_sheet(made, tmp_path):
+    report = featx.export_features(made.path, tmp_path / "x.tsv", featx.ExportConfig(layers="fc7"))
+    good = made.status == Status.DONE
+    np.testing.assert_array_equal(np.loadtxt(tmp_path / "x.tsv", delimiter="\t", dtype=np.float32), made["fc7"][good])
+    lines = (tmp_path / "x.metadata.tsv").read_text().splitlines()
+    assert lines[0].split("\t") == ["path", "label", "split", "status"]
+    assert len(lines) == 11
+    with Image.open(tmp_path / "x.sprite.png") as sheet:
+        assert sheet.size == (4 * 32, 3 * 32)
+    assert len(report.files) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "error", "message"),
+    [
+        ("x.npy", {}, UsageError, r"\.npy holds one layer; choose one of conv5, fc6:pre, fc7"),
+        ("x.foo", {}, UsageError, r"it can be \.npz, \.npy, \.mat, \.csv, \.parquet, \.tsv"),
+        ("x.npz", {"layers": "fc9"}, UnknownLayer, "has no layer 'fc9'"),
+        ("x.npz", {"split": "test"}, featx.FeatxError, "has no split 'test'; its splits: none"),
+        ("there.npz", {}, UsageError, "is there already; --overwrite"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_nothing_is_left(made, tmp_path, name, options, error, message):
+    (tmp_path / "there.npz").write_bytes(b"mine")
+    with pytest.raises(error, match=message):
+        featx.export_features(made.path, tmp_path / name, featx.ExportConfig(**options))
+    assert [path.name for path in tmp_path.iterdir()] == ["there.npz"]
+    assert (tmp_path / "there.npz").read_bytes() == b"mine"
+
+
+def test_extract_into_another_format_names_the_command(made, tmp_path, featx):
+    found = featx("extract", made.provenance["source"]["path"], "-b", NET, "-o", tmp_path / "x.npz")
+    assert found.status == 2
+    assert "featx export x.h5 -o x.npz" in found.err
+
+
+# --- concat
+
+
+def test_joined_files_hold_all_rows_and_verify(tmp_path):
+    one, two = photos_in(tmp_path / "one", range(5)), photos_in(tmp_path / "two", range(5, 9))
+    (two / "c").mkdir()
+    shutil.copy(one / "a" / "00.jpg", two / "c" / "again.jpg")
+    for folder in (one, two):
+        featx.extract_features(folder, tmp_path / f"{folder.name}.h5", config())
+    report = featx.concat_features([tmp_path / "one.h5", tmp_path / "two.h5"], tmp_path / "all.h5")
+    made, joined = (
+        featx.open_features(tmp_path / "all.h5"),
+        JoinedFeatures([featx.open_features(tmp_path / f"{n}.h5") for n in ("one", "two")]),
+    )
+    assert (report.images, made.classes) == (10, ["a", "b", "c"])
+    for layer in made:
+        np.testing.assert_array_equal(made[layer], joined[layer])
+    assert [made.classes[k] for k in made.labels] == [joined.classes[k] for k in joined.labels]
+    assert featx.verify_file(tmp_path / "all.h5", featx.VerifyConfig(all=True)).passed
+    # the list that was written is a source like any other, and gives the same rows
+    featx.extract_features(tmp_path / "all.csv", tmp_path / "anew.h5", config())
+    anew = featx.open_features(tmp_path / "anew.h5")
+    assert anew.paths == made.paths
+    np.testing.assert_array_equal(anew["fc7"], made["fc7"])
+    before = (tmp_path / "all.h5").read_bytes()
+    featx.concat_features([tmp_path / "one.h5", tmp_path / "two.h5"], tmp_path / "all.h5")
+    assert (tmp_path / "all.h5").read_bytes() == before
+
+
+def test_files_that_do_not_fit_are_not_joined(tmp_path):
+    folder = photos_in(tmp_path / "one", range(4))
+    featx.extract_features(folder, tmp_path / "a.h5", config())
+    featx.extract_features(folder, tmp_path / "b.h5", config(squash=True))
+    with pytest.raises(PlanMismatch, match=r"preprocess\.squash false in one, true in the other"):
+        featx.concat_features([tmp_path / "a.h5", tmp_path / "b.h5"], tmp_path / "c.h5")
+    with pytest.raises(UsageError, match="concat joins several files"):
+        featx.concat_features([tmp_path / "a.h5"], tmp_path / "c.h5")
+    other = photos_in(tmp_path / "two", range(4, 6))
+    featx.extract_features(other, tmp_path / "d.h5", config())
+    (tmp_path / "c.csv").write_text("path,label\nx.jpg,a\n")
+    with pytest.raises(UsageError, match=r"c\.csv is there and is another list"):
+        featx.concat_features([tmp_path / "a.h5", tmp_path / "d.h5"], tmp_path / "c.h5")
+    assert not (tmp_path / "c.h5").exists()
+
+
+# --- files that grow
+
+
+def rows_like_fresh(path, source, tmp_path, layers):
+    """The file is, byte for byte in everything that rows are, what an extraction of its own makes."""
+    fresh = tmp_path / "fresh.h5"
+    fresh.unlink(missing_ok=True)
+    featx.extract_features(source, fresh, config(layers, max_bad=1.0))
+    return path.read_bytes() == fresh.read_bytes()
+
+
+def test_new_images_are_added_and_those_that_are_there_are_not_computed_again(tmp_path, monkeypatch):
+    folder, out = photos_in(tmp_path / "photos", range(0, 40, 2)), tmp_path / "f.h5"
+    featx.extract_features(folder, out, config("fc7"))
+    photos_in(folder, range(1, 12, 2))
+    (folder / "a" / "04.jpg").unlink()  # gone
+    write_photo(folder / "a" / "06.jpg", 77)  # another picture under its name
+    (folder / "a" / "08.jpg").rename(folder / "a" / "99.jpg")  # the same under another name
+    with pytest.raises(PlanMismatch, match="features file of other images"):
+        featx.extract_features(folder, out, config("fc7"))
+    seen = []
+    compute = featx.extraction.pipeline.compute_block
+    monkeypatch.setattr(
+        "featx.extraction.pipeline.compute_block",
+        lambda e, r, block, *rest: (seen.append(len(block.status)), compute(e, r, block, *rest)),
+    )
+    featx.extract_features(folder, out, config("fc7", update=True))
+    assert sum(seen) == 6 + 1
+    monkeypatch.undo()
+    assert rows_like_fresh(out, folder, tmp_path, "fc7")
+    assert featx.verify_file(out, featx.VerifyConfig(all=True)).passed
+    before = out.stat().st_mtime_ns
+    featx.extract_features(folder, out, config("fc7", update=True))
+    assert out.stat().st_mtime_ns == before
+
+
+def test_new_layers_are_added_together_with_new_images(tmp_path):
+    folder, out = photos_in(tmp_path / "photos", range(0, 20, 2)), tmp_path / "f.h5"
+    (folder / "a" / "broken.jpg").write_bytes(b"nothing")
+    featx.extract_features(folder, out, config("fc7", max_bad=1.0))
+    photos_in(folder, range(1, 8, 2))
+    featx.extract_features(folder, out, config("conv5,fc6:pre,fc7", update=True, max_bad=1.0))
+    made = featx.open_features(out)
+    assert list(made) == ["conv5", "fc6:pre", "fc7"]
+    assert rows_like_fresh(out, folder, tmp_path, "conv5,fc6:pre,fc7")
+    featx.extract_features(folder, out, config("fc6:pre", update=True, max_bad=1.0))  # and fewer
+    assert rows_like_fresh(out, folder, tmp_path, "fc6:pre")
+
+
+def test_other_settings_are_no_update(tmp_path):
+    folder, out = photos_in(tmp_path / "photos", range(4)), tmp_path / "f.h5"
+    featx.extract_features(folder, out, config("fc7"))
+    before = out.read_bytes()
+    with pytest.raises(PlanMismatch, match=r"preprocess\.mirror false, now true.*cannot be updated"):
+        featx.extract_features(folder, out, config("fc7", mirror=True, update=True))
+    with pytest.raises(UsageError, match="--update works in one process"):
+        featx.extract_features(folder, out, config("fc7", shard="0/2", update=True))
+    assert out.read_bytes() == before
+
+
+def test_killed_while_it_grows_the_old_file_is_whole_and_the_command_goes_on(tmp_path):
+    folder, out = photos_in(tmp_path / "photos", range(0, 60, 2), (600, 500)), tmp_path / "f.h5"
+    featx.extract_features(folder, out, config("fc7"))
+    before = out.read_bytes()
+    photos_in(folder, range(1, 120, 2), (600, 500))
+    words = [sys.executable, "-m", "featx", "extract", str(folder), "-b", NET, "-l", "fc7", "--update", "--workers", "1",
+             "--device", "cpu", "-o", str(out)]  # fmt: skip
+    partial = out.with_name("f.h5.partial")
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(2000):
+        time.sleep(0.01)
+        if partial.exists() and process.poll() is None:
+            try:
+                if (featx.open_features(partial, partial=True).status > Status.PENDING).any():
+                    break
+            except featx.FeatxError:
+                continue
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert out.read_bytes() == before
+    assert subprocess.run(words, check=False, capture_output=True).returncode == 0
+    assert rows_like_fresh(out, folder, tmp_path, "fc7")
