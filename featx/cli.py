@@ -342,14 +342,15 @@ def probe_command(source: Path, output: Path | None, config: ProbeConfig, as_jso
 @commands.command("predict")
 @click.argument("head", type=PATH)
 @click.argument("source", type=PATH)
-@output_option("The CSV file to write.", required=True)
+@output_option("The CSV file to write; without one the best classes are shown.")
 @options_of(PredictConfig)
 @common
-def predict_command(head: Path, source: Path, output: Path, config: PredictConfig, as_json: bool) -> None:
-    """Predict the class of every image of SOURCE, or of every row of a features file.
+def predict_command(head: Path, source: Path, output: Path | None, config: PredictConfig, as_json: bool) -> None:
+    """Predict the class of every image of SOURCE (a folder, list, zip or image), or of every row of a features file.
 
     \b
     featx predict head.safetensors more-photos/ -o predictions.csv
+    featx predict head.safetensors photo.jpg
     """
     from featx.commands.predict import predict_images
 
@@ -363,7 +364,7 @@ def predict_command(head: Path, source: Path, output: Path, config: PredictConfi
 @options_of(EvaluateConfig)
 @common
 def evaluate_command(head: Path, features: Path, output: Path | None, config: EvaluateConfig, as_json: bool) -> None:
-    """Evaluate a HEAD on the labelled rows of FEATURES, or a fine-tuned network (its folder) on labelled images.
+    """Evaluate a HEAD, or a fine-tuned network (its folder), on labelled images, or a head on the rows of FEATURES.
 
     \b
     featx evaluate head.safetensors test-photos.h5

@@ -109,6 +109,34 @@ class PredictionTable(Artifact[Counts]):
         )
 
 
+def write_best(
+    table: Path,
+    classes: Sequence[str],
+    paths: Sequence[str],
+    outputs: npt.NDArray[np.floating],
+    errors: Mapping[int, str],
+    *,
+    top: int,
+    what: str,
+) -> None:
+    """One line per image with its best classes: path, class, probability, class2, probability2, ..., error.
+
+    Args:
+        what: the name of the numbers' columns: "probability" or "score".
+    """
+    numbers = ["", *(str(place) for place in range(2, top + 1))]
+    best = np.argsort(-outputs, axis=1, kind="stable")[:, :top]
+    with (
+        replacing(table) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", *(f"{name}{n}" for n in numbers for name in ("class", what)), "error"])
+        for row, path in enumerate(paths):
+            found = [word for place in best[row] for word in (classes[place], f"{outputs[row, place]:.6g}")]
+            writer.writerow([path, *([""] * 2 * top if row in errors else found), errors.get(row, "")])
+
+
 def write_table(
     table: Path,
     classes: Sequence[str],

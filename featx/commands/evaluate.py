@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from featx.errors import FileFormatError, LabelError, TooManyBadImages, UsageErr
 from featx.extraction.model import Model, layer_for, load_model
 from featx.extraction.scoring import StoredScores, score_images
 from featx.heads.excluded import count_excluded, excluded_text
-from featx.heads.labels import is_known, labels_among
+from featx.heads.labels import Labels, is_known, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines, read_metrics
 from featx.heads.trained_on import count_among
@@ -114,11 +113,11 @@ def evaluate_head(
     output: str | os.PathLike[str] | None = None,
     reporter: Reporter = SILENT,
 ) -> EvaluateReport:
-    """Score the labelled rows of a features file with a head, or labelled images with a fine-tuned network.
+    """Score the labelled rows of a features file with a head, or labelled images with a head or a fine-tuned network.
 
     Args:
         head: a head, or the folder of a fine-tuned network.
-        features: a features file; for a fine-tuned network images, as for `extract_features`.
+        features: a features file, or images, as for `extract_features`, whose features are made as the head's were.
         output: where the report is kept as JSON. The same call again then reads it, or resumes where an interrupted
             one has stopped.
 
@@ -153,12 +152,8 @@ def _evaluate(
     """Evaluate a model, which is called `head` in the report if it is a copy."""
     head = model.path if head is None else Path(head)
     kept = None if output is None else Evaluation(Path(output), reporter)
-    if model.head is not None:
-        if not is_hdf5(Path(features)) and Path(features).exists():
-            raise UsageError(
-                f"{features} holds images; a head is measured on their features, made as for its fit: "
-                f"{model.head.extract_command.replace('SOURCE', shlex.quote(str(features)), 1)}"
-            )
+    stored: StoredScores | None = None
+    if model.head is not None and (is_hdf5(Path(features)) or not Path(features).exists()):
         opened = open_features(features)
         reporter.notes(notes_on(config, Facts(source_kind=None, model=model.kind)))
         plan = _plan(model, opened.digest, config)
@@ -185,11 +180,11 @@ def _evaluate(
                 stored.discard()  # left there if the run was killed at its very end
             return finished
         wanted = _wanted(model, manifest, config.split)
-        report, files = _evaluate_run(model, manifest, wanted, asked, config.split, reporter, stored)
+        report, files = _evaluate_images(model, manifest, wanted, asked, config.split, reporter, stored)
         report = replace(report, head=head, lesion=config.lesion or "")
     if kept is not None:
         write_json(kept.path, {"format": FORMAT, "plan": plan, "report": report.to_json(), "files": files})
-        if model.run is not None and stored is not None:
+        if stored is not None:
             stored.discard()
     return report
 
@@ -232,7 +227,7 @@ def _evaluate_head(
     )  # fmt: skip
 
 
-def _evaluate_run(
+def _evaluate_images(
     model: Model,
     manifest: Manifest,
     rows: npt.NDArray[np.intp],
@@ -242,7 +237,7 @@ def _evaluate_run(
     stored: StoredScores | None,
 ) -> tuple[EvaluateReport, dict[str, str]]:
     source, classes = Path(manifest.source), list(manifest.classes)
-    labels = labels_among(model.classes, classes, np.array(manifest.labels), multilabel=False)
+    labels = labels_among(model.classes, classes, np.array(manifest.labels), model.rule.multilabel)
     wanted = manifest.part(rows.tolist())
     scored = score_images(model, wanted, config, reporter) if stored is None else stored.of_images(wanted)
     scored.refuse_too_many_bad(config.max_bad)
@@ -255,18 +250,30 @@ def _evaluate_run(
     report = EvaluateReport(
         head=model.path,
         features=source,
-        kind="network",
-        layer=PROB,
+        kind="network" if model.head is None else model.head.kind,
+        layer=PROB if model.head is None else model.head.layer,
         images=int(good.sum()),
         left_out=len(manifest) - int(good.sum()),
-        metrics=measure(scored.scores[good], labels[rows[good]].astype(np.int64), model.classes),
+        metrics=_measure(model, scored.scores[good], labels[rows[good]]),
         excluded=count_excluded(
             status, np.array(manifest.labels), classes, rows[good], known=is_known(labels),
             in_split=None if split is None else np.array(manifest.split_of) == manifest.splits.index(split),
         ),
-        trained_on=count_among(scored.sha256[good], None if model.run is None else trained_on(model.run.folder)),
+        trained_on=count_among(scored.sha256[good], _trained_on(model)),
     )  # fmt: skip
     return report, scored.images
+
+
+def _measure(model: Model, scores: npt.NDArray[Any], labels: Labels) -> Metrics | LabelMetrics:
+    if model.head is not None:
+        return model.head.measure_scores(scores, labels)
+    return measure(scores, labels.astype(np.int64), model.classes)
+
+
+def _trained_on(model: Model) -> npt.NDArray[np.uint8] | None:
+    if model.head is not None:
+        return model.head.trained_on
+    return None if model.run is None else trained_on(model.run.folder)
 
 
 def _wanted(model: Model, manifest: Manifest, split: str | None) -> npt.NDArray[np.intp]:
@@ -277,8 +284,8 @@ def _wanted(model: Model, manifest: Manifest, split: str | None) -> npt.NDArray[
             have = ", ".join(manifest.splits) or "none"
             raise LabelError(f"{source} has no split {split!r}; its splits: {have}")
         wanted = np.array(manifest.split_of) == manifest.splits.index(split)
-    labels = labels_among(model.classes, list(manifest.classes), np.array(manifest.labels), multilabel=False)
-    rows = np.flatnonzero(wanted & (labels >= 0))
+    labels = labels_among(model.classes, list(manifest.classes), np.array(manifest.labels), model.rule.multilabel)
+    rows = np.flatnonzero(wanted & is_known(labels))
     if not len(rows):
         raise LabelError(
             f"{source} has no image of the classes of {model.path} ({', '.join(model.classes[:5])}, ...)"

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from featx.artifacts.artifact import plan_of
-from featx.artifacts.prediction_table import PredictionTable, write_table
+from featx.artifacts.prediction_table import PredictionTable, write_best, write_table
 from featx.errors import UsageError
-from featx.extraction.model import layer_for, load_model
-from featx.extraction.scoring import Scored, StoredScores
+from featx.extraction.model import Model, layer_for, load_model
+from featx.extraction.scoring import Scored, StoredScores, score_images
 from featx.heads.linear_head import LinearHead
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
@@ -32,20 +32,29 @@ from featx.store.open import open_features
 from featx.store.reader import Features
 
 SHOWN_CLASSES = 12
+_SHOWN_IMAGES, _BEST = 20, 3
 
 
 @dataclass(frozen=True)
 class PredictReport(Report):
-    """What was predicted by a head or a fine-tuned network: class -> images."""
+    """What was predicted by a head or a fine-tuned network: class -> images.
+
+    Attributes:
+        output: the table; None if there is none.
+        best: without a table, of each image its path and its best classes with their probabilities or scores.
+    """
 
     head: Path
-    output: Path
+    output: Path | None
     images: int
     failed: int
     predicted: dict[str, int]
     seconds: float
+    best: list[dict[str, Any]] | None = None
 
     def lines(self) -> list[str]:
+        if self.best is not None:
+            return self._best_lines(self.best)
         counts = list(self.predicted.items())[:SHOWN_CLASSES]
         shown = ", ".join(f"{printable(name)} {count:,}" for name, count in counts)
         lines = [f"{self.output}: {plural(self.images, 'image')} in {format_duration(self.seconds)}: {shown}"]
@@ -53,11 +62,20 @@ class PredictReport(Report):
             lines.append(f"{plural(self.failed, 'image')} failed: no class, and the reason in the last column")
         return lines
 
+    def _best_lines(self, best: list[dict[str, Any]]) -> list[str]:
+        lines = []
+        for one in best[:_SHOWN_IMAGES]:
+            classes = ", ".join(f"{name} {value:.4g}" for name, value in one["classes"].items())
+            lines.append(f"{one['path']}: {one['error'] or classes}")
+        if len(best) > _SHOWN_IMAGES:
+            lines.append(f"and {len(best) - _SHOWN_IMAGES:,} more; -o TABLE.csv has them all, and --json")
+        return lines
+
 
 def predict_images(
     head: str | os.PathLike[str],
     source: str | os.PathLike[str],
-    output: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None = None,
     config: PredictConfig | None = None,
     *,
     reporter: Reporter = SILENT,
@@ -67,6 +85,8 @@ def predict_images(
     Columns: path, class, score:CLASS for every class (probabilities of a softmax head or a calibrated SVM, decision
     values of another SVM), error. One line per image, in the source's order; failed images have an empty class. A
     multi-label head gives all classes with a score above 0, joined by |. Beside it, OUTPUT.json records what made it.
+    With `config.top` the columns are path, class, probability (or score), class2, probability2, ... of the K best.
+    Without an output the report itself has the best classes of every image.
 
     The same call again does nothing, or resumes where an interrupted one stopped.
 
@@ -82,6 +102,8 @@ def predict_images(
         Interrupted: a signal came.
     """
     config, started = config or PredictConfig(), time.perf_counter()
+    if output is None:
+        return _predict_without_table(Path(head), source, config, started, reporter)
     table = PredictionTable(Path(output), reporter)
     table.refuse_foreign()
     model = load_model(head)
@@ -96,18 +118,19 @@ def predict_images(
         return build(
             PredictReport, finished, f"{table.record_path}, report", head=Path(head), output=table.path, seconds=0.0
         )
+    _refuse_top(model, config)
     if isinstance(given, Manifest):
         scored = stored.of_images(given)
-    elif model.head is None:
-        raise UsageError(
-            f"{source} is a features file; {head} is a whole network and takes images. For a head on its features: "
-            f"featx extract IMAGES -b {head}"
-        )
     else:
-        scored = score_features(model.head, given)
+        scored = score_features(_head_for(model, given), given)
     scored.refuse_too_many_bad(config.max_bad)
-    chosen = [None if row in scored.errors else name for row, name in enumerate(model.rule.names(scored.scores))]
-    write_table(table.path, model.classes, scored.paths, chosen, model.rule.outputs(scored.scores), scored.errors)
+    chosen = _chosen(model, scored)
+    outputs = model.rule.outputs(scored.scores)
+    if config.top is None:
+        write_table(table.path, model.classes, scored.paths, chosen, outputs, scored.errors)
+    else:
+        what = "score" if model.rule.probabilities(scored.scores[:1]) is None else "probability"
+        write_best(table.path, model.classes, scored.paths, outputs, scored.errors, top=config.top, what=what)
     counts: dict[str, Any] = {
         "images": len(scored.paths),
         "failed": len(scored.errors),
@@ -116,6 +139,55 @@ def predict_images(
     table.commit(plan, counts, scored.images)
     stored.discard()
     return PredictReport(head=Path(head), output=table.path, seconds=time.perf_counter() - started, **counts)
+
+
+def _predict_without_table(
+    head: Path, source: str | os.PathLike[str], config: PredictConfig, started: float, reporter: Reporter
+) -> PredictReport:
+    """The best classes of each image, in the report."""
+    model = load_model(head)
+    _refuse_top(model, config)
+    given = open_features(source) if is_hdf5(Path(source)) else scan(source, follow_links=config.follow_links)
+    if isinstance(given, Manifest):
+        reporter.notes(notes_on(config, Facts(source_kind=given.kind, model=model.kind)))
+        scored = score_images(model, given, config, reporter)
+    else:
+        reporter.notes(notes_on(config, Facts(source_kind=None, model=model.kind)))
+        scored = score_features(_head_for(model, given), given)
+    if len(scored.errors) < len(scored.paths):  # one image that cannot be read is said of itself
+        scored.refuse_too_many_bad(config.max_bad)
+    outputs, chosen = model.rule.outputs(scored.scores), _chosen(model, scored)
+    best = []
+    for row, path in enumerate(scored.paths):
+        places = np.argsort(-outputs[row], kind="stable")[: config.top or _BEST]
+        found = {model.classes[place]: float(outputs[row, place]) for place in places}
+        failed = row in scored.errors
+        best.append({"path": path, "class": chosen[row], "classes": {} if failed else found,
+                     "error": scored.errors.get(row, "")})  # fmt: skip
+    counts = dict(Counter(name for name in chosen if name is not None).most_common())
+    return PredictReport(
+        head, None, len(scored.paths), len(scored.errors), counts, time.perf_counter() - started, best
+    )
+
+
+def _chosen(model: Model, scored: Scored) -> list[str | None]:
+    return [None if row in scored.errors else name for row, name in enumerate(model.rule.names(scored.scores))]
+
+
+def _refuse_top(model: Model, config: PredictConfig) -> None:
+    if config.top is not None and model.rule.multilabel:
+        raise UsageError(f"--top is for one class per image; {model.path} gives several")
+    if config.top is not None and config.top > len(model.classes):
+        raise UsageError(f"--top {config.top}: {model.path} knows {len(model.classes)} classes")
+
+
+def _head_for(model: Model, features: Features) -> LinearHead:
+    if model.head is None:
+        raise UsageError(
+            f"{features.path} is a features file; {model.path} is a whole network and takes images. For a head on "
+            f"its features: featx extract IMAGES -b {model.path}"
+        )
+    return model.head
 
 
 def score_features(head: LinearHead, features: Features) -> Scored:

@@ -97,9 +97,13 @@ class LinearHead:
 
     def measure(self, features: npt.NDArray[Any], labels: Labels) -> Metrics | LabelMetrics:
         """How well the head does on features (n, D), n > 0, with labels (n,) or membership (n, K) of its classes."""
+        return self.measure_scores(self.scores(features), labels)
+
+    def measure_scores(self, scores: npt.NDArray[Any], labels: Labels) -> Metrics | LabelMetrics:
+        """As `measure`, of the head's scores (n, K)."""
         if self.multilabel:
-            return measure_labels(self.scores(features), labels.astype(bool), self.classes)
-        return measure(self.scores(features), labels.astype(np.int64), self.classes)
+            return measure_labels(scores, labels.astype(bool), self.classes)
+        return measure(scores, labels.astype(np.int64), self.classes)
 
     def to_sklearn(self) -> Any:
         """The same classifier as a plain scikit-learn object, fitted: LinearSVC or LogisticRegression.

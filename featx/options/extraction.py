@@ -163,6 +163,9 @@ class VerifyConfig(Config):
 class PredictConfig(Config):
     """Options of `featx predict`."""
 
+    top: int | None = option(
+        None, "Instead of the scores of all classes, the N best classes and their probabilities.", low=1, metavar="N"
+    )
     device: str = device_option()
     decode: str = decode_option()
     batch_size: int | None = batch_size_option()

@@ -142,3 +142,22 @@ def test_images_that_cannot_be_read_are_no_accuracy(trained, tmp_path):
     with pytest.raises(TooManyBadImages, match=r"none of the 2 images of .*bad could be read"):
         evaluate_head(trained / "run", tmp_path / "bad", EvaluateConfig(max_bad=1.0), output=tmp_path / "b.json")
     assert not list(tmp_path.glob("?.json"))
+
+
+def test_a_head_on_images_has_the_measures_of_their_features(tmp_path):
+    for index in range(24):
+        write_photo(tmp_path / "photos" / "abc"[index % 3] / f"{index:02d}.jpg", index)
+    for layers, options in (("conv4", {"pool": "avg"}), ("fc7", {"views": "corners", "resize": 80})):
+        made = tmp_path / layers
+        chosen = ExtractConfig(backbone="alexnet-mini", layers=layers, device="cpu", **options)
+        extract_features(tmp_path / "photos", made / "f.h5", chosen)
+        fit_svm(made / "f.h5", made / "h.safetensors", FitConfig(c=0.01, test=0.5))
+        of_features = evaluate_head(made / "h.safetensors", made / "f.h5")
+        of_images = evaluate_head(made / "h.safetensors", tmp_path / "photos", output=made / "r.json")
+        assert of_images.metrics == of_features.metrics
+        assert (of_images.images, of_images.kind, of_images.layer) == (24, "svm", layers)
+        assert of_images.trained_on == of_features.trained_on == 12
+        assert (
+            evaluate_head(made / "h.safetensors", tmp_path / "photos", output=made / "r.json").metrics
+            == of_images.metrics
+        )

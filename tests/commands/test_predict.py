@@ -17,7 +17,7 @@ from featx.artifacts.prediction_table import PredictionTable
 from featx.commands.extract import extract_features
 from featx.commands.fit import fit_softmax
 from featx.commands.predict import predict_images
-from featx.errors import PlanMismatch
+from featx.errors import PlanMismatch, UsageError
 from featx.options.extraction import ExtractConfig, PredictConfig
 from featx.options.heads import FitConfig
 from featx.status import Status
@@ -130,3 +130,43 @@ def test_images_that_are_mended_are_tried_again(fitted, tmp_path):
         predict_images(*words)
     (photos / "2.jpg").write_bytes(good)
     assert predict_images(*words).failed == 0
+
+
+def test_the_best_classes_are_those_of_the_whole_table(fitted, tmp_path):
+    predict(fitted, tmp_path / "all.csv")
+    predict(fitted, tmp_path / "top.csv", top=2)
+    whole = [line.split(",") for line in (tmp_path / "all.csv").read_text().splitlines()]
+    best = [line.split(",") for line in (tmp_path / "top.csv").read_text().splitlines()]
+    assert best[0] == ["path", "class", "probability", "class2", "probability2", "error"]
+    names = [column.removeprefix("score:") for column in whole[0][2:4]]
+    for mine, row in zip(best[1:], whole[1:], strict=True):
+        if row[-1]:
+            assert mine == [row[0], "", "", "", "", row[-1]]
+            continue
+        ordered = sorted(zip(map(float, row[2:4]), names, strict=True), reverse=True)
+        assert [mine[1], mine[3]] == [name for _, name in ordered]
+        assert [float(mine[2]), float(mine[4])] == [value for value, _ in ordered]
+    with pytest.raises(UsageError, match=r"--top 3: .* knows 2 classes"):
+        predict(fitted, tmp_path / "x.csv", top=3)
+
+
+def test_one_image_is_told_at_once_as_in_the_table(fitted, tmp_path):
+    predict(fitted, tmp_path / "all.csv")
+    row = next(
+        line.split(",") for line in (tmp_path / "all.csv").read_text().splitlines() if line.startswith("dark/07.jpg")
+    )
+    report = predict_images(
+        fitted / "h.safetensors", fitted / "photos" / "dark" / "07.jpg", config=PredictConfig(**OPTIONS)
+    )
+    assert (report.output, report.images) == (None, 1)
+    assert report.best[0]["path"] == "07.jpg"
+    assert report.best[0]["class"] == row[1]
+    assert {f"{value:.6g}" for value in report.best[0]["classes"].values()} == set(row[2:4])
+    assert str(report).startswith(f"07.jpg: {row[1]} 0.")
+    broken = predict_images(
+        fitted / "h.safetensors", fitted / "photos" / "bright" / "10.jpg", config=PredictConfig(**OPTIONS)
+    )
+    assert str(broken).startswith("10.jpg: no image of a known format")
+    whole = predict_images(fitted / "h.safetensors", fitted / "photos", config=PredictConfig(**OPTIONS, max_bad=0.1))
+    assert len(whole.best) == 60
+    assert "and 40 more; -o TABLE.csv" in str(whole)

@@ -127,12 +127,16 @@ def test_nothing_to_do_is_said_with_what_was_left_out(tmp_path):
         scan(tmp_path)
 
 
-@pytest.mark.parametrize("what", ["missing", "device", "image"])
-def test_a_source_that_is_none_is_refused(tmp_path, what):
-    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
-    source = {"missing": tmp_path / "no", "device": Path("/dev/null"), "image": tmp_path / "x.png"}[what]
+@pytest.mark.parametrize("source", ["no/such/thing", "/dev/null"])
+def test_a_source_that_is_none_is_refused(source):
     with pytest.raises(SourceError):
         scan(source)
+
+
+def test_one_image_is_a_source(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    found = scan(tmp_path / "x.png")
+    assert (found.paths, found.labels, found.full_path(0)) == ((b"x.png",), (-1,), tmp_path / "x.png")
 
 
 def test_a_features_file_is_not_taken_for_a_list(tmp_path):

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 from featx.errors import SourceError
-from featx.images.manifest import IMAGE_SUFFIXES, Manifest
+from featx.images.manifest import IMAGE_SUFFIXES, Manifest, Skipped, make_manifest
 from featx.images.sources.folder import scan_folder
 from featx.images.sources.lists import scan_csv, scan_list
 from featx.images.sources.zip_file import scan_zip
@@ -17,7 +17,7 @@ from featx.runtime.text import printable
 
 
 def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manifest:
-    """The manifest of a folder, a text list (one path a line), a CSV (path,label[,split]) or a zip.
+    """The manifest of a folder, a text list (one path a line), a CSV (path,label[,split]), a zip, or one image.
 
     Folders and zips are sorted by path; the first folder of a path is its class, unless the top folders are all
     called train, val, test or the like: then they are splits and the next folder is the class. Lists and CSVs
@@ -42,5 +42,5 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
     if zipfile.is_zipfile(path):
         return scan_zip(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        raise SourceError(f"{path} is one image; give the folder it is in, or a text file listing paths")
+        return make_manifest("list", path, path.parent, [os.fsencode(path.name)], [None], [None], Skipped())
     return scan_list(path)
