@@ -24,7 +24,7 @@ from featx.extraction.reference import Reference
 from featx.images.bad_image import BadImage
 from featx.images.decode import decode, pillow_settings
 from featx.images.manifest import Manifest
-from featx.images.sources.read import Archive, read_file, read_member
+from featx.images.sources.containers import open_container, root_of
 from featx.images.sources.scan import scan
 from featx.networks.run_folder import is_run
 from featx.options.extraction import VerifyConfig
@@ -173,7 +173,7 @@ def _source_checks(features: Features, config: VerifyConfig, reporter: Reporter)
     """The labels against the source, where it is there and is still read as it was."""
     place = Path(config.source or features.provenance["source"]["path"])
     try:
-        manifest = scan(place) if place.is_dir() or place.is_file() else None
+        manifest = scan(place) if features.source_kind != "stdin" else None
     except (SourceError, OSError):
         manifest = None
     if manifest is None or manifest.kind != features.provenance["source"]["kind"]:
@@ -248,20 +248,21 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
     """Row -> RGB image, after comparing the file's hash with the one stored."""
     made = features.provenance
     place = Path(moved_to or made["source"]["path"])
-    if not (place.is_dir() or place.is_file()):
+    kind = made["source"]["kind"]
+    if kind not in ("tar", "hdf5") and not (place.is_dir() or place.is_file()):
         what = "is neither a folder nor a file" if place.exists() else "is not there"
         raise SourceError(f"{place} {what}; if the images have moved, say where with --source")
-    is_zip = made["source"]["kind"] == "zip"
     try:
-        archive = Archive(place) if is_zip else None
+        container = open_container(kind, root_of(kind, place))
     except (OSError, zipfile.BadZipFile) as error:
-        raise SourceError(f"{place} cannot be read as a zip: {error}") from error
-    root = place if made["source"]["kind"] == "folder" else place.parent
+        raise SourceError(
+            f"{place} cannot be read as a {kind}: {error}; if the images have moved, use --source"
+        ) from error
 
     def load(row: int) -> Image.Image:
         name = features.paths[row]
         try:
-            content = read_member(archive, features.raw_paths[row]) if archive else read_file(root / name)
+            content = container.read(features.raw_paths[row])
         except BadImage as bad:
             raise SourceError(f"{printable(name)}: {bad}; if the images have moved, use --source") from bad
         if hashlib.sha256(content).digest() != features.sha256[row].tobytes():

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest
-from featx.images.sources.read import Archive, read_file, read_member
+from featx.images.sources.containers import Container, open_container
 from featx.runtime.progress import SILENT, Reporter
 
 _BITS = 128
@@ -52,26 +52,19 @@ def _hexadecimal(total: int) -> str:
 
 
 def _states(manifest: Manifest) -> Iterator[bytes]:
-    if manifest.kind == "zip":
-        with Archive(manifest.root) as archive:
-            members = archive.members
-        for path in manifest.paths:
-            member = members.get(path)
-            yield b"missing" if member is None else b"%d,%d" % (member.file_size, member.CRC)
-        return
-    root = os.fsencode(manifest.root)
-    for path in manifest.paths:
-        try:
-            found = os.stat(os.path.join(root, path))
-            yield b"%d,%d" % (found.st_size, found.st_mtime_ns)
-        except (OSError, ValueError):
-            yield b"missing"
+    container = open_container(manifest.kind, manifest.root)
+    try:
+        yield from map(container.state, manifest.paths)
+    finally:
+        container.close()
 
 
 def copies_in(manifest: Manifest, *, reporter: Reporter = SILENT) -> npt.NDArray[np.intp]:
     """(N,) which images are of the same bytes: the row of the first of them; only files of equal size are read."""
     first = np.arange(len(manifest))
-    states = [state.rpartition(b",")[0] if manifest.kind != "zip" else state for state in _states(manifest)]
+    container = open_container(manifest.kind, manifest.root)
+    states = [container.alike(path) for path in manifest.paths]
+    container.close()
     sizes, size_of = np.unique(np.array(states, dtype=object).astype(bytes), return_inverse=True)
     alike = np.flatnonzero((np.bincount(size_of, minlength=len(sizes)) > 1)[size_of])
     if not len(alike):
@@ -92,12 +85,11 @@ def content_hashes(
     local = threading.local()  # one handle of a zip per thread: opening one reads its whole directory
 
     def read(row: int) -> bytes:
-        if manifest.kind != "zip":
-            return read_file(manifest.full_path(row))
-        if not hasattr(local, "archive"):
-            local.archive = Archive(manifest.root)
-            archives.append(local.archive)
-        return read_member(local.archive, manifest.paths[row])
+        if not hasattr(local, "container"):
+            local.container = open_container(manifest.kind, manifest.root)
+            containers.append(local.container)
+        content: bytes = local.container.read(manifest.paths[row])
+        return content
 
     def some(start: int) -> int:
         chosen = rows[start : start + _AT_ONCE]
@@ -106,13 +98,13 @@ def content_hashes(
                 found[place] = np.frombuffer(hashlib.sha256(read(int(row))).digest(), np.uint8)
         return len(chosen)
 
-    archives: list[Archive] = []
+    containers: list[Container] = []
     reporter = reporter if len(rows) > SAMPLED_FILES else SILENT
     reporter.begin("hash images", len(rows), 0)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         for count in pool.map(some, range(0, len(rows), _AT_ONCE)):
             reporter.advance(count)
-    for archive in archives:
-        archive.close()
+    for container in containers:
+        container.close()
     reporter.end()
     return found

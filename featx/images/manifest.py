@@ -29,9 +29,9 @@ class Manifest:
     """The images of a source, in order.
 
     Attributes:
-        kind: "folder", "list", "csv" or "zip".
-        source: the folder, list, CSV or zip.
-        root: what the paths are relative to: a folder, or the zip.
+        kind: "folder", "list", "csv", "stdin", "zip", "tar" or "hdf5".
+        source: the folder, list, CSV, zip, tars or dataset; of standard input the working directory.
+        root: what the paths are relative to: a folder, or what holds the images (`sources.containers.root_of`).
         paths: N relative POSIX paths as bytes. A list may also hold absolute ones, and the same one more than once.
         labels: N indices into `classes`, -1 for none.
         classes: K names, see `in_order`.
@@ -74,7 +74,7 @@ class Manifest:
         )
 
     def full_path(self, row: int) -> Path:
-        """Where image `row` is; only for sources that are not zips."""
+        """Where image `row` is; only for sources whose images are files."""
         return self.root / os.fsdecode(self.paths[row])
 
     def name(self, row: int) -> str:
@@ -104,7 +104,7 @@ def label_by_folder(kind: str, root: Path, paths: list[bytes], skipped: Skipped)
     parts_of = [path.split(b"/") for path in paths]
     tops = {os.fsdecode(parts[0]).lower() for parts in parts_of if len(parts) > 1}
     by_split = bool(tops) and tops <= SPLIT_FOLDERS and any(len(parts) > 2 for parts in parts_of)
-    if kind == "zip" and len(tops) == 1 and not by_split and all(len(parts) > 1 for parts in parts_of):
+    if kind in ("zip", "tar") and len(tops) == 1 and not by_split and all(len(parts) > 1 for parts in parts_of):
         inner = label_by_folder("zip", root, [b"/".join(p[1:]) for p in parts_of], Skipped())
         labels = [None if c == NO_LABEL else inner.classes[c] for c in inner.labels]
         splits = [None if c == NO_LABEL else inner.splits[c] for c in inner.split_of]

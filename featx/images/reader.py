@@ -17,7 +17,7 @@ from featx.images.manifest import Manifest
 from featx.images.metadata import orientation_of
 from featx.images.preprocess import MAX_RESIZED_PIXELS, Preprocess, TooElongated, resized_size
 from featx.images.processes.turns import Need, Turns, no_turns
-from featx.images.sources.read import Archive, read_file, read_member
+from featx.images.sources.containers import Container, open_container
 from featx.status import Decoder, Status
 
 _END_OF_IMAGE = b"\xff\xd9"
@@ -113,12 +113,10 @@ class BlockReader(BlockDecoder):
 
     def read_bytes(self, row: int, need: Need = no_turns) -> bytes:
         """The bytes of one image; BadImage if there are none to be had."""
-        if self.manifest.kind != "zip":
-            return read_file(self.manifest.full_path(row), need)
-        archive = getattr(self._local, "archive", None)
-        if archive is None:  # one handle per thread: they share no file position
-            archive = self._local.archive = Archive(self.manifest.root)
-        return read_member(archive, self.manifest.paths[row], need)
+        container: Container | None = getattr(self._local, "container", None)
+        if container is None:  # one per thread: they share no file position
+            container = self._local.container = open_container(self.manifest.kind, self.manifest.root)
+        return container.read(self.manifest.paths[row], need)
 
     def block(self, first: int, *, keep_encoded: bool = False) -> Block:
         """The block that begins at row `first`, in the fixed size the network always sees.

@@ -163,7 +163,7 @@ class Features(Mapping[str, npt.NDArray[Any]]):
 
     @property
     def source_kind(self) -> str:
-        """Of the images it was made from: "folder", "list", "csv" or "zip"."""
+        """Of the images it was made from: "folder", "list", "csv", "stdin", "zip", "tar" or "hdf5"."""
         return str(self.provenance["source"]["kind"])
 
     @cached_property

@@ -16,6 +16,7 @@ from featx.artifacts.features_file import FeaturesFile
 from featx.errors import Interrupted, PlanMismatch, UsageError
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest, Skipped, make_manifest
+from featx.images.sources.containers import root_of
 from featx.runtime.files import replacing
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
 from featx.runtime.report import Report
@@ -119,7 +120,7 @@ def _images(parts: Sequence[Features], joined: JoinedFeatures, output: Path) -> 
     splits = [None if split < 0 else joined.splits[split] for split in joined.split_of.tolist()]
     if len(sources) == 1:
         place, kind = Path(sources.pop()[0]), parts[0].source_kind
-        root = place if kind in ("folder", "zip") else place.parent
+        root = root_of(kind, place)
         paths = [path for part in parts for path in part.raw_paths]
         return make_manifest(kind, place, root, paths, labels, splits, Skipped()), None
     listed = output.absolute().with_suffix(".csv")
@@ -130,11 +131,11 @@ def _images(parts: Sequence[Features], joined: JoinedFeatures, output: Path) -> 
 def _seen_from(folder: Path, part: Features, path: bytes) -> bytes:
     """The path of an image, from a folder or, if it lies elsewhere, from the root."""
     source = Path(part.provenance["source"]["path"])
-    if part.source_kind == "zip":
+    if part.source_kind in ("zip", "tar", "hdf5"):
         raise UsageError(
-            f"the images of {part.path} are in a zip, and no list holds them beside others; unzip {source}"
+            f"the images of {part.path} are in {source}, and no list holds them beside others: unpack it"
         )
-    root = source if part.source_kind == "folder" else source.parent
+    root = root_of(part.source_kind, source)
     whole = os.path.normpath(os.path.join(os.fsencode(root), path))
     inside = os.fsencode(folder) + b"/"
     return whole[len(inside) :] if whole.startswith(inside) else whole

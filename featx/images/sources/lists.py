@@ -11,6 +11,7 @@ import io
 import itertools
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,25 @@ def scan_list(path: Path) -> Manifest:
             continue
         entries.append(Entry(number, os.fsencode(line)))
     return _manifest("list", path, entries, skipped)
+
+
+def scan_standard_input() -> Manifest:
+    """The images that standard input lists, one path a line or, after find -print0, with zero bytes between them.
+
+    Raises:
+        SourceError: nothing comes, or none of the files exists.
+    """
+    content = sys.stdin.buffer.read()
+    entries = [line for line in content.split(b"\0" if b"\0" in content else b"\n") if line.strip()]
+    if not entries:
+        raise SourceError(
+            "standard input lists no images; as in: find photos -name '*.jpg' -print0 | featx extract -"
+        )
+    here = Path.cwd()
+    if not any(_exists(here, entry) for entry in entries[:_LOOKED_AT]):
+        raise SourceError(f"standard input, line 1: no file {printable(entries[0])}; paths are relative to {here}")
+    none: list[str | None] = [None] * len(entries)
+    return make_manifest("stdin", here, here, [_normal(entry) for entry in entries], none, none, Skipped())
 
 
 def _plausible_path(line: bytes) -> bool:

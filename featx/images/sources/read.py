@@ -46,7 +46,7 @@ def read_file(path: Path, need: Need = no_turns) -> bytes:
         after = os.fstat(descriptor)
         if len(content) != info.st_size or (after.st_size, after.st_mtime_ns) != (info.st_size, info.st_mtime_ns):
             raise BadImage(Status.UNREADABLE, "the file was changed while it was read")
-        return _not_empty(content)
+        return not_empty(content)
     except OSError as error:
         raise BadImage(Status.UNREADABLE, error.strerror or str(error)) from None
     finally:
@@ -111,7 +111,7 @@ def read_member(archive: Archive, name: bytes, need: Need = no_turns) -> bytes:
         if info.file_size > MAX_FILE_BYTES:
             raise BadImage(Status.TOO_LARGE, f"unpacks to {info.file_size} bytes, more than {MAX_FILE_BYTES}")
         need(info.file_size)
-        return _not_empty(archive.read(info))
+        return not_empty(archive.read(info))
     except KeyError:
         raise BadImage(Status.MISSING, "no such member of the zip") from None
     except (RuntimeError, NotImplementedError) as error:  # encrypted, or packed by an unknown method
@@ -120,7 +120,8 @@ def read_member(archive: Archive, name: bytes, need: Need = no_turns) -> bytes:
         raise BadImage(Status.DAMAGED, str(error)) from None
 
 
-def _not_empty(content: bytes) -> bytes:
+def not_empty(content: bytes) -> bytes:
+    """The bytes, if there are any; else BadImage."""
     if not content:
         raise BadImage(Status.EMPTY, "the file has no bytes")
     return content

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from featx.errors import SourceError
 from featx.images.bad_image import BadImage
-from featx.images.sources.read import Archive, read_file, read_member
+from featx.images.sources.containers import Container, open_container, root_of
 from featx.runtime.text import printable
 from featx.status import Status
 
@@ -27,8 +27,8 @@ class SourceImages:
         self._root, self._kind = Path(source["path"]), source["kind"]
 
     @cached_property
-    def _archive(self) -> Archive:
-        return Archive(self._root)
+    def _container(self) -> Container:
+        return open_container(self._kind, root_of(self._kind, self._root))
 
     def content(self, path: bytes, sha256: bytes | None = None) -> bytes:
         """The bytes of an image file.
@@ -40,12 +40,8 @@ class SourceImages:
             BadImage: it is not there any more, cannot be read, or has changed.
         """
         try:
-            if self._kind == "zip":
-                content = read_member(self._archive, path)
-            else:
-                folder = self._root if self._kind == "folder" else self._root.parent
-                content = read_file(folder / os.fsdecode(path))
-        except (OSError, zipfile.BadZipFile) as error:
+            content = self._container.read(path)
+        except (OSError, zipfile.BadZipFile, SourceError) as error:
             reason = getattr(error, "strerror", None) or str(error)
             raise BadImage(Status.UNREADABLE, f"{printable(str(self._root))}: {reason}") from None
         if sha256 is not None and hashlib.sha256(content).digest() != sha256:

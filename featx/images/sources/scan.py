@@ -9,15 +9,20 @@ from pathlib import Path
 
 from featx.errors import SourceError
 from featx.images.manifest import IMAGE_SUFFIXES, Manifest, Skipped, make_manifest
+from featx.images.sources.containers import DatasetRows, is_dataset
 from featx.images.sources.folder import scan_folder
-from featx.images.sources.lists import scan_csv, scan_list
+from featx.images.sources.lists import scan_csv, scan_list, scan_standard_input
+from featx.images.sources.tar_file import is_tar, scan_tar
 from featx.images.sources.zip_file import scan_zip
 from featx.runtime.files import is_hdf5
 from featx.runtime.text import printable
 
 
 def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manifest:
-    """The manifest of a folder, a text list (one path a line), a CSV (path,label[,split]), a zip, or one image.
+    """The manifest of a folder, a list, a zip, tars, an HDF5 dataset of images, or one image.
+
+    A list is a text (one path a line), a CSV (path,label[,split]), or "-", standard input, with paths relative to the
+    working directory.
 
     Folders and zips are sorted by path; the first folder of a path is its class, unless the top folders are all
     called train, val, test or the like: then they are splits and the next folder is the class. Lists and CSVs
@@ -27,6 +32,17 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
         SourceError: nothing there, unreadable, or no images.
     """
     path = Path(source)
+    if str(path) == "-":
+        return scan_standard_input()
+    if is_dataset(path):
+        rows = DatasetRows(path)
+        try:
+            names = [b"%08d" % row for row in range(len(rows))]
+        finally:
+            rows.close()
+        return make_manifest("hdf5", path, path, names, [None] * len(names), [None] * len(names), Skipped())
+    if is_tar(path):
+        return scan_tar(path)
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -38,7 +54,9 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
     if path.suffix.lower() in (".csv", ".tsv"):
         return scan_csv(path)
     if is_hdf5(path):
-        raise SourceError(f"{path} is a features file; give the images it was made from")
+        raise SourceError(
+            f"{path} is a features file; give the images it was made from. Images in HDF5 are {path}:/DATASET"
+        )
     if zipfile.is_zipfile(path):
         return scan_zip(path)
     if path.suffix.lower() in IMAGE_SUFFIXES:
