@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from featx.commands.evaluate import EvaluateReport, evaluate_head
     from featx.commands.exchange.concat import ConcatReport, concat_features
     from featx.commands.exchange.export import ExportReport, export_features
+    from featx.commands.exchange.import_parquet import ImportReport, import_parquet
+    from featx.commands.exchange.ray_extract import RayReport, extract_with_ray
     from featx.commands.extract import ExtractReport, extract_features
     from featx.commands.finetune import finetune_network
     from featx.commands.fit import fit_softmax, fit_svm
@@ -88,6 +90,10 @@ _HOME = {
     "Client": "featx.service.client",
     "CheckConfig": "featx.options.extraction",
     "CheckReport": "featx.commands.check",
+    "ImportReport": "featx.commands.exchange.import_parquet",
+    "import_parquet": "featx.commands.exchange.import_parquet",
+    "RayReport": "featx.commands.exchange.ray_extract",
+    "extract_with_ray": "featx.commands.exchange.ray_extract",
     "ConcatReport": "featx.commands.exchange.concat",
     "concat_features": "featx.commands.exchange.concat",
     "ExportReport": "featx.commands.exchange.export",
@@ -186,6 +192,7 @@ __all__ = [
     "FitConfig",
     "FitReport",
     "ImageError",
+    "ImportReport",
     "InspectReport",
     "InvarianceConfig",
     "LayersConfig",
@@ -205,6 +212,7 @@ __all__ = [
     "Predictor",
     "ProbeConfig",
     "ProbeReport",
+    "RayReport",
     "ReportConfig",
     "SaliencyConfig",
     "ServeConfig",
@@ -219,9 +227,11 @@ __all__ = [
     "evaluate_head",
     "export_features",
     "extract_features",
+    "extract_with_ray",
     "finetune_network",
     "fit_softmax",
     "fit_svm",
+    "import_parquet",
     "inspect_file",
     "list_layers",
     "merge_shards",

@@ -216,6 +216,21 @@ def export_command(features: Path, output: Path, config: ExportConfig, as_json: 
     show(export_features(features, output, config, reporter=StderrReporter()), as_json)
 
 
+@commands.command("import")
+@click.argument("folder", type=PATH)
+@output_option("The features file to make.", required=True)
+@common
+def import_command(folder: Path, output: Path, as_json: bool) -> None:
+    """Make a features file of FOLDER, the Parquet files that featx.extract_with_ray has made.
+
+    \b
+    featx import parquet/ -o photos.h5
+    """
+    from featx.commands.exchange.import_parquet import import_parquet
+
+    show(import_parquet(folder, output, reporter=StderrReporter()), as_json)
+
+
 @commands.command("check")
 @click.argument("source", type=PATH)
 @options_of(CheckConfig)
