@@ -48,7 +48,7 @@ from featx.options.show import (
 )
 from featx.options.training import FinetuneConfig
 from featx.runtime.memory import is_out_of_memory
-from featx.runtime.progress import StderrReporter
+from featx.runtime.progress import LOG_FORMATS, Log, StderrReporter, current_log, use_log
 from featx.runtime.streams import open_missing_streams
 from featx.runtime.text import printable
 
@@ -80,8 +80,19 @@ def show(report: Report, as_json: bool) -> None:
     "--trust", multiple=True, metavar="CODE", help="Let this code run where a file says that it made the network: "
     "net.py:build or package.module:build.",
 )  # fmt: skip
+@click.option(
+    "--log-format", type=click.Choice(LOG_FORMATS), default="text", envvar="FEATX_LOG_FORMAT", help="Of standard "
+    "error: text; time, which puts the time before every line; json, one object a line.",
+)  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, envvar="FEATX_QUIET", help="Say nothing but errors.")
+@click.option(
+    "--metrics-file", type=PATH, envvar="FEATX_METRICS_FILE", metavar="FILE",
+    help="Keep here how far the command is, for Prometheus' textfile collector.",
+)  # fmt: skip
 @click.pass_context
-def commands(ctx: click.Context, trust: tuple[str, ...]) -> None:
+def commands(
+    ctx: click.Context, trust: tuple[str, ...], log_format: str, quiet: bool, metrics_file: Path | None
+) -> None:
     """Deep features you can trust, and linear heads on top of them.
 
     \b
@@ -90,6 +101,7 @@ def commands(ctx: click.Context, trust: tuple[str, ...]) -> None:
     featx fit-svm photos.h5 -l fc7 -o head.safetensors
     featx predict head.safetensors more-photos/ -o predictions.csv
     """
+    use_log(Log(log_format, quiet, metrics_file))
     for name in trust:
         from featx.networks.external.code import is_code, trust_code
 
@@ -706,5 +718,11 @@ def unexpected(error: Exception) -> int:
 
 def complain(*lines: str, status: int) -> int:
     """Say what is wrong on standard error; the exit status."""
-    click.echo("featx: " + "\n".join(map(printable, lines)), err=True)
+    message = "\n".join(map(printable, lines))
+    log = current_log()
+    said = f"featx: {message}" if log.format == "text" else log.entry("error", message, exit_status=status)
+    click.echo(said, err=True)
+    if "--json" in sys.argv[1:]:
+        with contextlib.suppress(OSError):
+            click.echo(json.dumps({"error": message, "exit_status": status}))
     return status

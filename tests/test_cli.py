@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -227,3 +229,39 @@ def test_waiting_threads_sleep_unless_the_user_wants_them_to_spin(featx, monkeyp
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     featx("layers", "alexnet")
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def run_featx(*words, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "featx", *map(str, words)], check=False, capture_output=True, text=True, **options
+    )
+
+
+def test_a_log_of_json_is_one_object_a_line_and_errors_are_among_them(photos, tmp_path):
+    metrics = tmp_path / "featx.prom"
+    done = run_featx(
+        "--log-format", "json", "--metrics-file", metrics, "extract", photos, *NET, "-o", tmp_path / "f.h5"
+    )
+    assert done.returncode == 0
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert all({"time", "level", "message"} <= set(line) for line in lines)
+    assert [
+        line["level"] for line in lines if "random" in line["message"] and line["message"].startswith("note")
+    ] == ["warning"]
+    values = dict(line.rsplit(" ", 1) for line in metrics.read_text().splitlines() if not line.startswith("#"))
+    count = len([path for path in photos.rglob("*") if path.is_file()])
+    assert (
+        float(values['featx_step_done{step="extract"}']) == float(values['featx_step_total{step="extract"}']) == count
+    )
+    failed = run_featx("--log-format", "json", "extract", "nowhere", "--json", "-o", tmp_path / "g.h5")
+    assert json.loads(failed.stderr)["exit_status"] == failed.returncode == 2
+    assert json.loads(failed.stdout) == {"error": "nowhere: No such file or directory", "exit_status": 2}
+
+
+def test_a_quiet_command_says_only_its_result_and_errors(photos, tmp_path):
+    done = run_featx(
+        "-q", "extract", photos, *NET, "-o", tmp_path / "f.h5", env={**os.environ, "FEATX_LOG_FORMAT": "time"}
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    failed = run_featx("-q", "inspect", tmp_path / "no.h5", env={**os.environ, "FEATX_LOG_FORMAT": "time"})
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.+]+ no file .*no\.h5\n", failed.stderr)
