@@ -249,7 +249,7 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
     made = features.provenance
     place = Path(moved_to or made["source"]["path"])
     kind = made["source"]["kind"]
-    if kind not in ("tar", "hdf5") and not (place.is_dir() or place.is_file()):
+    if kind not in ("tar", "hdf5", "remote") and not (place.is_dir() or place.is_file()):
         what = "is neither a folder nor a file" if place.exists() else "is not there"
         raise SourceError(f"{place} {what}; if the images have moved, say where with --source")
     try:

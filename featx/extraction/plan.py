@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from featx.extraction.provenance import hardware, versions
 from featx.extraction.recipe import Recipe, extract_command
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
+from featx.images.sources.remote import place_of
 from featx.options.extraction import ExtractConfig
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
@@ -94,7 +94,7 @@ class ExtractionPlan:
             "request": self.config.recorded(),
             "command": extract_command(self.config),
             "source": {
-                "path": os.path.abspath(manifest.source),
+                "path": place_of(manifest.source),
                 "kind": manifest.kind,
                 "files": files_state(manifest),
             },

@@ -29,8 +29,8 @@ class Manifest:
     """The images of a source, in order.
 
     Attributes:
-        kind: "folder", "list", "csv", "stdin", "zip", "tar" or "hdf5".
-        source: the folder, list, CSV, zip, tars or dataset; of standard input the working directory.
+        kind: "folder", "list", "csv", "stdin", "zip", "tar", "hdf5" or "remote".
+        source: the folder, list, CSV, zip, tars, dataset or address; of standard input the working directory.
         root: what the paths are relative to: a folder, or what holds the images (`sources.containers.root_of`).
         paths: N relative POSIX paths as bytes. A list may also hold absolute ones, and the same one more than once.
         labels: N indices into `classes`, -1 for none.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from featx.heads.trained_on import remember
 from featx.images.contents import content_hashes, files_state
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
+from featx.images.sources.remote import place_of
 from featx.networks.run_folder import DESCRIPTION, FORMAT, SCHEMA, TRAINED_ON, is_run, read_run
 from featx.options.training import FinetuneConfig
 from featx.runtime.files import replacing
@@ -67,7 +67,7 @@ def describe_run(
             **({"files": plan["files"]} if "files" in plan else {}),
             "weights": weights,
             "lr": lr,
-            "source": os.path.abspath(manifest.source),
+            "source": place_of(manifest.source),
             **versions(),
         },
     }

@@ -17,6 +17,7 @@ from featx.errors import Interrupted, PlanMismatch, UsageError
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest, Skipped, make_manifest
 from featx.images.sources.containers import root_of
+from featx.images.sources.remote import place_of
 from featx.runtime.files import replacing
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
 from featx.runtime.report import Report
@@ -131,7 +132,7 @@ def _images(parts: Sequence[Features], joined: JoinedFeatures, output: Path) -> 
 def _seen_from(folder: Path, part: Features, path: bytes) -> bytes:
     """The path of an image, from a folder or, if it lies elsewhere, from the root."""
     source = Path(part.provenance["source"]["path"])
-    if part.source_kind in ("zip", "tar", "hdf5"):
+    if part.source_kind in ("zip", "tar", "hdf5", "remote"):
         raise UsageError(
             f"the images of {part.path} are in {source}, and no list holds them beside others: unpack it"
         )
@@ -147,7 +148,7 @@ def _plan(parts: Sequence[Features], joined: JoinedFeatures, images: Manifest) -
         **{key: value for key, value in first.provenance.items() if key != "shard"},
         "images": images.digest,
         "count": len(images),
-        "source": {"path": os.path.abspath(images.source), "kind": images.kind, "files": files_state(images)},
+        "source": {"path": place_of(images.source), "kind": images.kind, "files": files_state(images)},
         "parts": [{"fingerprint": part.fingerprint, "count": len(part)} for part in parts],
     }
     return FilePlan(

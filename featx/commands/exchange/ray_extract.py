@@ -25,6 +25,7 @@ from featx.extraction.plan import ExtractionPlan
 from featx.extraction.recipe import Recipe, default_layer
 from featx.images.block import Block
 from featx.images.manifest import Manifest
+from featx.images.sources.remote import place_of
 from featx.images.sources.scan import scan
 from featx.networks.external.code import trust_code
 from featx.options.extraction import ExtractConfig
@@ -203,7 +204,7 @@ class ExtractRows:
 
 def write_plan(path: Path, plan: FilePlan, manifest: Manifest, config: ExtractConfig) -> None:
     """Say what a job is: the features file it is for, and, for its actors, where the images are."""
-    job = {"kind": manifest.kind, "root": str(manifest.root.absolute()), "config": asdict(config)}
+    job = {"kind": manifest.kind, "root": place_of(manifest.root), "config": asdict(config)}
     described = {**asdict(plan), "paths": [os.fsdecode(name) for name in plan.paths], "job": job}
     path.write_text(json.dumps(described), encoding="utf-8", errors="surrogateescape")
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import re
 import tarfile
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Protocol
 
 from featx.errors import SourceError
 from featx.images.bad_image import MAX_FILE_BYTES, BadImage
 from featx.images.processes.turns import Need, no_turns
+from featx.images.sources.dataset import DatasetRows
 from featx.images.sources.read import Archive, not_empty, read_file, read_member
-from featx.runtime.files import is_hdf5
+from featx.images.sources.remote import RemoteFiles, fetch, is_url_in_list, split_url, url_of
 from featx.status import Status
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
-_DATASET = re.compile(r"(?P<file>.+\.(?:h5|hdf5)):/*(?P<name>.+)", re.IGNORECASE)
 _MISSING = b"missing"
 MOST_SHARDS = 100_000
 
@@ -61,19 +61,25 @@ def open_container(kind: str, root: Path) -> Container:
         return ZipMembers(root)
     if kind == "tar":
         return TarMembers(root)
+    if kind == "remote":
+        return RemoteFiles(root)
     return DatasetRows(root) if kind == "hdf5" else Files(root)
 
 
 class Files:
-    """Files below a folder."""
+    """Files below a folder, or, in a list, at addresses."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def read(self, path: bytes, need: Need = no_turns) -> bytes:
+        if is_url_in_list(path):
+            return fetch(os.fsdecode(path), need=need)
         return read_file(self._root / os.fsdecode(path), need)
 
     def state(self, path: bytes) -> bytes:
+        if is_url_in_list(path):
+            return b"at its address"  # to ask for each would take as long as to fetch it
         try:
             found = os.stat(os.path.join(os.fsencode(self._root), path))
         except (OSError, ValueError):
@@ -124,7 +130,10 @@ class TarMembers:
         for number, shard in enumerate(self.shards):
             prefix = os.fsencode(shard.name) + b"/" if len(self.shards) > 1 else b""
             try:
-                with tarfile.open(shard, "r:", encoding="utf-8", errors="surrogateescape") as archive:
+                with (
+                    _opened(shard) as file,
+                    tarfile.open(fileobj=file, mode="r:", encoding="utf-8", errors="surrogateescape") as archive,
+                ):
                     for member in archive:
                         self._add(number, prefix, member)
             except tarfile.TarError as error:
@@ -151,21 +160,28 @@ class TarMembers:
         if size > MAX_FILE_BYTES:
             raise BadImage(Status.TOO_LARGE, f"the member has {size} bytes, more than {MAX_FILE_BYTES}")
         need(size)
-        try:
-            if shard not in self._open:
-                self._open[shard] = os.open(self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
-            content = os.pread(self._open[shard], size, place)
-        except OSError as error:
-            raise BadImage(Status.UNREADABLE, error.strerror or str(error)) from None
+        if (url := url_of(self.shards[shard])) is not None:
+            content = fetch(url, place, place + size) if size else b""
+        else:
+            content = self._read_at(shard, place, size)
         if len(content) < size:
             raise BadImage(Status.DAMAGED, "the tar ends before this member does")
         return not_empty(content)
+
+    def _read_at(self, shard: int, place: int, size: int) -> bytes:
+        try:
+            if shard not in self._open:
+                self._open[shard] = os.open(self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
+            return os.pread(self._open[shard], size, place)
+        except OSError as error:
+            raise BadImage(Status.UNREADABLE, error.strerror or str(error)) from None
 
     def state(self, path: bytes) -> bytes:
         if path not in self.members:
             return _MISSING
         shard, place, size, mtime = self.members[path]
-        changed = os.stat(self.shards[shard]).st_mtime_ns
+        remote = url_of(self.shards[shard]) is not None
+        changed = 0 if remote else os.stat(self.shards[shard]).st_mtime_ns
         return b"%d,%d,%d,%d" % (size, mtime, place, changed)
 
     def alike(self, path: bytes) -> bytes:
@@ -176,82 +192,17 @@ class TarMembers:
             os.close(self._open.popitem()[1])
 
 
-class DatasetRows:
-    """Images of an HDF5 dataset, FILE.h5:/NAME, uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3): each as a PNM file."""
-
-    def __init__(self, root: Path) -> None:
-        self.file, self.name = split_dataset(root)
-
-    @cached_property
-    def _dataset(self) -> Any:
-        import h5py
-
-        try:
-            found = h5py.File(self.file, "r", locking=False).get(self.name)
-        except OSError as error:
-            raise SourceError(f"{self.file} cannot be read as an HDF5 file: {error}") from error
-        if not isinstance(found, h5py.Dataset):
-            raise SourceError(f"{self.file} has no dataset {self.name}")
-        shape = found.shape
-        if found.dtype != "uint8" or len(shape) not in (3, 4) or (len(shape) == 4 and shape[3] not in (1, 3)):
-            raise SourceError(
-                f"{self.file}:/{self.name} is {found.dtype} {shape}; images are uint8 (N, H, W), (N, H, W, 1) or "
-                f"(N, H, W, 3)"
-            )
-        return found
-
-    def __len__(self) -> int:
-        return int(self._dataset.shape[0])
-
-    def read(self, path: bytes, need: Need = no_turns) -> bytes:
-        rows = self._dataset
-        try:
-            row = int(path)
-            if not 0 <= row < len(rows):
-                raise ValueError
-        except ValueError:
-            raise BadImage(Status.MISSING, "no such row of the dataset") from None
-        need(rows.nbytes // len(rows))
-        try:
-            pixels = rows[row]
-        except OSError as error:
-            raise BadImage(Status.DAMAGED, str(error).splitlines()[0]) from None
-        kind = b"P6" if pixels.ndim == 3 and pixels.shape[2] == 3 else b"P5"
-        content: bytes = pixels.tobytes()
-        return b"%s\n%d %d\n255\n" % (kind, pixels.shape[1], pixels.shape[0]) + content
-
-    def state(self, path: bytes) -> bytes:
-        try:
-            found = os.stat(self.file)
-        except OSError:
-            return _MISSING
-        return b"%d,%d" % (found.st_size, found.st_mtime_ns)
-
-    def alike(self, path: bytes) -> bytes:
-        return b"same size"
-
-    def close(self) -> None:
-        if "_dataset" in self.__dict__:
-            self.__dict__.pop("_dataset").file.close()
-
-
-def is_dataset(source: Path) -> bool:
-    """Whether a source is FILE.h5:/NAME."""
-    found = _DATASET.fullmatch(str(source))
-    return found is not None and not source.exists()
-
-
-def split_dataset(source: Path) -> tuple[Path, str]:
-    """The file and the name of FILE.h5:/NAME."""
-    found = _DATASET.fullmatch(str(source))
-    if found is None:
-        raise SourceError(f"{source} names no dataset; write FILE.h5:/NAME")
-    file = Path(found["file"])
-    if not file.is_file():
-        raise SourceError(f"no file {file}")
-    if not is_hdf5(file):
-        raise SourceError(f"{file} is not an HDF5 file")
-    return file, found["name"]
+def _opened(shard: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
+    """A tar's bytes, to go through its headers."""
+    url = url_of(shard)
+    if url is None:
+        return shard.open("rb")
+    system, path = split_url(url)
+    try:
+        opened: contextlib.AbstractContextManager[IO[bytes]] = system.open(path, "rb", block_size=1 << 20)
+    except OSError as error:
+        raise SourceError(f"{url} cannot be read: {error}") from error
+    return opened
 
 
 def expand_braces(source: Path) -> list[Path]:

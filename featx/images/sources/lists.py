@@ -18,6 +18,7 @@ from pathlib import Path
 
 from featx.errors import SourceError
 from featx.images.manifest import Manifest, Skipped, make_manifest
+from featx.images.sources.remote import is_url_in_list
 from featx.runtime.text import printable
 
 _LOOKED_AT = 200  # lines by which the writing of a list is found out
@@ -243,6 +244,8 @@ class _Way:
 
 
 def _exists(folder: Path, path: bytes) -> bool:
+    if is_url_in_list(path):
+        return True
     try:
         return os.path.lexists(os.path.join(os.fsencode(folder), path)) and bool(path)
     except ValueError:
@@ -250,5 +253,7 @@ def _exists(folder: Path, path: bytes) -> bool:
 
 
 def _normal(path: bytes) -> bytes:
+    if is_url_in_list(path):
+        return path
     # After a link, a/link/../b is not a/b: such a path is kept as it was written.
     return path if b".." in path.split(b"/") else os.path.normpath(path)

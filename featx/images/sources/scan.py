@@ -9,9 +9,10 @@ from pathlib import Path
 
 from featx.errors import SourceError
 from featx.images.manifest import IMAGE_SUFFIXES, Manifest, Skipped, make_manifest
-from featx.images.sources.containers import DatasetRows, is_dataset
+from featx.images.sources.dataset import DatasetRows, is_dataset
 from featx.images.sources.folder import scan_folder
 from featx.images.sources.lists import scan_csv, scan_list, scan_standard_input
+from featx.images.sources.remote import scan_remote, url_of
 from featx.images.sources.tar_file import is_tar, scan_tar
 from featx.images.sources.zip_file import scan_zip
 from featx.runtime.files import is_hdf5
@@ -19,7 +20,7 @@ from featx.runtime.text import printable
 
 
 def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manifest:
-    """The manifest of a folder, a list, a zip, tars, an HDF5 dataset of images, or one image.
+    """The manifest of a folder, a list, a zip, tars, an HDF5 dataset of images, an address, or one image.
 
     A list is a text (one path a line), a CSV (path,label[,split]), or "-", standard input, with paths relative to the
     working directory.
@@ -32,17 +33,8 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
         SourceError: nothing there, unreadable, or no images.
     """
     path = Path(source)
-    if str(path) == "-":
-        return scan_standard_input()
-    if is_dataset(path):
-        rows = DatasetRows(path)
-        try:
-            names = [b"%08d" % row for row in range(len(rows))]
-        finally:
-            rows.close()
-        return make_manifest("hdf5", path, path, names, [None] * len(names), [None] * len(names), Skipped())
-    if is_tar(path):
-        return scan_tar(path)
+    if (found := _scan_container(path)) is not None:
+        return found
     try:
         mode = path.stat().st_mode
     except OSError as error:
@@ -62,3 +54,23 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return make_manifest("list", path, path.parent, [os.fsencode(path.name)], [None], [None], Skipped())
     return scan_list(path)
+
+
+def _scan_container(path: Path) -> Manifest | None:
+    """The images of standard input, an HDF5 dataset, tars or an address; None for other sources."""
+    if str(path) == "-":
+        return scan_standard_input()
+    if is_dataset(path):
+        rows = DatasetRows(path)
+        try:
+            names = [b"%08d" % row for row in range(len(rows))]
+        finally:
+            rows.close()
+        return make_manifest("hdf5", path, path, names, [None] * len(names), [None] * len(names), Skipped())
+    if is_tar(path):
+        return scan_tar(path)
+    if (url := url_of(path)) is None:
+        return None
+    if path.suffix.lower() in (".txt", ".csv", ".tsv", ".zip"):
+        raise SourceError(f"{url}: fetch a list or zip first; a list on this machine may hold addresses")
+    return scan_remote(path)

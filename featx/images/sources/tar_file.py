@@ -11,6 +11,7 @@ from featx.errors import SourceError
 from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest, Skipped, has_image_suffix, label_by_folder, make_manifest
 from featx.images.sources.containers import TarMembers, expand_braces
+from featx.images.sources.remote import url_of
 from featx.runtime.text import printable
 
 _LABELS_IN_JSON = ("label", "cls", "class")
@@ -27,7 +28,7 @@ def scan_tar(source: Path) -> Manifest:
         SourceError: a shard that is not there or no uncompressed tar; a name that is there twice; no images.
     """
     for shard in expand_braces(source):
-        if not shard.is_file():
+        if url_of(shard) is None and not shard.is_file():
             raise SourceError(f"no file {shard}")
     found = TarMembers(source)
     try:

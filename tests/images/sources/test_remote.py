@@ -1,0 +1,175 @@
+"""Images at addresses give the rows of a folder of the same files, through a network that fails."""
+
+from __future__ import annotations
+
+import http.server
+import tarfile
+import threading
+from collections import Counter
+
+import numpy as np
+import pytest
+from conftest import write_photo
+
+import featx
+from featx.errors import PlanMismatch, SourceError
+from featx.images.sources import remote
+from featx.images.sources.scan import scan
+from featx.status import Status
+
+CONFIG = featx.ExtractConfig(backbone="alexnet-mini", layers="fc7", device="cpu", max_bad=1.0)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(7):
+        write_photo(folder / "ab"[number % 2] / f"{number}.jpg", number)
+    (folder / "b" / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def expected(photos, tmp_path_factory):
+    path = tmp_path_factory.mktemp("features") / "f.h5"
+    featx.extract_features(photos, path, CONFIG)
+    return featx.open_features(path)
+
+
+@pytest.fixture
+def server(photos):
+    """A web server that fails twice before it gives a file, forbids one, and never gives another; what it was asked."""
+    asked: Counter[str] = Counter()
+
+    class Flaky(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *arguments, **named):
+            super().__init__(*arguments, directory=str(photos), **named)
+
+        def do_GET(self):
+            asked[self.path] += 1
+            if self.path.endswith("/never.jpg") or (asked[self.path] <= 2 and self.path.endswith(".jpg")):
+                self.send_error(503)
+            else:
+                super().do_GET()
+
+        def do_HEAD(self):
+            if self.path.endswith("/never.jpg"):
+                self.send_error(503)
+            else:
+                super().do_HEAD()
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Flaky) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}", asked
+        web.shutdown()
+
+
+def test_below_an_address_are_the_rows_of_the_folder(photos, expected, tmp_path):
+    source = f"file://{photos}"
+    featx.extract_features(source, tmp_path / "f.h5", CONFIG)
+    found = featx.open_features(tmp_path / "f.h5")
+    assert (found.paths, found.classes, found.source_kind) == (expected.paths, expected.classes, "remote")
+    np.testing.assert_array_equal(found["fc7"], expected["fc7"])
+    np.testing.assert_array_equal(found.sha256, expected.sha256)
+    assert found.provenance["source"]["path"] == source
+    assert featx.verify_file(found.path, featx.VerifyConfig(all=True)).passed
+    before = found.path.stat().st_mtime_ns
+    featx.extract_features(source, tmp_path / "f.h5", CONFIG)
+    assert found.path.stat().st_mtime_ns == before
+    assert featx.check_source(source).images == 8
+
+
+def test_an_object_that_was_replaced_is_noticed(photos, tmp_path):
+    for path in photos.rglob("*.jpg"):
+        target = tmp_path / "copy" / path.relative_to(photos)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    source = f"file://{tmp_path}/copy"
+    featx.extract_features(source, tmp_path / "f.h5", CONFIG)
+    write_photo(tmp_path / "copy" / "a" / "0.jpg", 99)
+    with pytest.raises(PlanMismatch, match=r"a/0\.jpg"):
+        featx.extract_features(source, tmp_path / "f.h5", CONFIG)
+
+
+def test_a_list_of_addresses_survives_a_network_that_fails(photos, expected, server, tmp_path, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.01)
+    address, asked = server
+    names = ["a/0.jpg", "b/1.jpg", "b/never.jpg", "a/gone.jpg"]
+    (tmp_path / "list.txt").write_text(
+        "\n".join([f"{address}/{name}" for name in names] + [str(photos / "a" / "2.jpg")])
+    )
+    featx.extract_features(tmp_path / "list.txt", tmp_path / "f.h5", CONFIG)
+    found = featx.open_features(tmp_path / "f.h5")
+    rows = [expected.paths.index(name) for name in ("a/0.jpg", "b/1.jpg", "a/2.jpg")]
+    np.testing.assert_array_equal(found["fc7"][[0, 1, 4]], expected["fc7"][rows])
+    assert found.status.tolist() == [Status.DONE, Status.DONE, Status.UNREADABLE, Status.MISSING, Status.DONE]
+    reasons = {failure.path: failure.reason for failure in found.failures()}
+    assert "503" in reasons[f"{address}/b/never.jpg"]
+    assert reasons[f"{address}/b/never.jpg"].endswith("(4 attempts)")
+    assert reasons[f"{address}/a/gone.jpg"] == "no such object"
+    assert asked["/a/0.jpg"] >= 3
+    assert featx.verify_file(found.path).passed
+
+
+def test_a_tar_at_an_address_is_read_in_place(photos, expected, tmp_path):
+    with tarfile.open(tmp_path / "p.tar", "w") as archive:
+        archive.add(photos, ".")
+    featx.extract_features(f"file://{tmp_path}/p.tar", tmp_path / "f.h5", CONFIG)
+    found = featx.open_features(tmp_path / "f.h5")
+    assert found.paths == expected.paths
+    np.testing.assert_array_equal(found["fc7"], expected["fc7"])
+
+
+def test_addresses_that_cannot_be_read_say_why(tmp_path):
+    with pytest.raises(SourceError, match="nowhere:// is no file system that is known"):
+        scan("nowhere://bucket/photos")
+    with pytest.raises(SourceError, match=r"no images in|cannot be listed"):
+        scan(f"file://{tmp_path}/no/such/folder")
+    with pytest.raises(SourceError, match="a list on this machine may hold addresses"):
+        scan("https://example.org/list.txt")
+    with pytest.raises(SourceError, match="pip install s3fs") if not _has("s3fs") else pytest.raises(SourceError):
+        scan("s3://127.0.0.1.invalid/none")
+
+
+def _has(module: str) -> bool:
+    try:
+        __import__(module)
+    except ImportError:
+        return False
+    return True
+
+
+@pytest.mark.slow
+def test_an_s3_server_gives_the_rows_of_the_folder(photos, expected, tmp_path, monkeypatch):
+    moto = pytest.importorskip("moto.server", reason="pip install 'moto[server]' s3fs")
+    s3fs = pytest.importorskip("s3fs")
+    for name, value in (
+        ("AWS_ACCESS_KEY_ID", "x"),
+        ("AWS_SECRET_ACCESS_KEY", "x"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    web = moto.ThreadedMotoServer(port=0, verbose=False)
+    web.start()
+    try:
+        __, port = web.get_host_and_port()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{port}")
+        s3fs.S3FileSystem.clear_instance_cache()
+        bucket = s3fs.S3FileSystem()
+        bucket.mkdir("stimuli")
+        bucket.put(str(photos), "stimuli/set1", recursive=True)
+        featx.extract_features("s3://stimuli/set1", tmp_path / "f.h5", CONFIG)
+        found = featx.open_features(tmp_path / "f.h5")
+        assert found.paths == expected.paths
+        np.testing.assert_array_equal(found["fc7"], expected["fc7"])
+        assert featx.verify_file(found.path).passed
+        with tarfile.open(tmp_path / "s-0.tar", "w") as archive:
+            archive.add(photos, ".")
+        bucket.put(str(tmp_path / "s-0.tar"), "stimuli/shards/s-0.tar")
+        featx.extract_features("s3://stimuli/shards/s-{0..0}.tar", tmp_path / "g.h5", CONFIG)
+        np.testing.assert_array_equal(featx.open_features(tmp_path / "g.h5")["fc7"], expected["fc7"])
+    finally:
+        web.stop()
