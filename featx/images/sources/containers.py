@@ -16,6 +16,7 @@ from featx.images.processes.turns import Need, no_turns
 from featx.images.sources.dataset import DatasetRows
 from featx.images.sources.read import Archive, not_empty, read_file, read_member
 from featx.images.sources.remote import RemoteFiles, fetch, is_url_in_list, split_url, url_of
+from featx.images.sources.table import TableRows
 from featx.status import Status
 
 _RANGE = re.compile(r"\{(\d+)\.\.(\d+)\}")
@@ -63,6 +64,8 @@ def open_container(kind: str, root: Path) -> Container:
         return TarMembers(root)
     if kind == "remote":
         return RemoteFiles(root)
+    if kind == "table":
+        return TableRows(root)
     return DatasetRows(root) if kind == "hdf5" else Files(root)
 
 

@@ -13,6 +13,7 @@ from featx.images.sources.dataset import DatasetRows, is_dataset
 from featx.images.sources.folder import scan_folder
 from featx.images.sources.lists import scan_csv, scan_list, scan_standard_input
 from featx.images.sources.remote import scan_remote, url_of
+from featx.images.sources.table import is_table, scan_table
 from featx.images.sources.tar_file import is_tar, scan_tar
 from featx.images.sources.zip_file import scan_zip
 from featx.runtime.files import is_hdf5
@@ -57,7 +58,7 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
 
 
 def _scan_container(path: Path) -> Manifest | None:
-    """The images of standard input, an HDF5 dataset, tars or an address; None for other sources."""
+    """The images of standard input, an HDF5 dataset, a table, tars or an address; None for other sources."""
     if str(path) == "-":
         return scan_standard_input()
     if is_dataset(path):
@@ -69,6 +70,8 @@ def _scan_container(path: Path) -> Manifest | None:
         return make_manifest("hdf5", path, path, names, [None] * len(names), [None] * len(names), Skipped())
     if is_tar(path):
         return scan_tar(path)
+    if is_table(path):
+        return scan_table(path)
     if (url := url_of(path)) is None:
         return None
     if path.suffix.lower() in (".txt", ".csv", ".tsv", ".zip"):

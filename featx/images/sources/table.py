@@ -1,0 +1,180 @@
+"""Images in Parquet and Arrow files, as Hugging Face's datasets are: a column of bytes, or of {"bytes", "path"}."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from featx.errors import SourceError
+from featx.images.bad_image import MAX_FILE_BYTES, BadImage
+from featx.images.manifest import Manifest, Skipped, make_manifest
+from featx.images.processes.turns import Need, no_turns
+from featx.images.sources.read import not_empty
+from featx.status import Status
+
+ENDINGS = (".parquet", ".arrow")
+_IMAGE_NAMES = ("image", "img", "bytes", "content", "data", "jpg", "png", "webp")
+_PATH_NAMES = ("path", "file_name", "filename", "file", "image")
+_LABEL_NAMES = ("label", "labels", "class", "cls", "fine_label")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a name is that of a Parquet or Arrow file."""
+    return path.suffix.lower() in ENDINGS
+
+
+class TableRows:
+    """Rows of one Parquet or Arrow file, by their numbers; a group of rows is held in memory at a time."""
+
+    def __init__(self, root: Path) -> None:
+        self._path = root
+        self._held = -1
+        self._rows: Any = None
+
+    @cached_property
+    def _file(self) -> Any:
+        try:
+            import pyarrow as pa
+            import pyarrow.parquet as pq
+        except ImportError:
+            raise SourceError(f"{self._path} needs pyarrow: pip install pyarrow") from None
+        try:
+            if self._path.suffix.lower() == ".parquet":
+                return pq.ParquetFile(self._path)
+            mapped = pa.memory_map(os.fspath(self._path))
+            try:
+                return pa.ipc.open_file(mapped).read_all()
+            except pa.ArrowInvalid:  # Hugging Face writes streams
+                mapped.seek(0)
+                return pa.ipc.open_stream(mapped).read_all()
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            raise SourceError(f"{self._path} cannot be read: {str(error).splitlines()[0]}") from error
+
+    @property
+    def schema(self) -> Any:
+        """pyarrow's schema."""
+        return self._file.schema_arrow if self._is_parquet else self._file.schema
+
+    @property
+    def _is_parquet(self) -> bool:
+        return hasattr(self._file, "schema_arrow")
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        """The first row of every group, and the number of rows."""
+        if not self._is_parquet:
+            return [0, int(self._file.num_rows)]
+        about = self._file.metadata
+        sizes = (about.row_group(group).num_rows for group in range(about.num_row_groups))
+        return [0, *itertools.accumulate(sizes)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column."""
+        table = self._file.read([name]) if self._is_parquet else self._file
+        found: list[Any] = table[name].to_pylist()
+        return found
+
+    @cached_property
+    def image_column(self) -> str | None:
+        """The column that holds bytes of images, by its type and name; None if there is none."""
+        import pyarrow.types as pt
+
+        def holds_bytes(kind: Any) -> bool:
+            inside = pt.is_struct(kind) and any(one.name == "bytes" and pt.is_binary(one.type) for one in kind)
+            return bool(inside or pt.is_binary(kind) or pt.is_large_binary(kind))
+
+        known: list[str] = [str(one.name) for one in self.schema if holds_bytes(one.type)]
+        named = [name for name in known if name.lower() in _IMAGE_NAMES] or (known if len(known) == 1 else [])
+        return named[0] if named else None
+
+    def read(self, path: bytes, need: Need = no_turns) -> bytes:
+        try:
+            row = int(path)
+            if not 0 <= row < len(self):
+                raise ValueError
+        except ValueError:
+            raise BadImage(Status.MISSING, "no such row of the table") from None
+        group = bisect.bisect_right(self._starts, row) - 1
+        try:
+            if group != self._held:
+                name = self.image_column
+                whole = self._file.read_row_group(group, [name]) if self._is_parquet else self._file
+                self._rows, self._held = whole[name], group
+            value = self._rows[row - self._starts[group]].as_py()
+        except (OSError, ValueError) as error:
+            raise BadImage(Status.DAMAGED, str(error).splitlines()[0]) from None
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if content is None:
+            raise BadImage(Status.EMPTY, "the row has no bytes")
+        if len(content) > MAX_FILE_BYTES:
+            raise BadImage(Status.TOO_LARGE, f"the row has {len(content)} bytes, more than {MAX_FILE_BYTES}")
+        need(len(content))
+        return not_empty(content)
+
+    def state(self, path: bytes) -> bytes:
+        try:
+            found = os.stat(self._path)
+        except OSError:
+            return b"missing"
+        return b"%d,%d" % (found.st_size, found.st_mtime_ns)
+
+    def alike(self, path: bytes) -> bytes:
+        return b"in the table"
+
+    def close(self) -> None:
+        if "_file" in self.__dict__:
+            file = self.__dict__.pop("_file")
+            if hasattr(file, "close"):
+                file.close()
+
+
+def scan_table(source: Path) -> Manifest:
+    """The images of a Parquet or Arrow file, by row, with the names of its label column if it has one.
+
+    A table without bytes but with a column of paths is a list: its paths are relative to its folder.
+
+    Raises:
+        SourceError: it cannot be read, or holds neither bytes nor paths of images.
+    """
+    if not source.is_file():
+        raise SourceError(f"no file {source}")
+    rows = TableRows(source)
+    try:
+        names = rows.schema.names
+        label = next((name for name in names if name.lower() in _LABEL_NAMES), None)
+        none: list[str | None] = [None] * len(rows)
+        labels = none if label is None else _named(rows, label)
+        if rows.image_column is not None:
+            paths = [b"%08d" % row for row in range(len(rows))]
+            return make_manifest("table", source, source, paths, labels, none, Skipped())
+        path = next((name for name in names if name.lower() in _PATH_NAMES), None)
+        if path is None:
+            raise SourceError(
+                f"{source} has the columns {', '.join(names)}; needed is one of bytes, or of "
+                f'{{"bytes", "path"}}, called image, or one of paths'
+            )
+        listed = [os.fsencode(str(value)) for value in rows.column(path)]
+        return make_manifest("list", source, source.parent, listed, labels, none, Skipped())
+    finally:
+        rows.close()
+
+
+def _named(rows: TableRows, column: str) -> list[str | None]:
+    """Labels by name: Hugging Face keeps the names of numbered classes in the schema."""
+    about = json.loads((rows.schema.metadata or {}).get(b"huggingface", b"{}"))
+    feature = about.get("info", {}).get("features", {}).get(column, {}) if isinstance(about, dict) else {}
+    given = feature.get("names") if isinstance(feature, dict) else None
+    names: list[Any] = given if isinstance(given, list) else []
+    found: list[str | None] = []
+    for value in rows.column(column):
+        known = isinstance(value, int) and 0 <= value < len(names)
+        found.append(None if value is None or value == -1 else str(names[value] if known else value))
+    return found
