@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from featx.commands.exchange.concat import ConcatReport, concat_features
     from featx.commands.exchange.export import ExportReport, export_features
     from featx.commands.exchange.import_parquet import ImportReport, import_parquet
+    from featx.commands.exchange.onnx_export import OnnxReport, export_onnx
     from featx.commands.exchange.ray_extract import RayReport, extract_with_ray
     from featx.commands.extract import ExtractReport, extract_features
     from featx.commands.finetune import finetune_network
@@ -90,6 +91,8 @@ _HOME = {
     "Client": "featx.service.client",
     "CheckConfig": "featx.options.extraction",
     "CheckReport": "featx.commands.check",
+    "OnnxReport": "featx.commands.exchange.onnx_export",
+    "export_onnx": "featx.commands.exchange.onnx_export",
     "ImportReport": "featx.commands.exchange.import_parquet",
     "import_parquet": "featx.commands.exchange.import_parquet",
     "RayReport": "featx.commands.exchange.ray_extract",
@@ -204,6 +207,7 @@ __all__ = [
     "MergeReport",
     "NeighborsConfig",
     "OcclusionConfig",
+    "OnnxReport",
     "PageReport",
     "PairsConfig",
     "PredictConfig",
@@ -226,6 +230,7 @@ __all__ = [
     "concat_features",
     "evaluate_head",
     "export_features",
+    "export_onnx",
     "extract_features",
     "extract_with_ray",
     "finetune_network",

@@ -212,20 +212,29 @@ def concat_command(files: tuple[Path, ...], output: Path, as_json: bool) -> None
 
 
 @commands.command("export")
-@click.argument("features", type=PATH)
-@output_option("The file to make: .npz, .npy, .mat, .csv, .parquet or .tsv.", required=True)
+@click.argument("source", type=PATH)
+@output_option("The file to make: .npz, .npy, .mat, .csv, .parquet or .tsv; of a head or run .onnx.", required=True)
 @options_of(ExportConfig)
 @common
-def export_command(features: Path, output: Path, config: ExportConfig, as_json: bool) -> None:
-    """Write FEATURES for other programs: NumPy, MATLAB, tables, the embedding projector.
+def export_command(source: Path, output: Path, config: ExportConfig, as_json: bool) -> None:
+    """Write SOURCE, a features file, for other programs; or a head or fine-tuned network as an ONNX model.
 
     \b
     featx export photos.h5 -o photos.npz
     featx export photos.h5 -l fc7 -o photos.tsv
+    featx export head.safetensors -o model.onnx
     """
+    if output.suffix.lower() == ".onnx":
+        from featx.commands.exchange.onnx_export import export_onnx
+
+        made = export_onnx(
+            source, output, weights_file=config.weights_file, overwrite=config.overwrite, reporter=StderrReporter()
+        )
+        show(made, as_json)
+        return
     from featx.commands.exchange.export import export_features
 
-    show(export_features(features, output, config, reporter=StderrReporter()), as_json)
+    show(export_features(source, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("import")

@@ -16,4 +16,7 @@ class ExportConfig(Config):
     )
     split: str | None = option(None, "Only the images of this split, as stored in the file.", metavar="NAME")
     done: bool = option(False, "Leave out the images that failed, whose rows are NaN.")
+    weights_file: str | None = option(
+        None, "For .onnx: where a head's network has its weights now, if they have moved.", metavar="FILE"
+    )
     overwrite: bool = option(False, "Replace a file that is there.", recorded=False)
