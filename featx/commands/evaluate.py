@@ -153,7 +153,8 @@ def _evaluate(
     head = model.path if head is None else Path(head)
     kept = None if output is None else Evaluation(Path(output), reporter)
     stored: StoredScores | None = None
-    if model.head is not None and (is_hdf5(Path(features)) or not Path(features).exists()):
+    given = Path(features)
+    if model.head is not None and (given.suffix.lower() in (".h5", ".hdf5") or is_hdf5(given)):
         opened = open_features(features)
         reporter.notes(notes_on(config, Facts(source_kind=None, model=model.kind)))
         plan = _plan(model, opened.digest, config)

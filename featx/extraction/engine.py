@@ -110,12 +110,15 @@ class Engine:
         """The pooled features of a block, as arrays of the recipe's dtype.
 
         Args:
-            pixels: (B, 3, S, S), B up to the recipe's batch size; on a GPU exactly that.
+            pixels: (B, 3, V * S, S), the V views of an image one below the other; B up to the recipe's batch size, on
+                a GPU exactly that.
 
         Raises:
             FeatxError: a layer came out NaN or infinite, or does not fit into float16.
         """
         with one_thread():
+            if self.recipe.preprocess.view_count > 1:
+                return self._of_views(pixels)
             if self.gpu is None:
                 return self._compute_on_cpu(pixels)
             with self._on_the_gpu(), self.gpu.features(lambda: (pixels, None)) as found:
@@ -129,8 +132,8 @@ class Engine:
         """
         if self.gpu is not None:
             return False
-        size, side = self.recipe.batch_size, self.recipe.preprocess.crop
-        pixels = np.random.default_rng(1).integers(0, 256, (size, side, side, 3), np.uint8).transpose(0, 3, 1, 2)
+        size, shape = self.recipe.batch_size, self.recipe.preprocess.shape
+        pixels = np.random.default_rng(1).integers(0, 256, (size, *shape, 3), np.uint8).transpose(0, 3, 1, 2)
         full = self(pixels)
         for count in _TRIED_SIZES:
             if count < size:

@@ -95,7 +95,7 @@ class Model:
         run = self._run
         recipe = Recipe.plan(
             backbone=str(run.folder), layers=LOGITS, device=device, batch_size=batch_size, decode=decode,
-            exif=bool(run.plan["request"]["exif"]),
+            exif=bool(run.plan["request"]["exif"]), named_by_user=False,
         )  # fmt: skip
         return replace(recipe, preprocess=Preprocess.from_values(run.preprocess))
 

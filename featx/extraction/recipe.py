@@ -182,6 +182,7 @@ class Recipe:
             weights=weights or stored["weights"]["spec"],
             pool=stored["pooling"],
             precision=stored["precision"],
+            dtype=stored.get("dtype", "float32"),  # heads of older versions do not say
             device=device,
             batch_size=batch_size,
             crop=preprocess["crop"],
@@ -244,7 +245,7 @@ def describe_layer(provenance: dict[str, Any], layer: str, pooling: str) -> dict
         provenance: the file's.
         pooling: of this layer; vectors are not pooled whatever was asked for.
     """
-    kept = ("backbone", "weights", "preprocess", "exif", "precision", "batch_size")
+    kept = ("backbone", "weights", "preprocess", "exif", "precision", "dtype", "batch_size")
     names = {spec.name for spec in fields(ExtractConfig)}
     # Options that an older version had are left out; what they meant is in the rest of the provenance.
     request = {name: value for name, value in provenance["request"].items() if name in names}

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from featx.errors import UnknownBackbone
+from featx.errors import FileFormatError, UnknownBackbone
 from featx.networks.architectures import alexnet, deepface, highway, imagenet2012, lenet, mini, vgg
 from featx.networks.architectures.architecture import Architecture, NamedLayer, ShippedWeights
 from featx.networks.architectures.dense import SUFFIX as DENSE
@@ -88,7 +88,10 @@ def architecture(name: str) -> Architecture:
     """
     refuse_unknown(name)
     if is_run(name):
-        return architecture(read_run(name).backbone)
+        base = read_run(name).backbone
+        if is_run(base):
+            raise FileFormatError(f"{name} says that it was made from another run, {base}; a run names a network")
+        return architecture(base)
     if is_external(name):
         return _external(name)
     if name in _DEFINED_HERE:

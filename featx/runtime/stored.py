@@ -127,6 +127,7 @@ class HeadRecipe(Struct):
     node: Text
     pooling: Pooling
     command: Text
+    dtype: Literal["float32", "float16"] = "float32"
     code: Text | None = None
 
 

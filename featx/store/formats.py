@@ -10,7 +10,7 @@ import csv
 import json
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,14 @@ class Selection:
         return self.layers[0]
 
 
+def _refuse_same_names(layers: Sequence[str], others: Iterable[str], ending: str) -> None:
+    """Raise UsageError for a layer that has the name of something else that is written beside it."""
+    for layer in set(layers) & set(others):
+        raise UsageError(
+            f"{ending} has a place called {layer} of its own; leave that layer out with -l, or write it as .npy"
+        )
+
+
 def write_npz(chosen: Selection, path: Path) -> None:
     """Arrays by the names of the layers, and path, label (index, -1 for none), class names, split, splits, status."""
     features, rows = chosen.features, chosen.rows
@@ -83,6 +91,7 @@ def write_npz(chosen: Selection, path: Path) -> None:
         "splits": np.array(features.splits, dtype=str), "status": features.status[rows],
         "provenance": np.array(json.dumps(features.provenance)),
     }  # fmt: skip
+    _refuse_same_names(chosen.layers, about, ".npz")
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for name, array in about.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
@@ -165,6 +174,7 @@ def write_mat(chosen: Selection, path: Path) -> None:
         "split": (features.split_of[rows] + 1).astype(np.int32), "splits": np.array(features.splits, dtype=object),
         "status": features.status[rows], "layers": np.array(chosen.layers, dtype=object),
     }  # fmt: skip
+    _refuse_same_names([*names.values()], about, ".mat")
     with path.open("wb") as file:
         savemat(file, about, oned_as="column")
         for layer, name in names.items():
@@ -197,6 +207,7 @@ def write_parquet(chosen: Selection, path: Path) -> None:
     except ImportError:
         raise UsageError("Parquet needs pyarrow: pip install pyarrow") from None
     features = chosen.features
+    _refuse_same_names(chosen.layers, (*_COLUMNS, "sha256"), ".parquet")
     widths = {layer: int(np.prod(chosen.shape(layer)[1:])) for layer in chosen.layers}
     lists = [(layer, pa.list_(pa.from_numpy_dtype(chosen.dtype(layer)), width)) for layer, width in widths.items()]
     shapes = {layer: list(features.layers[layer].shape) for layer in chosen.layers}

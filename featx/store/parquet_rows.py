@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from featx.errors import UsageError
+
 PLAN = "featx-plan.json"  # what the features file will be, beside the Parquet files
 ABOUT = ("status", "sha256", "orientation", "decoder")
 
@@ -40,6 +42,8 @@ def table_of_rows(
         "decoder": pa.array(about["decoder"]),
     }
     for name, values in features.items():
+        if name in columns:
+            raise UsageError(f"the layer {name} has the name of another column; ask for it under its node's name")
         width = int(np.prod(values.shape[1:]))
         columns[name] = pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), width)
     return pa.table(columns)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -161,3 +162,16 @@ def test_a_head_on_images_has_the_measures_of_their_features(tmp_path):
             evaluate_head(made / "h.safetensors", tmp_path / "photos", output=made / "r.json").metrics
             == of_images.metrics
         )
+
+
+def test_a_head_is_measured_on_every_kind_of_source(tmp_path):
+    for index in range(12):
+        write_photo(tmp_path / "photos" / "ab"[index % 2] / f"{index:02d}.jpg", index)
+    extract_features(tmp_path / "photos", tmp_path / "f.h5", ExtractConfig(backbone="alexnet-mini", device="cpu"))
+    fit_svm(tmp_path / "f.h5", tmp_path / "h.safetensors", FitConfig(c=0.01, test=0.0))
+    expected = evaluate_head(tmp_path / "h.safetensors", tmp_path / "f.h5").metrics
+    for name in ("s.tar", "s-0.tar"):
+        with tarfile.open(tmp_path / name, "w") as archive:
+            archive.add(tmp_path / "photos", ".")
+    for source in (tmp_path / "s.tar", tmp_path / "s-{0..0}.tar", f"file://{tmp_path}/photos"):
+        assert evaluate_head(tmp_path / "h.safetensors", source).metrics == expected

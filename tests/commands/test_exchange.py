@@ -268,3 +268,30 @@ def test_killed_while_it_grows_the_old_file_is_whole_and_the_command_goes_on(tmp
     assert out.read_bytes() == before
     assert subprocess.run(words, check=False, capture_output=True).returncode == 0
     assert rows_like_fresh(out, folder, tmp_path, "fc7")
+
+
+def test_addresses_in_lists_stay_addresses(tmp_path):
+    photos_in(tmp_path / "photos", range(4))
+    for name, numbers in (("one", (0, 1)), ("two", (2, 3))):
+        listed = [f"file://{tmp_path}/photos/{'ab'[number % 2]}/{number:02d}.jpg" for number in numbers]
+        (tmp_path / f"{name}.txt").write_text("\n".join(listed))
+        featx.extract_features(tmp_path / f"{name}.txt", tmp_path / f"{name}.h5", config("fc7"))
+    featx.concat_features([tmp_path / "one.h5", tmp_path / "two.h5"], tmp_path / "all.h5")
+    assert featx.open_features(tmp_path / "all.h5").paths[0] == f"file://{tmp_path}/photos/a/00.jpg"
+    assert featx.verify_file(tmp_path / "all.h5").passed
+
+
+def test_a_layer_called_as_something_else_in_the_file_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "named.py").write_text(
+        "from torch import nn\ndef build():\n    return nn.Sequential(__import__('collections').OrderedDict("
+        "path=nn.Conv2d(3, 4, 3), flat=nn.Flatten(), label=nn.Linear(4 * 14 * 14, 5)))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    photos_in(tmp_path / "photos", range(2))
+    asked = featx.ExtractConfig(backbone="named.py:build", layers="path,label", resize=16, crop=16, device="cpu")
+    featx.extract_features("photos", "f.h5", asked)
+    for ending in ("npz", "mat", "parquet"):
+        with pytest.raises(UsageError, match=r"has a place called (path|label) of its own"):
+            featx.export_features("f.h5", f"x.{ending}")
+    featx.export_features("f.h5", "x.npy", featx.ExportConfig(layers="label"))
+    assert sorted(path.name for path in tmp_path.glob("x*")) == ["x.npy", "x.rows.csv"]

@@ -237,13 +237,25 @@ def test_auxiliary_heads_count_with_three_tenths_as_in_a_plain_loop(tmp_path, co
     network.load_state_dict(found, strict=True)
 
 
+@pytest.mark.slow
 def test_a_file_without_auxiliary_heads_gets_fresh_ones(tmp_path, colours):
     state = {
         n: tensor for n, tensor in construct("googlenet", seed=3).state_dict().items() if not n.startswith("aux")
     }
     save_file(state, tmp_path / "plain.safetensors")
-    asked = options(tmp_path / "plain.safetensors", backbone="googlenet", lr="*=0.01", epochs=1, crop=64, resize=64)
+    asked = options(
+        tmp_path / "plain.safetensors",
+        backbone="googlenet",
+        lr="*=0, fc=0.01, aux1.fc2=0.01",
+        epochs=1,
+        crop=64,
+        resize=64,
+    )
     finetune_network(colours, tmp_path / "run", asked)
+    found, fresh = load_file(tmp_path / "run" / "model.safetensors"), construct("googlenet", seed=0).state_dict()
+    for name, tensor in found.items():  # the file's, or in its auxiliary heads those of the run's own seed
+        if "num_batches" not in name and not name.startswith(("fc.", "aux1.fc2", "aux2.fc2")):
+            assert torch.equal(tensor, state.get(name, fresh.get(name))), name
     assert all(
         bool(torch.isfinite(tensor).all()) for tensor in load_file(tmp_path / "run" / "model.safetensors").values()
     )

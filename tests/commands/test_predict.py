@@ -17,7 +17,7 @@ from featx.artifacts.prediction_table import PredictionTable
 from featx.commands.extract import extract_features
 from featx.commands.fit import fit_softmax
 from featx.commands.predict import predict_images
-from featx.errors import PlanMismatch, UsageError
+from featx.errors import PlanMismatch, TooManyBadImages, UsageError
 from featx.options.extraction import ExtractConfig, PredictConfig
 from featx.options.heads import FitConfig
 from featx.status import Status
@@ -161,12 +161,19 @@ def test_one_image_is_told_at_once_as_in_the_table(fitted, tmp_path):
     assert (report.output, report.images) == (None, 1)
     assert report.best[0]["path"] == "07.jpg"
     assert report.best[0]["class"] == row[1]
-    assert {f"{value:.6g}" for value in report.best[0]["classes"].values()} == set(row[2:4])
+    names = (tmp_path / "all.csv").read_text().split("\n")[0].replace("score:", "").split(",")[2:4]
+    told = {name: f"{value:.6g}" for name, value in report.best[0]["classes"].items()}
+    assert told == dict(zip(names, row[2:4], strict=True))
     assert str(report).startswith(f"07.jpg: {row[1]} 0.")
     broken = predict_images(
         fitted / "h.safetensors", fitted / "photos" / "bright" / "10.jpg", config=PredictConfig(**OPTIONS)
     )
     assert str(broken).startswith("10.jpg: no image of a known format")
     whole = predict_images(fitted / "h.safetensors", fitted / "photos", config=PredictConfig(**OPTIONS, max_bad=0.1))
-    assert len(whole.best) == 60
+    table = [line.split(",") for line in (tmp_path / "all.csv").read_text().splitlines()[1:]]
+    assert [(one["path"], one["class"] or "", one["error"]) for one in whole.best] == [
+        (r[0], r[1], r[-1]) for r in table
+    ]
+    with pytest.raises(TooManyBadImages):
+        predict_images(fitted / "h.safetensors", fitted / "photos", config=PredictConfig(**OPTIONS, max_bad=0.0))
     assert "and 40 more; -o TABLE.csv" in str(whole)

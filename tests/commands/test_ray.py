@@ -15,8 +15,8 @@ import pytest
 from conftest import write_photo
 
 import featx
-from featx.commands.exchange.ray_extract import ExtractRows, write_plan
-from featx.errors import FileFormatError, PlanMismatch
+from featx.commands.exchange.ray_extract import ExtractRows, check_rows, write_plan
+from featx.errors import FeatxError, FileFormatError, PlanMismatch
 from featx.extraction.engine import Engine
 from featx.extraction.plan import ExtractionPlan
 from featx.images.sources.scan import scan
@@ -80,6 +80,16 @@ def test_rows_of_actors_become_the_file_that_extract_makes(photos, extracted, tm
     featx.extract_features(photos, other, featx.ExtractConfig(backbone="alexnet-mini", device="cpu", max_bad=1.0))
     with pytest.raises(PlanMismatch):
         featx.import_parquet(folder, other)
+
+
+def test_a_job_that_has_lost_rows_is_an_error(photos, tmp_path):
+    folder = parquet_of(photos, tmp_path / "parquet", [range(70)])
+    assert check_rows(folder, 70) == 1
+    with pytest.raises(FeatxError, match="gave 1 rows not at all and 0 more than once"):
+        check_rows(folder, 71)
+    shutil.copy(folder / "0.parquet", folder / "1.parquet")
+    with pytest.raises(FeatxError, match="0 rows not at all and 70 more than once"):
+        check_rows(folder, 70)
 
 
 def test_missing_double_and_foreign_rows_are_refused(photos, extracted, tmp_path):

@@ -230,7 +230,7 @@ def test_what_is_not_one_whole_job_is_not_merged(many, shards, tmp_path, change,
 def test_a_merge_that_was_killed_goes_on(many, shards, tmp_path, monkeypatch):
     _, whole = many
     output = tmp_path / "all.h5"
-    monkeypatch.setattr("featx.commands.merge.BLOCK_BYTES", 1 << 12)
+    monkeypatch.setattr("featx.store.copying.BLOCK_BYTES", 1 << 12)
     merging = os.fork()
     if merging == 0:
         merge_shards([shards], output)

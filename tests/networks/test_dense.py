@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import write_photo
+from PIL import Image
+from torchvision import transforms as T
 
 import featx
 from featx.errors import UsageError
@@ -56,6 +58,14 @@ def test_layers_are_averaged_and_no_image_depends_on_others(tmp_path):
     assert "--dense 96" in found.provenance["command"]
     assert featx.verify_file(tmp_path / "f.h5").passed
     np.testing.assert_allclose(found["prob"].sum(1), 1, atol=1e-5)
+    plain = load_network("alexnet-mini", weights_of("alexnet-mini", "default")).network
+    with Image.open(tmp_path / "photos" / found.paths[3]) as image, torch.no_grad():
+        cut = T.Compose([T.Resize(96), T.CenterCrop(96), T.ToTensor()])(image.convert("RGB"))
+        how = found.provenance["preprocess"]
+        maps = plain.features(T.Normalize(how["mean"], how["std"])(cut)[None])
+        windows = [maps[:, :, i : i + 4, j : j + 4].flatten(1) for i in range(3) for j in range(3)]
+        fc6 = torch.stack([plain.classifier[:4](window) for window in windows]).mean(0)
+    np.testing.assert_allclose(found["fc6"][3], fc6[0].numpy(), atol=1e-4)
     with featx.Extractor("alexnet-mini", layers, dense=96, device="cpu") as extractor:
         alone = extractor(tmp_path / "photos" / found.paths[3])
     assert all(np.array_equal(alone[layer][0], found[layer][3]) for layer in layers)

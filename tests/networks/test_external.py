@@ -137,7 +137,7 @@ def test_images_are_prepared_as_timms_own_transform_does_it(name):
 
 @pytest.mark.parametrize(
     ("name", "layers"),
-    [("resnet18", ["layer2.0.act1", "layer4", "global_pool"]), ("convnext_atto", ["stages.1", "head.norm"]),
+    [("resnet18", ["layer2.0.act1", "layer4", "global_pool"]), pytest.param("convnext_atto", ["stages.1", "head.norm"], marks=pytest.mark.slow),
      ("vit_tiny_patch16_224", ["blocks.3", "norm", "fc_norm"]), pytest.param("maxvit_pico_rw_256", ["stages.1", "norm"], marks=pytest.mark.slow)],
 )  # fmt: skip
 def test_layers_are_what_hooks_see_in_timms_own_network(net, name, layers):
@@ -339,6 +339,17 @@ def test_code_that_only_a_file_names_is_not_run(net, monkeypatch):
     for attempt in attempts:
         with pytest.raises(UsageError, match=r"featx runs code only if you name it: .* featx --trust net\.py:p"):
             attempt()
+    (net / "sub").mkdir()
+    (net / "run").rename(net / "sub" / "net.py:plain")  # a folder may be called anything
+    for attempt in (
+        lambda: featx.predict_images("sub/net.py:plain", net / "photos", net / "q.csv"),
+        lambda: featx.extract_features(net / "photos", net / "g.h5", config("sub/net.py:plain", "logits")),
+        lambda: featx.show_saliency(
+            [net / "photos" / "a" / "0.jpg"], net / "s", featx.SaliencyConfig(backbone="sub/net.py:plain")
+        ),
+    ):
+        with pytest.raises(UsageError, match="featx runs code only if you name it"):
+            attempt()
     assert not (net / "was-run").exists()
     served = subprocess.run(
         [sys.executable, "-m", "featx", "serve", "--model", "head.safetensors"],
@@ -354,12 +365,15 @@ def test_code_that_has_changed_is_refused_and_named(net):
     featx.extract_features(net / "photos", net / "f.h5", config("net.py:prepared"))
     featx.fit_svm(net / "f.h5", net / "head.safetensors", featx.FitConfig(c=1.0))
     featx.predict_images(net / "head.safetensors", net / "photos", net / "p.csv")
+    tuned = {"lr": "*=0.1", "epochs": 1, "device": "cpu", "val": 0.0, "init_head": "random"}
+    featx.finetune_network(net / "photos", net / "run", featx.FinetuneConfig(backbone="net.py:plain", **tuned))
     (net / "net.py").write_text(NET.replace("x += 1", "x += 2"))
     for attempt in (
         lambda: featx.verify_file(net / "f.h5"),
+        lambda: featx.predict_images(net / "run", net / "photos", net / "r.csv"),
         lambda: featx.predict_images(net / "head.safetensors", net / "photos", net / "q.csv"),
     ):
-        with pytest.raises(WeightsMismatch, match=r"net\.py:prepared is net\.py sha256 [0-9a-f]{64} now"):
+        with pytest.raises(WeightsMismatch, match=r"net\.py:\w+ is net\.py sha256 [0-9a-f]{64} now"):
             attempt()
     with pytest.raises(PlanMismatch, match=r"code net\.py sha256"):
         featx.extract_features(net / "photos", net / "f.h5", config("net.py:prepared"))

@@ -17,7 +17,7 @@ from featx.errors import Interrupted, PlanMismatch, UsageError
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest, Skipped, make_manifest
 from featx.images.sources.containers import root_of
-from featx.images.sources.remote import place_of
+from featx.images.sources.remote import is_url_in_list, place_of
 from featx.runtime.files import replacing
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
 from featx.runtime.report import Report
@@ -136,6 +136,8 @@ def _seen_from(folder: Path, part: Features, path: bytes) -> bytes:
         raise UsageError(
             f"the images of {part.path} are in {source}, and no list holds them beside others: unpack it"
         )
+    if is_url_in_list(path):
+        return path
     root = root_of(part.source_kind, source)
     whole = os.path.normpath(os.path.join(os.fsencode(root), path))
     inside = os.fsencode(folder) + b"/"

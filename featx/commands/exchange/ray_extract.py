@@ -113,7 +113,7 @@ def extract_with_ray(
         write_plan(partial / PLAN, plan, manifest, config)
         rows_at_once = _BLOCKS_AT_ONCE * planned.recipe.batch_size
         _computed(partial / PLAN, len(manifest), count, gpus, rows_at_once).write_parquet(str(partial.absolute()))
-        failed = _check(partial, len(manifest))
+        failed = check_rows(partial, len(manifest))
         partial.rename(output)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -209,7 +209,7 @@ def write_plan(path: Path, plan: FilePlan, manifest: Manifest, config: ExtractCo
     path.write_text(json.dumps(described), encoding="utf-8", errors="surrogateescape")
 
 
-def _check(folder: Path, count: int) -> int:
+def check_rows(folder: Path, count: int) -> int:
     """How many images failed, after seeing that every row is there once: a block that Ray has lost is an error."""
     import pyarrow.parquet as pq
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import os
 import re
 import tarfile
@@ -139,7 +140,9 @@ class TarMembers:
                 ):
                     for member in archive:
                         self._add(number, prefix, member)
-            except tarfile.TarError as error:
+            except FileNotFoundError:
+                raise
+            except (tarfile.TarError, ValueError, OverflowError, MemoryError, OSError) as error:  # of hostile headers
                 raise SourceError(
                     f"{shard} cannot be read as a tar: {error}. A compressed one has no places to read from; "
                     f"uncompress it first, as with gunzip"
@@ -149,12 +152,13 @@ class TarMembers:
         name = os.fsencode(member.name).removeprefix(b"./")
         if member.isdir():
             return
-        if not member.isreg() or member.sparse is not None:
+        if not member.isreg() or member.sparse is not None or member.size < 0:
             self.skipped.setdefault("link or sparse file in a tar", []).append(name)
             return
         if prefix + name in self.members:
             self.twice.append(prefix + name)
-        self.members[prefix + name] = shard, member.offset_data, member.size, int(member.mtime)
+        mtime = int(member.mtime) if math.isfinite(member.mtime) else 0
+        self.members[prefix + name] = shard, member.offset_data, member.size, mtime
 
     def read(self, path: bytes, need: Need = no_turns) -> bytes:
         if path not in self.members:
@@ -218,15 +222,13 @@ def expand_braces(source: Path) -> list[Path]:
     ranges = [(match[1], match[2]) for match in _RANGE.finditer(text)]
     if not ranges:
         return [source]
+    count = math.prod(max(0, int(last) - int(first) + 1) for first, last in ranges)
+    if not 0 < count <= MOST_SHARDS:
+        raise SourceError(f"{source} names {count:,} files; it can be 1 to {MOST_SHARDS:,}")
     counted = [
         [f"{number:0{len(first) if first.startswith('0') else 1}d}" for number in range(int(first), int(last) + 1)]
         for first, last in ranges
     ]
-    count = 1
-    for numbers in counted:
-        count *= len(numbers)
-    if not 0 < count <= MOST_SHARDS:
-        raise SourceError(f"{source} names {count:,} files; it can be 1 to {MOST_SHARDS:,}")
     parts = _RANGE.split(text)[::3]  # what stands between the ranges
     return [
         Path("".join(itertools.chain.from_iterable(zip(parts, [*numbers, ""], strict=True))))

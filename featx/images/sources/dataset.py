@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from featx.errors import SourceError
-from featx.images.bad_image import BadImage
+from featx.images.bad_image import MAX_FILE_BYTES, BadImage
 from featx.images.processes.turns import Need, no_turns
 from featx.runtime.files import is_hdf5
 from featx.status import Status
@@ -53,7 +53,10 @@ class DatasetRows:
                 raise ValueError
         except ValueError:
             raise BadImage(Status.MISSING, "no such row of the dataset") from None
-        need(rows.nbytes // len(rows))
+        size = rows.nbytes // len(rows)
+        if size > MAX_FILE_BYTES:
+            raise BadImage(Status.TOO_LARGE, f"the row has {size} bytes, more than {MAX_FILE_BYTES}")
+        need(size)
         try:
             pixels = rows[row]
         except OSError as error:

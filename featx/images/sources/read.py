@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import lzma
+import math
 import os
 import stat
 import struct
@@ -12,6 +13,7 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
+from featx.errors import SourceError
 from featx.images.bad_image import MAX_FILE_BYTES, BadImage
 from featx.images.processes.turns import Need, no_turns
 from featx.status import Status
@@ -125,3 +127,21 @@ def not_empty(content: bytes) -> bytes:
     if not content:
         raise BadImage(Status.EMPTY, "the file has no bytes")
     return content
+
+
+def label_text(value: object, where: str) -> str | None:
+    """A label out of somebody's file, as text; None for none.
+
+    Raises:
+        SourceError: it holds zero bytes, several lines, or what is not Unicode.
+    """
+    if value is None or value == "" or (isinstance(value, float) and math.isnan(value)):
+        return None
+    try:
+        text = (value.decode() if isinstance(value, bytes) else str(value)).strip()
+        text.encode()
+    except UnicodeError:
+        raise SourceError(f"{where}: the label {value!r:.80} is not Unicode") from None
+    if len(text.splitlines()) > 1 or "\0" in text:
+        raise SourceError(f"{where}: the label {text!r:.80} holds zero bytes or several lines")
+    return text or None

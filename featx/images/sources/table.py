@@ -14,7 +14,7 @@ from featx.errors import SourceError
 from featx.images.bad_image import MAX_FILE_BYTES, BadImage
 from featx.images.manifest import Manifest, Skipped, make_manifest
 from featx.images.processes.turns import Need, no_turns
-from featx.images.sources.read import not_empty
+from featx.images.sources.read import label_text, not_empty
 from featx.status import Status
 
 ENDINGS = (".parquet", ".arrow")
@@ -32,7 +32,7 @@ class TableRows:
     """Rows of one Parquet or Arrow file, by their numbers; a group of rows is held in memory at a time."""
 
     def __init__(self, root: Path) -> None:
-        self._path = root
+        self.path = root
         self._held = -1
         self._rows: Any = None
 
@@ -42,18 +42,18 @@ class TableRows:
             import pyarrow as pa
             import pyarrow.parquet as pq
         except ImportError:
-            raise SourceError(f"{self._path} needs pyarrow: pip install pyarrow") from None
+            raise SourceError(f"{self.path} needs pyarrow: pip install pyarrow") from None
         try:
-            if self._path.suffix.lower() == ".parquet":
-                return pq.ParquetFile(self._path)
-            mapped = pa.memory_map(os.fspath(self._path))
+            if self.path.suffix.lower() == ".parquet":
+                return pq.ParquetFile(self.path)
+            mapped = pa.memory_map(os.fspath(self.path))
             try:
                 return pa.ipc.open_file(mapped).read_all()
             except pa.ArrowInvalid:  # Hugging Face writes streams
                 mapped.seek(0)
                 return pa.ipc.open_stream(mapped).read_all()
         except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
-            raise SourceError(f"{self._path} cannot be read: {str(error).splitlines()[0]}") from error
+            raise SourceError(f"{self.path} cannot be read: {str(error).splitlines()[0]}") from error
 
     @property
     def schema(self) -> Any:
@@ -78,8 +78,11 @@ class TableRows:
 
     def column(self, name: str) -> list[Any]:
         """All values of a column."""
-        table = self._file.read([name]) if self._is_parquet else self._file
-        found: list[Any] = table[name].to_pylist()
+        try:
+            table = self._file.read([name]) if self._is_parquet else self._file
+            found: list[Any] = table[name].to_pylist()
+        except (OSError, ValueError) as error:  # not UTF-8, or damaged
+            raise SourceError(f"{self.path}: the column {name} cannot be read: {error}") from error
         return found
 
     @cached_property
@@ -88,12 +91,22 @@ class TableRows:
         import pyarrow.types as pt
 
         def holds_bytes(kind: Any) -> bool:
-            inside = pt.is_struct(kind) and any(one.name == "bytes" and pt.is_binary(one.type) for one in kind)
-            return bool(inside or pt.is_binary(kind) or pt.is_large_binary(kind))
+            if pt.is_struct(kind):
+                return any(
+                    one.name == "bytes" and (pt.is_binary(one.type) or pt.is_large_binary(one.type)) for one in kind
+                )
+            return bool(pt.is_binary(kind) or pt.is_large_binary(kind))
 
         known: list[str] = [str(one.name) for one in self.schema if holds_bytes(one.type)]
         named = [name for name in known if name.lower() in _IMAGE_NAMES] or (known if len(known) == 1 else [])
         return named[0] if named else None
+
+    def is_text(self, name: str) -> bool:
+        """Whether a column holds text."""
+        import pyarrow.types as pt
+
+        kind = self.schema.field(name).type
+        return bool(pt.is_string(kind) or pt.is_large_string(kind))
 
     def read(self, path: bytes, need: Need = no_turns) -> bytes:
         try:
@@ -121,7 +134,7 @@ class TableRows:
 
     def state(self, path: bytes) -> bytes:
         try:
-            found = os.stat(self._path)
+            found = os.stat(self.path)
         except OSError:
             return b"missing"
         return b"%d,%d" % (found.st_size, found.st_mtime_ns)
@@ -149,19 +162,25 @@ def scan_table(source: Path) -> Manifest:
     rows = TableRows(source)
     try:
         names = rows.schema.names
+        if len(set(names)) < len(names):
+            raise SourceError(f"{source}: a column appears twice: {', '.join(names)}")
         label = next((name for name in names if name.lower() in _LABEL_NAMES), None)
         none: list[str | None] = [None] * len(rows)
         labels = none if label is None else _named(rows, label)
         if rows.image_column is not None:
             paths = [b"%08d" % row for row in range(len(rows))]
             return make_manifest("table", source, source, paths, labels, none, Skipped())
-        path = next((name for name in names if name.lower() in _PATH_NAMES), None)
+        path = next((name for name in names if name.lower() in _PATH_NAMES and rows.is_text(name)), None)
         if path is None:
             raise SourceError(
                 f"{source} has the columns {', '.join(names)}; needed is one of bytes, or of "
                 f'{{"bytes", "path"}}, called image, or one of paths'
             )
-        listed = [os.fsencode(str(value)) for value in rows.column(path)]
+        values = rows.column(path)
+        for row, value in enumerate(values):
+            if not value or "\0" in value:
+                raise SourceError(f"{source}, row {row}: {value!r:.80} is no path")
+        listed = [os.fsencode(value) for value in values]
         return make_manifest("list", source, source.parent, listed, labels, none, Skipped())
     finally:
         rows.close()
@@ -169,12 +188,28 @@ def scan_table(source: Path) -> Manifest:
 
 def _named(rows: TableRows, column: str) -> list[str | None]:
     """Labels by name: Hugging Face keeps the names of numbered classes in the schema."""
-    about = json.loads((rows.schema.metadata or {}).get(b"huggingface", b"{}"))
-    feature = about.get("info", {}).get("features", {}).get(column, {}) if isinstance(about, dict) else {}
-    given = feature.get("names") if isinstance(feature, dict) else None
-    names: list[Any] = given if isinstance(given, list) else []
+    where = f"{rows.path}, column {column}"
+    names = _names_of_classes(rows, column)
     found: list[str | None] = []
     for value in rows.column(column):
         known = isinstance(value, int) and 0 <= value < len(names)
-        found.append(None if value is None or value == -1 else str(names[value] if known else value))
+        found.append(None if value == -1 else label_text(names[value] if known else value, where))
     return found
+
+
+def _names_of_classes(rows: TableRows, column: str) -> list[Any]:
+    """Hugging Face's names of a column's numbers; empty without.
+
+    Raises:
+        SourceError: its metadata cannot be read: the numbers would be taken for names.
+    """
+    content = (rows.schema.metadata or {}).get(b"huggingface")
+    if content is None:
+        return []
+    try:
+        found: Any = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{rows.path}: its huggingface metadata cannot be read: {error}") from error
+    for key in ("info", "features", column, "names"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, list) else []

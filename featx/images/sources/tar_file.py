@@ -11,6 +11,7 @@ from featx.errors import SourceError
 from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest, Skipped, has_image_suffix, label_by_folder, make_manifest
 from featx.images.sources.containers import TarMembers, expand_braces
+from featx.images.sources.read import label_text
 from featx.images.sources.remote import url_of
 from featx.runtime.text import printable
 
@@ -84,14 +85,14 @@ def _label(found: TarMembers, name: bytes) -> str | None:
     try:
         text = found.read(name).decode("utf-8").strip()
         if not name.lower().endswith(b".json"):
-            return text or None
+            return label_text(text, where)
         content = json.loads(text)
     except BadImage:
         return None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise SourceError(f"{where} is no label: {error}") from error
     said = [content[key] for key in _LABELS_IN_JSON if key in content] if isinstance(content, dict) else []
-    return str(said[0]) if said and isinstance(said[0], str | int | float) else None
+    return label_text(said[0], where) if said and isinstance(said[0], str | int | float) else None
 
 
 def is_tar(path: Path) -> bool:

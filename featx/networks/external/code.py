@@ -34,7 +34,7 @@ def trust_code(name: str) -> None:
 
     A name that means no code is left alone.
     """
-    if is_code(name):
+    if is_code(name) and not is_run(name):  # a folder may be called anything
         _trusted[_short(name)] = name
 
 

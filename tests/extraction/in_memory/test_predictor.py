@@ -103,3 +103,16 @@ def test_bad_requests_are_refused(made, tmp_path):
     (tmp_path / "run" / "config.json").write_bytes((made / "run" / "config.json").read_bytes())
     with pytest.raises(FileFormatError, match="is not finished"):
         featx.Predictor(tmp_path / "run")
+
+
+def test_a_head_of_stacked_views_takes_images_in_memory(tmp_path):
+    for index in range(8):
+        write_photo(tmp_path / "photos" / "ab"[index % 2] / f"{index}.jpg", index)
+    config = featx.ExtractConfig(backbone="alexnet-mini", device="cpu", views="corners", aggregate="stack", resize=80)
+    featx.extract_features(tmp_path / "photos", tmp_path / "f.h5", config)
+    featx.fit_softmax(tmp_path / "f.h5", tmp_path / "h.safetensors", featx.FitConfig(c=0.1, test=0.0))
+    featx.predict_images(tmp_path / "h.safetensors", tmp_path / "photos", tmp_path / "p.csv")
+    rows = [line.split(",") for line in (tmp_path / "p.csv").read_text().splitlines()[1:]]
+    with featx.Predictor(tmp_path / "h.safetensors", device="cpu") as predictor:
+        found = predictor.predict([tmp_path / "photos" / row[0] for row in rows])
+    assert [one.label for one in found] == [row[1] for row in rows]

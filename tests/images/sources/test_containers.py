@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -16,7 +17,7 @@ from conftest import write_photo
 from PIL import Image
 
 import featx
-from featx.errors import FeatxError, SourceError
+from featx.errors import FeatxError, PlanMismatch, SourceError
 from featx.images.contents import copies_in, files_state
 from featx.images.sources.scan import scan
 from featx.status import Status
@@ -197,16 +198,66 @@ def test_standard_input_lists_images(photos, expected, tmp_path, zero):
     assert b"standard input lists no images" in empty.stderr
 
 
-def test_resumed_from_a_tar_the_bytes_are_the_same(photos, expected, tmp_path):
+def test_resumed_from_a_tar_the_rows_are_the_same(photos, expected, tmp_path):
     tar = tar_of(photos, tmp_path / "photos.tar")
     featx.extract_features(tar, tmp_path / "f.h5", CONFIG)
-    whole = (tmp_path / "f.h5").read_bytes()
     partial = tmp_path / "f.h5.partial"
     (tmp_path / "f.h5").rename(partial)
     with h5py.File(partial, "r+") as file:
         file["images/status"][4:] = Status.PENDING
+        file["features/fc7"][4:] = 0
         file.attrs["complete"] = np.uint8(0)
     featx.extract_features(tar, tmp_path / "f.h5", CONFIG)
     again = featx.open_features(tmp_path / "f.h5")
     same_rows(again, expected)
-    assert len((tmp_path / "f.h5").read_bytes()) == len(whole)
+
+
+def member(archive, name, data=b"", **attributes):
+    made = tarfile.TarInfo(name)
+    made.size = len(data)
+    for key, value in attributes.items():
+        setattr(made, key, value)
+    archive.addfile(made, io.BytesIO(data))
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("a.json", b"[" * 200_000, "is no label"), ("a.json", b'{"label": "\\ud800"}', "is not Unicode"),
+        ("a.cls", b"one\ntwo", "several lines"), ("a.cls", b"x\0y", "zero bytes"), ("a.cls", b"\xff\xfe", "is no label"),
+    ],
+)  # fmt: skip
+def test_labels_that_are_none_are_refused(tmp_path, name, data, message):
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        member(archive, "a.jpg", b"x")
+        member(archive, name, data)
+    with pytest.raises(SourceError, match=message):
+        scan(tmp_path / "t.tar")
+
+
+def test_hostile_headers_of_tars_are_one_line(tmp_path):
+    for number, headers in enumerate(({"mtime": "inf"}, {"size": "-5"}, {"size": str(2**62)}, {"size": str(2**70)})):
+        with tarfile.open(tmp_path / f"{number}.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+            member(archive, "a.jpg", b"x", pax_headers=headers)
+            member(archive, "b.jpg", b"y")
+        with contextlib.suppress(SourceError):  # either it is read or it is refused
+            assert scan(tmp_path / f"{number}.tar").paths[-1] == b"b.jpg"
+    with pytest.raises(SourceError, match="names 100,000,000,000,000 files"):
+        scan(tmp_path / "s-{0..99999999999999}.tar")
+
+
+def test_a_row_that_no_memory_holds_is_too_large(tmp_path):
+    with h5py.File(tmp_path / "bomb.h5", "w") as file:
+        file.create_dataset("images", (1, 400_000, 400_000), "u1", chunks=(1, 1000, 1000))
+    featx.extract_features(f"{tmp_path}/bomb.h5:/images", tmp_path / "f.h5", CONFIG)
+    assert featx.open_features(tmp_path / "f.h5").status.tolist() == [Status.TOO_LARGE]
+
+
+def test_a_dataset_that_was_replaced_is_noticed(tmp_path):
+    for seed in (0, 1):
+        with h5py.File(tmp_path / "s.h5", "w") as file:
+            file["images"] = np.random.default_rng(seed).integers(0, 256, (3, 70, 70, 1), np.uint8)
+        if seed == 0:
+            featx.extract_features(f"{tmp_path}/s.h5:/images", tmp_path / "f.h5", CONFIG)
+    with pytest.raises(PlanMismatch, match="00000000"):
+        featx.extract_features(f"{tmp_path}/s.h5:/images", tmp_path / "f.h5", CONFIG)

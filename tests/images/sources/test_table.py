@@ -87,3 +87,39 @@ def test_rows_without_bytes_and_tables_without_images(photos, tmp_path):
         scan(tmp_path / "y.parquet")
     with pytest.raises(SourceError, match="no file"):
         scan(tmp_path / "z.parquet")
+
+
+def test_labels_and_paths_that_are_none(photos, tmp_path):
+    content = (photos / "0.jpg").read_bytes()
+    kind = pa.struct([("bytes", pa.large_binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": content, "path": None}] * 4, kind)
+    pq.write_table(pa.table({"image": images, "label": [float("nan"), None, 3.0, -1.0]}), tmp_path / "t.parquet")
+    found = scan(tmp_path / "t.parquet")
+    assert (found.kind, found.classes, found.labels) == ("table", ("3.0",), (-1, -1, 0, -1))
+
+
+@pytest.mark.parametrize(
+    ("columns", "metadata", "message"),
+    [
+        ({"path": ["a.jpg", None]}, None, "row 1: None is no path"),
+        ({"path": ["a\0.jpg"]}, None, "is no path"),
+        ({"path": [b"a.jpg"]}, None, "cannot be|needed is one of bytes|no file"),
+        ({"image": [b"x"], "label": [0]}, b"{", "huggingface metadata cannot be read"),
+        ({"image": [b"x"], "label": [0]}, b"[" * 100_000, "huggingface metadata cannot be read"),
+        ({"image": [b"x"], "label": ["a\0b"]}, None, "zero bytes"),
+    ],
+)
+def test_hostile_tables_are_one_line(tmp_path, columns, metadata, message):
+    table = pa.table(columns)
+    if metadata:
+        table = table.replace_schema_metadata({"huggingface": metadata})
+    pq.write_table(table, tmp_path / "t.parquet")
+    if b"a.jpg" in columns.get("path", []):  # bytes: an image's, whatever the column is called
+        assert scan(tmp_path / "t.parquet").kind == "table"
+        return
+    with pytest.raises(SourceError, match=message):
+        scan(tmp_path / "t.parquet")
+    for info in (b'{"info": null}', b'{"info": {"features": [1]}}'):
+        good = pa.table({"image": [b"x"], "label": [1]}).replace_schema_metadata({"huggingface": info})
+        pq.write_table(good, tmp_path / "g.parquet")
+        assert scan(tmp_path / "g.parquet").classes == ("1",)
