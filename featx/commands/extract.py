@@ -109,8 +109,9 @@ def extract_features(
     config, output = config or ExtractConfig(), Path(output)
     trust_code(config.backbone)
     config = replace(config, layers=config.layers or default_layer(config.backbone))
-    if config.update and (config.shard is not None or queue is not None):
-        raise UsageError("--update works in one process, on a whole file; leave out --shard, or start one process")
+    if (config.update or config.overwrite) and (config.shard is not None or queue is not None):
+        flag = "--update" if config.update else "--overwrite"
+        raise UsageError(f"{flag} works in one process, on a whole file; leave out --shard, or start one process")
     shard = None if config.shard is None else parse_shard(config.shard)
     if shard is not None:
         output = shard.path(output)

@@ -20,7 +20,7 @@ from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.pipeline import Stages, stream_features
 from featx.extraction.plan import ExtractionPlan
 from featx.extraction.recipe import default_layer, weights_file
-from featx.extraction.update import Growth, older_version
+from featx.extraction.update import Growth, older_version, other_file
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
 from featx.networks.external.code import code_of, trust_code
@@ -169,6 +169,8 @@ class ExtractionJob:
     def _run(self) -> Outcome:
         if self.config.update and (old := older_version(self.output, self.plan)) is not None:
             return self._grow(old)
+        if self.config.overwrite and (old := other_file(self.output, self.plan)) is not None:
+            return self._replace(old)
         finished = self._take_finished()
         if finished is not None:
             self.compared = done_hashes(finished)
@@ -232,6 +234,17 @@ class ExtractionJob:
                 return growth.compute(writer, stop, functools.partial(self._stored, writer, stop))
 
             return self._fill(writer, compute, older=old.fingerprint)
+
+    def _replace(self, old: Features) -> Outcome:
+        """Compute everything; at the end it takes the place of the file that is there."""
+        made = self.plan.provenance
+        with FeatureWriter.open(self.output, self.plan, retry_failed=self.config.retry_failed) as writer:
+            resume(
+                writer, self.manifest, files=made["source"]["files"], hardware=made["hardware"],
+                reporter=self.reporter,
+            )  # fmt: skip
+            blocks = writer.pending_blocks(self.recipe.batch_size)
+            return self._fill(writer, functools.partial(self._compute, writer, blocks), older=old.fingerprint)
 
     def _fill(self, writer: FeatureWriter, compute: Callable[[Stop], Stages], older: str | None = None) -> Outcome:
         started, before = time.perf_counter(), int((writer.status > Status.PENDING).sum())

@@ -154,7 +154,16 @@ class Recipe:
     @classmethod
     def from_config(cls, config: ExtractConfig) -> Recipe:
         """What makes the features that options ask for."""
-        elsewhere = ("follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "shard", "update")
+        elsewhere = (
+            "follow_links",
+            "max_bad",
+            "image_timeout",
+            "workers",
+            "retry_failed",
+            "shard",
+            "update",
+            "overwrite",
+        )
         return cls.plan(**{name: value for name, value in vars(config).items() if name not in elsewhere})
 
     @classmethod

@@ -38,6 +38,18 @@ Account = Callable[[list[int], list[str], int], None]
 _MAY_DIFFER = ("images", "count", "layers", "versions")
 
 
+def other_file(path: Path, plan: FilePlan) -> Features | None:
+    """The finished features file of another plan that is there; None if there is none.
+
+    Raises:
+        FileFormatError: what is there is no finished features file.
+    """
+    if not path.exists():
+        return None
+    old = open_features(path, check=False)
+    return None if old.fingerprint == plan.fingerprint else old
+
+
 def older_version(path: Path, plan: FilePlan) -> Features | None:
     """The finished file that is to grow; None if there is none, or if it is what is asked for already.
 

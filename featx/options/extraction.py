@@ -98,6 +98,10 @@ class ExtractConfig(Config):
         False, "Let a file that is there grow: copy the rows of images with the same bytes, compute new images and "
         "new layers.", recorded=False,
     )  # fmt: skip
+    overwrite: bool = option(
+        False, "Put this result in the place of a features file of other settings or images, which stays until it is "
+        "finished.", recorded=False,
+    )  # fmt: skip
     shard: str | None = option(
         None,
         "Only part I of N, from 0 on, into FILE.I-of-N.h5; auto/N takes I from Slurm, Kubernetes or torchrun. "

@@ -295,3 +295,20 @@ def test_a_layer_called_as_something_else_in_the_file_is_refused(tmp_path, monke
             featx.export_features("f.h5", f"x.{ending}")
     featx.export_features("f.h5", "x.npy", featx.ExportConfig(layers="label"))
     assert sorted(path.name for path in tmp_path.glob("x*")) == ["x.npy", "x.rows.csv"]
+
+
+def test_another_result_takes_the_place_of_a_file_where_that_is_asked_for(tmp_path):
+    folder, out = photos_in(tmp_path / "photos", range(4)), tmp_path / "f.h5"
+    featx.extract_features(folder, out, config("fc6"))
+    with pytest.raises(PlanMismatch):
+        featx.extract_features(folder, out, config("fc7", mirror=True))
+    featx.extract_features(folder, out, config("fc7", mirror=True, overwrite=True))
+    featx.extract_features(folder, tmp_path / "fresh.h5", config("fc7", mirror=True))
+    assert out.read_bytes() == (tmp_path / "fresh.h5").read_bytes()
+    before = out.stat().st_mtime_ns
+    featx.extract_features(folder, out, config("fc7", mirror=True, overwrite=True))
+    assert out.stat().st_mtime_ns == before
+    (tmp_path / "mine.h5").write_bytes(b"something else")
+    with pytest.raises(featx.FeatxError):
+        featx.extract_features(folder, tmp_path / "mine.h5", config("fc7", overwrite=True))
+    assert (tmp_path / "mine.h5").read_bytes() == b"something else"

@@ -89,8 +89,10 @@ def extract_with_ray(
     """
     ray = _ray()
     config, output = config or ExtractConfig(), Path(output)
-    if config.shard is not None or config.update:
-        raise UsageError("Ray shares out the work itself, and writes a new folder; leave out --shard and --update")
+    if config.shard is not None or config.update or config.overwrite:
+        raise UsageError(
+            "Ray shares out the work itself, and writes a new folder; leave out --shard, --update and --overwrite"
+        )
     if output.exists():
         raise UsageError(f"{output} is there already; choose another folder, or delete it")
     trust_code(config.backbone)

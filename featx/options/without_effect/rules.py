@@ -96,6 +96,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         EXTRACT,
+        lambda o, f: o.update and o.overwrite,
+        lambda o, f: "--update keeps the file that is there, --overwrite replaces it; choose one",
+        example=({"update": True, "overwrite": True}, {}),
+    ),
+    Rule(
+        EXTRACT,
         lambda o, f: o.views == "ten" and o.mirror,
         lambda o, f: "--views ten has every square mirrored already; leave out --mirror",
         example=({"views": "ten", "mirror": True}, {}),
