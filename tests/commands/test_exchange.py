@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import scipy.io
 from conftest import write_photo
-from PIL import Image
+from PIL import Image, ImageOps
 
 import featx
 from featx.errors import PlanMismatch, UnknownLayer, UsageError
@@ -114,6 +114,14 @@ def test_the_projector_gets_vectors_names_and_a_sheet(made, tmp_path):
     assert len(lines) == 11
     with Image.open(tmp_path / "x.sprite.png") as sheet:
         assert sheet.size == (4 * 32, 3 * 32)
+        tiles = np.asarray(sheet).reshape(3, 32, 4, 32, 3).mean((1, 3)).reshape(12, 3)
+    paths = [path for path, done in zip(made.paths, good, strict=True) if done]
+    assert [line.split("\t")[0] for line in lines[1:]] == paths
+    for path, tile in zip(paths, tiles, strict=False):
+        with Image.open(f"{made.provenance['source']['path']}/{path}") as photo:
+            middle = ImageOps.fit(photo, (32, 32))
+        assert np.abs(np.asarray(middle).mean((0, 1)) - tile).max() < 12
+    assert (tiles[10:] == 255).all()
     assert len(report.files) == 3
 
 
@@ -312,3 +320,23 @@ def test_another_result_takes_the_place_of_a_file_where_that_is_asked_for(tmp_pa
     with pytest.raises(featx.FeatxError):
         featx.extract_features(folder, tmp_path / "mine.h5", config("fc7", overwrite=True))
     assert (tmp_path / "mine.h5").read_bytes() == b"something else"
+
+
+def test_splits_and_failures_go_along(tmp_path):
+    photos_in(tmp_path / "photos", range(6))
+    (tmp_path / "photos" / "b" / "05.jpg").write_bytes(b"no image")
+    for name, numbers in (("one", (0, 1, 2)), ("two", (3, 4, 5))):
+        rows = [
+            f"photos/{'ab'[n % 2]}/{n:02d}.jpg,{'ab'[n % 2]},{'test' if n % 3 == 0 else 'train'}" for n in numbers
+        ]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["path,label,split", *rows]))
+        featx.extract_features(tmp_path / f"{name}.csv", tmp_path / f"{name}.h5", config("fc7", max_bad=1.0))
+    featx.concat_features([tmp_path / "one.h5", tmp_path / "two.h5"], tmp_path / "all.h5")
+    made = featx.open_features(tmp_path / "all.h5")
+    assert [made.splits[split] for split in made.split_of] == ["test", "train", "train"] * 2
+    assert [failure.row for failure in made.failures()] == [5]
+    assert np.isnan(made["fc7"][5]).all()
+    featx.export_features(tmp_path / "all.h5", tmp_path / "x.npz", featx.ExportConfig(split="test"))
+    with np.load(tmp_path / "x.npz") as found:
+        assert found["path"].tolist() == [made.paths[0], made.paths[3]]
+        np.testing.assert_array_equal(found["fc7"], made["fc7"][[0, 3]])

@@ -15,7 +15,7 @@ from stopping import WITHOUT_TORCH, stop_half_way
 
 from featx.artifacts.prediction_table import PredictionTable
 from featx.commands.extract import extract_features
-from featx.commands.fit import fit_softmax
+from featx.commands.fit import fit_softmax, fit_svm
 from featx.commands.predict import predict_images
 from featx.errors import PlanMismatch, TooManyBadImages, UsageError
 from featx.options.extraction import ExtractConfig, PredictConfig
@@ -177,3 +177,10 @@ def test_one_image_is_told_at_once_as_in_the_table(fitted, tmp_path):
     with pytest.raises(TooManyBadImages):
         predict_images(fitted / "h.safetensors", fitted / "photos", config=PredictConfig(**OPTIONS, max_bad=0.0))
     assert "and 40 more; -o TABLE.csv" in str(whole)
+
+
+def test_the_best_of_an_svm_without_probabilities_have_scores(fitted, tmp_path):
+    fit_svm(fitted / "f.h5", tmp_path / "svm.safetensors", FitConfig(c=1.0, test=0.0))
+    chosen = PredictConfig(**OPTIONS, max_bad=0.1, top=1)
+    predict_images(tmp_path / "svm.safetensors", fitted / "photos", tmp_path / "p.csv", chosen)
+    assert (tmp_path / "p.csv").read_text().startswith("path,class,score,error\n")

@@ -63,7 +63,9 @@ def test_rows_of_actors_become_the_file_that_extract_makes(photos, extracted, tm
     report = featx.import_parquet(folder, tmp_path / "f.h5")
     assert (report.images, report.failed, report.files) == (70, 1, 3)
     assert (tmp_path / "f.h5").read_bytes() == extracted.read_bytes()
+    before = (tmp_path / "f.h5").stat().st_mtime_ns
     featx.import_parquet(folder, tmp_path / "f.h5")  # does nothing
+    assert (tmp_path / "f.h5").stat().st_mtime_ns == before
     table = pq.read_table(folder / "0.parquet")
     assert set(table.column_names) == {
         "row",
@@ -76,6 +78,11 @@ def test_rows_of_actors_become_the_file_that_extract_makes(photos, extracted, tm
         "fc7",
         "conv5",
     }
+    features = featx.open_features(extracted)
+    assert table["path"].to_pylist() == [features.paths[row] for row in table["row"].to_pylist()]
+    assert table["reason"].to_pylist() == [
+        None if features.status[row] == 1 else features.failures()[0].reason for row in order[:33]
+    ]
     other = tmp_path / "other.h5"
     featx.extract_features(photos, other, featx.ExtractConfig(backbone="alexnet-mini", device="cpu", max_bad=1.0))
     with pytest.raises(PlanMismatch):

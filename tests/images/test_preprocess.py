@@ -124,6 +124,24 @@ def test_means_and_deviations_by_hand_take_the_place_of_the_weights_own():
     assert (ours.resize, ours.crop, ours.interpolation) == (ALEXNET.resize, ALEXNET.crop, ALEXNET.interpolation)
 
 
+def test_corners_of_an_image_that_is_smaller_than_the_crop_are_in_a_black_border():
+    small = Preprocess(20, 30, "bilinear", (0, 0, 0), (1, 1, 1), views="corners")
+    image = Image.new("RGB", (40, 20), (255, 255, 255))  # of 20 rows and a crop of 30
+    views = small.pixels(image).reshape(3, 5, 30, 30)
+    assert (views[:, :, :5] == 0).all()
+    assert (views[:, :, 5:25] == 255).all()
+    assert (views[:, :, 25:] == 0).all()
+
+
+def test_a_mirrored_image_is_mirrored_with_its_border():
+    image = noise(80, 40)
+    plain, turned = (
+        HAND.overridden(fit="pad", pad_color="9", mirror=mirror).pixels(image) for mirror in (False, True)
+    )
+    assert np.array_equal(turned, plain[:, :, ::-1])
+    assert not np.array_equal(turned, plain)
+
+
 def test_an_image_of_one_row_is_padded_to_a_line():
     pixels = HAND.overridden(fit="pad", pad_color="7").pixels(Image.new("RGB", (4000, 1), (200, 200, 200)))
     assert (pixels == 200).sum() == 3 * 48

@@ -124,6 +124,8 @@ def config(backbone, layers=None, **options):
         "convnext_tiny",
         "regnety_008",
         "xcit_nano_12_p8_224",
+        "convnext_base.fb_in22k_ft_in1k_384",
+        "deepseek_vit_412m.deepseek_v4_1_flash",
     ],
 )
 def test_images_are_prepared_as_timms_own_transform_does_it(name):
@@ -242,6 +244,11 @@ def test_a_file_with_older_names_is_translated_by_timm(tmp_path):
     save_file({"a": torch.zeros(3)}, tmp_path / "other.safetensors")
     with pytest.raises(WeightsMismatch, match=r"other\.safetensors"):
         load_network("timm:densenet121", weights_of("timm:densenet121", str(tmp_path / "other.safetensors")))
+
+
+def test_a_crop_mode_that_featx_has_not_is_refused():
+    with pytest.raises(UsageError, match=r"crop_mode 'squash' with crop_pct 0\.9"):
+        default_preprocessing("timm:dm_nfnet_f0.dm_in1k")
 
 
 def test_names_that_timm_does_not_know_are_refused():

@@ -66,13 +66,14 @@ class TimmWeights:
             raise UsageError(
                 f"{self.network} is meant for timm's crop_mode {mode!r} with crop_pct {share:g}, which featx has not"
             )
+        border = [round(255 * float(value)) for value in config["mean"]]
         return {
             "resize": math.floor(height / share),
             "crop": height,
             "interpolation": config.get("interpolation") or "bicubic",
             "mean": [float(value) for value in config["mean"]],
             "std": [float(value) for value in config["std"]],
-            **({"squash": True} if mode == "squash" else {"pad": [0, 0, 0]} if mode == "border" else {}),
+            **({"squash": True} if mode == "squash" else {"pad": border} if mode == "border" else {}),
         }
 
     def files(self) -> dict[str, str]:

@@ -164,8 +164,7 @@ def test_rows_of_an_hdf5_dataset_are_the_same_images_as_files(tmp_path, grey):
         scan(f"{tmp_path}/gone.h5:/images")
 
 
-@pytest.mark.parametrize("zero", [False, True])
-def test_standard_input_lists_images(photos, expected, tmp_path, zero):
+def test_standard_input_lists_images(photos, expected, tmp_path):
     names = [f"b/{number}.jpg" for number in (3, 1)] + ["a/0.jpg", "a/0.jpg"]
     words = [
         sys.executable,
@@ -182,7 +181,7 @@ def test_standard_input_lists_images(photos, expected, tmp_path, zero):
         "-o",
         str(tmp_path / "f.h5"),
     ]
-    listed = ("\0" if zero else "\n").join(names) + "\n" * (not zero)
+    listed = "\n".join(names) + "\n"
     done = subprocess.run(words, input=listed.encode(), cwd=photos, check=False, capture_output=True)
     assert done.returncode == 0, done.stderr
     found = featx.open_features(tmp_path / "f.h5")
@@ -261,3 +260,35 @@ def test_a_dataset_that_was_replaced_is_noticed(tmp_path):
             featx.extract_features(f"{tmp_path}/s.h5:/images", tmp_path / "f.h5", CONFIG)
     with pytest.raises(PlanMismatch, match="00000000"):
         featx.extract_features(f"{tmp_path}/s.h5:/images", tmp_path / "f.h5", CONFIG)
+
+
+def test_shards_are_sorted_in_themselves_and_every_key_of_a_label_counts(photos, tmp_path):
+    image = (photos / "a" / "0.jpg").read_bytes()
+    with tarfile.open(tmp_path / "s-1.tar", "w") as archive:
+        for name, beside in (("c", {"cls": 3}), ("a", {"class": "x"}), ("b", {"label": True, "cls": 1})):
+            member(archive, f"{name}.jpg", image)
+            member(archive, f"{name}.json", json.dumps(beside).encode())
+    with tarfile.open(tmp_path / "s-2.tar", "w") as archive:
+        member(archive, "a.jpg", image)
+    found = scan(tmp_path / "s-{1..2}.tar")
+    assert found.paths == (b"s-1.tar/a.jpg", b"s-1.tar/b.jpg", b"s-1.tar/c.jpg", b"s-2.tar/a.jpg")
+    assert [None if label < 0 else found.classes[label] for label in found.labels] == ["x", "True", "3", None]
+
+
+def test_folders_in_shards_are_classes_and_splits(photos, tmp_path):
+    image = (photos / "a" / "0.jpg").read_bytes()
+    for shard in (1, 2):
+        with tarfile.open(tmp_path / f"s-{shard}.tar", "w") as archive:
+            member(archive, f"train/dog/{shard}.jpg", image)
+            member(archive, f"test/cat/{shard}.jpg", image)
+    found = scan(tmp_path / "s-{1..2}.tar")
+    assert (found.classes, found.splits) == (("cat", "dog"), ("test", "train"))
+    assert [found.classes[label] for label in found.labels] == ["cat", "dog"] * 2
+
+
+def test_names_with_newlines_come_through_standard_input(tmp_path):
+    write_photo(tmp_path / "two\nlines.jpg", 0)
+    words = [sys.executable, "-m", "featx", "extract", "-", "-b", "alexnet-mini", "--device", "cpu", "-o", "f.h5"]
+    done = subprocess.run(words, input=b"two\nlines.jpg\0", cwd=tmp_path, check=False, capture_output=True)
+    assert done.returncode == 0, done.stderr
+    assert featx.open_features(tmp_path / "f.h5").paths == ["two\nlines.jpg"]
