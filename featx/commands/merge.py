@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from featx.artifacts.features_file import FeaturesFile
-from featx.errors import FileFormatError, Interrupted, PlanMismatch, UsageError
+from featx.errors import FileFormatError, PlanMismatch, UsageError
 from featx.images.contents import sum_of_states
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
 from featx.runtime.report import Report
 from featx.runtime.signals import graceful_stop
 from featx.runtime.text import format_bytes, plural
 from featx.status import Status
-from featx.store.copying import copy_rows, rows_at_once
+from featx.store.copying import copy_files
 from featx.store.open import open_features
 from featx.store.reader import Features
 from featx.store.schema import FilePlan, differences, essence, partial_path
@@ -81,20 +81,7 @@ def merge_shards(
     writer = FeatureWriter.open(output, plan)
     with writer, graceful_stop() as stop:
         reporter.begin("merge", len(plan.paths))
-        first = 0
-        most = rows_at_once(sum(layer.bytes_per_image for layer in plan.layers))
-        for part in parts:
-            for start in range(0, len(part), most):
-                if stop.is_set():
-                    raise Interrupted(
-                        f"stopped by signal {stop.signal}; run the same command again to resume",
-                        128 + (stop.signal or 0),
-                    )
-                rows = np.arange(start, min(start + most, len(part)))
-                if (writer.status[first + start : first + start + len(rows)] == Status.PENDING).any():
-                    copy_rows(part, rows, writer, first + start)
-                reporter.advance(len(rows))
-            first += len(part)
+        copy_files(parts, writer, stop, reporter.advance)
         reporter.end()
         writer.finish()
     return _report(output, len(parts))

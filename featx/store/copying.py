@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from featx.errors import Interrupted
+from featx.runtime.signals import Stop
+from featx.status import Status
 from featx.store.reader import Features
 from featx.store.writer import FeatureWriter
 
@@ -44,6 +47,26 @@ def copy_rows(
             place: bytes(reasons[row]).decode(errors="replace") for place, row in enumerate(rows) if reasons[row]
         },
     )
+
+
+def copy_files(parts: Sequence[Features], writer: FeatureWriter, stop: Stop, advance: Callable[[int], None]) -> None:
+    """Write all rows of some files behind each other; what is there already is left alone.
+
+    Raises:
+        Interrupted: a signal came.
+    """
+    first, most = 0, rows_at_once(sum(layer.bytes_per_image for layer in parts[0].layers.values()))
+    for part in parts:
+        for start in range(0, len(part), most):
+            if stop.is_set():
+                raise Interrupted(
+                    f"stopped by signal {stop.signal}; run the same command again to resume", 128 + (stop.signal or 0)
+                )
+            rows = np.arange(start, min(start + most, len(part)))
+            if (writer.status[first + start : first + start + len(rows)] == Status.PENDING).any():
+                copy_rows(part, rows, writer, first + start)
+            advance(len(rows))
+        first += len(part)
 
 
 def runs_of(places: Sequence[int], most: int) -> Iterator[slice]:

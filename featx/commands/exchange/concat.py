@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from featx.artifacts.features_file import FeaturesFile
-from featx.errors import Interrupted, PlanMismatch, UsageError
+from featx.errors import PlanMismatch, UsageError
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest, Skipped, make_manifest
 from featx.images.sources.containers import root_of
@@ -24,7 +22,7 @@ from featx.runtime.report import Report
 from featx.runtime.signals import graceful_stop
 from featx.runtime.text import format_bytes, plural
 from featx.status import Status
-from featx.store.copying import copy_rows, rows_at_once
+from featx.store.copying import copy_files
 from featx.store.open import JoinedFeatures, open_features
 from featx.store.reader import Features
 from featx.store.schema import FilePlan
@@ -84,19 +82,7 @@ def concat_features(
         _write_list(images, listed)
     with FeatureWriter.open(output, plan) as writer, graceful_stop() as stop:
         reporter.begin("concat", len(joined))
-        first, most = 0, rows_at_once(sum(layer.bytes_per_image for layer in plan.layers))
-        for part in parts:
-            for start in range(0, len(part), most):
-                if stop.is_set():
-                    raise Interrupted(
-                        f"stopped by signal {stop.signal}; run the same command again to resume",
-                        128 + (stop.signal or 0),
-                    )
-                rows = np.arange(start, min(start + most, len(part)))
-                if (writer.status[first + start : first + start + len(rows)] == Status.PENDING).any():
-                    copy_rows(part, rows, writer, first + start)
-                reporter.advance(len(rows))
-            first += len(part)
+        copy_files(parts, writer, stop, reporter.advance)
         reporter.end()
         writer.finish()
     return _report(output, listed, parts)
