@@ -173,3 +173,34 @@ def test_a_job_on_a_local_cluster_gives_the_same_bytes_also_if_an_actor_is_kille
     featx.extract_features(folder, tmp_path / "plain.h5", CONFIG)
     assert (tmp_path / "f.h5").read_bytes() == (tmp_path / "plain.h5").read_bytes()
     assert not list(Path(tmp_path).glob("parquet.partial*"))
+
+
+_CLASS = """
+import sys
+import featx, numpy as np, ray
+ray.init(include_dashboard=False, log_to_driver=False, logging_level="ERROR", _node_ip_address="127.0.0.1")
+images = ray.data.read_binary_files(sys.argv[1], include_paths=True)
+made = images.map_batches(
+    featx.Extractor, batch_size=16, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0.5,
+    fn_constructor_kwargs={"backbone": "alexnet-mini", "layers": ["fc7"], "device": "cpu", "on_error": "nan"},
+)
+rows = sorted(made.take_all(), key=lambda row: row["path"])
+np.savez(sys.argv[2], fc7=np.stack([row["fc7"] for row in rows]), status=[row["status"] for row in rows])
+"""
+
+
+@pytest.mark.slow
+def test_the_extractor_is_a_class_for_map_batches(photos, extracted, tmp_path):
+    pytest.importorskip("ray")
+    words = [sys.executable, "-c", _CLASS, str(photos), str(tmp_path / "x.npz")]
+    done = subprocess.run(words, check=False, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    featx.extract_features(
+        photos,
+        tmp_path / "f.h5",
+        featx.ExtractConfig(backbone="alexnet-mini", layers="fc7", device="cpu", max_bad=1.0),
+    )
+    expected = featx.open_features(tmp_path / "f.h5")
+    with np.load(tmp_path / "x.npz") as found:
+        np.testing.assert_array_equal(found["fc7"], expected["fc7"])
+        assert (found["status"] != "done").sum() == 1

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,11 @@ from featx.extraction.engine import Engine
 from featx.extraction.in_memory.threads import ON_ERROR, Batch, InMemory
 from featx.extraction.provenance import versions
 from featx.extraction.recipe import Recipe
+from featx.status import Status
 from featx.store.reader import Failure
 
 _LOADING = threading.Lock()
+_IMAGE_COLUMNS = ("bytes", "image", "content")  # of a batch that is a dictionary
 
 
 @dataclass(frozen=True)
@@ -149,12 +152,39 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def __call__(self, images: Any) -> Batch:
         """{layer: (N, ...)} of one image or of an iterable of N, row i for image i.
 
+        A dictionary of columns, as Ray Data's `map_batches` gives it, comes back with the layers, "status" ("done" or
+        a kind of failure) and "reason" in the place of its column of images: "bytes", "image" or "content", also of
+        Hugging Face's {"bytes", "path"}. `Extractor` can so be the class that `map_batches` is given; with
+        on_error="nan" no image ends the job.
+
         Raises:
             ImageError: with on_error="raise", images that cannot be used, by their place or path and the reason.
         """
+        if isinstance(images, Mapping):
+            return self._of_columns(images)
         found = self._ready()(images, on_error=self.on_error)
         self._failures = found.failures
         return found
+
+    def _of_columns(self, columns: Mapping[str, Any]) -> Batch:
+        name = next((name for name in _IMAGE_COLUMNS if name in columns), None)
+        if name is None:
+            raise UsageError(
+                f"a batch with the columns {', '.join(map(str, columns))} holds no images; they are called "
+                f"{', '.join(_IMAGE_COLUMNS)}"
+            )
+        images = [value["bytes"] if isinstance(value, Mapping) else value for value in columns[name]]
+        found = self._ready()(images, on_error=self.on_error)
+        others = {key: value for key, value in columns.items() if key != name}
+        if taken := {*others} & {*found, "status", "reason"}:
+            raise UsageError(f"the batch has a column {min(taken)} already; rename it")
+        status, reason = (np.full(len(images), value, object) for value in ("done", ""))
+        for failure in found.failures:
+            status[failure.row] = Status(failure.status).name.lower()
+            reason[failure.row] = failure.reason
+        table = Batch({**others, **found, "status": status, "reason": reason})
+        table.failures = self._failures = found.failures
+        return table
 
     @property
     def failures(self) -> list[Failure]:
@@ -216,8 +246,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
 
     def __getstate__(self) -> dict[str, Any]:
         """The parameters: whoever unpickles it loads the network again."""
-        parameters: dict[str, Any] = self.get_params(deep=False)
-        return parameters
+        return self._parameters()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -231,9 +260,14 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         tags.input_tags.two_d_array = False
         return tags
 
+    def _parameters(self) -> dict[str, Any]:
+        """As `get_params`, also of a class made of this one whose constructor hides them, as Ray makes it."""
+        names = [name for name in inspect.signature(Extractor.__init__).parameters if name != "self"]
+        return {name: getattr(self, name) for name in names}
+
     def _ready(self) -> InMemory:
         """The network at work; loaded again where a parameter was changed."""
-        parameters = self.get_params(deep=False)
+        parameters = self._parameters()
         with _LOADING:
             if self._loaded is None or self._loaded[0] != parameters:
                 if self._loaded is not None:

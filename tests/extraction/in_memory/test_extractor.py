@@ -336,3 +336,24 @@ def test_floats_out_of_range_say_what_they_look_like(low, high, hint):
 def test_no_layers_are_not_the_default_layer():
     with pytest.raises(UnknownLayer, match="has no layer ''"):
         featx.Extractor("alexnet-mini", layers=[], weights="random:0", device="cpu").load()
+
+
+def test_a_batch_of_columns_comes_back_with_the_layers(folder, extracted):
+    contents = [(folder / path).read_bytes() for path in extracted.paths[:3]] + [b"no image"]
+    with featx.Extractor(NET, LAYERS, on_error="nan") as made:
+        for name, column in (
+            ("bytes", contents),
+            ("image", [{"bytes": content, "path": None} for content in contents]),
+        ):
+            batch = {name: np.array(column, dtype=object), "path": np.array(["a", "b", "c", "d"])}
+            found = made(batch)
+            assert list(found) == ["path", *LAYERS, "status", "reason"]
+            assert all(np.array_equal(found[layer][:3], extracted[layer][:3]) for layer in LAYERS)
+            assert np.isnan(found["fc7"][3]).all()
+            assert found["status"].tolist() == ["done"] * 3 + ["not_an_image"]
+            assert found["path"].tolist() == ["a", "b", "c", "d"]
+            assert found["reason"][3]
+        with pytest.raises(UsageError, match="with the columns x, path holds no images"):
+            made({"x": [1], "path": ["a"]})
+        with pytest.raises(UsageError, match="has a column fc7 already"):
+            made({"bytes": contents, "fc7": [0] * 4})
