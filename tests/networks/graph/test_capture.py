@@ -129,7 +129,8 @@ def same(ours: np.ndarray, reference: Tensor, what: str) -> None:
     assert np.abs(ours - expected).max() <= 5e-6 * scale, what
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# vgg16_bn, with three other networks with BatchNorm beside it, is among the slow ones below.
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "vgg16_bn"])
 def test_every_named_layer_is_what_torchvision_computes(name, monkeypatch):
     compare_every_layer(name, monkeypatch, alone=(1,) if name in SMALL else (1, 32))
 
