@@ -64,7 +64,12 @@ def test_what_has_no_evolution_is_said(trained, tmp_path, featx):
     done = featx("show", "evolution", tmp_path, "-o", tmp_path / "out")
     assert (done.status, "is not the folder of a run" in done.err) == (2, True)
     done = featx("show", "evolution", trained / "run", "--images", tmp_path / "none", "-o", tmp_path / "out")
-    assert (done.status, "are not there; name some with --images" in done.err) == (2, True)
+    assert (done.status, "none: No such file or directory" in done.err) == (2, True)
+    more = trained / "photos" / "more.png"  # another image has come: these are not those of the training
+    more.write_bytes(b"x")
+    done = featx("show", "evolution", trained / "run", "-o", tmp_path / "out")
+    more.unlink()
+    assert (done.status, "are not there as they were; name some with --images" in done.err) == (2, True)
     done = featx("finetune", trained / "photos", "--snapshots", "1,30", "-o", tmp_path / "run")
     assert (done.status, "the training ends after --epochs 10" in done.err) == (2, True)
     done = featx("finetune", trained / "photos", "--snapshots", "one", "-o", tmp_path / "run")

@@ -165,8 +165,3 @@ def export_onnx(
                 f"onnxruntime's scores differ from featx's by {difference:.1e}: this network is not exported right"
             )
     return OnnxReport(output, side, len(loaded.classes), names, difference, output.stat().st_size)
-
-
-def is_model(path: Path) -> bool:
-    """Whether a path is a head or a run, not a features file."""
-    return path.is_dir() or path.suffix.lower() == ".safetensors"

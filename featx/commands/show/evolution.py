@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
-from featx.errors import FileFormatError, UsageError
+from featx.errors import FileFormatError, SourceError, UsageError
 from featx.explain.images import layer_of_maps
 from featx.explain.sources import Pictures, subject_of_features
 from featx.figures.sheets import Tile, around_grey, draw_sheet, mosaic
+from featx.images.sources.scan import scan
 from featx.networks.run_folder import Run, is_run, read_run, snapshots_of
 from featx.options.extraction import ExtractConfig
 from featx.options.show import EvolutionConfig, ShowConfig
@@ -117,10 +118,17 @@ def _tile(moment: _Moment, place: int, unit: int) -> Tile:
 
 
 def _source(run: Run, config: EvolutionConfig) -> Path:
-    source = config.images or str(run.plan.get("source", ""))
-    if not source or not Path(source).exists():
+    if config.images:
+        return Path(config.images)
+    source = str(run.plan.get("source", ""))
+    try:
+        same = bool(source) and scan(source).digest == run.plan.get("images")
+    except SourceError:
+        same = False
+    if not same:  # of standard input only the folder is known, and other images may have come to a source
         raise UsageError(
-            f"{printable(source)}, the images of {run.folder}'s training, are not there; name some with --images"
+            f"{printable(source)}, the images of {run.folder}'s training, are not there as they were; name some with "
+            f"--images"
         )
     return Path(source)
 

@@ -115,6 +115,7 @@ def _from_web(url: str, start: int | None, end: int | None) -> bytes:
             if end is not None and answer.status != http.HTTPStatus.PARTIAL_CONTENT:
                 raise BadImage(Status.UNREADABLE, "the server gives no parts of a file; fetch the tar first")
             content: bytes = answer.read(MAX_FILE_BYTES + 1)
+            promised = int(answer.headers.get("Content-Length") or len(content))
     except urllib.error.HTTPError as error:
         if error.code in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
             raise FileNotFoundError(url) from None
@@ -123,6 +124,8 @@ def _from_web(url: str, start: int | None, end: int | None) -> bytes:
         raise ConnectionError(f"HTTP {error.code} {error.reason}") from None
     if len(content) > MAX_FILE_BYTES:
         raise BadImage(Status.TOO_LARGE, f"the object has more than {MAX_FILE_BYTES} bytes")
+    if len(content) < promised:  # what was cut off must not count as the image's own damage
+        raise ConnectionError(f"the connection broke after {len(content)} of {promised} bytes")
     return content
 
 

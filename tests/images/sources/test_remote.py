@@ -51,6 +51,12 @@ def server(photos):
             asked[self.path] += 1
             if self.path.endswith("/secret.jpg"):
                 self.send_error(403)
+            elif self.path.endswith("/4.jpg") and asked[self.path] == 3:  # ends in the middle
+                content = (photos / self.path.lstrip("/")).read_bytes()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(content)))
+                self.end_headers()
+                self.wfile.write(content[: len(content) // 2])
             elif self.path.endswith("/never.jpg") or (asked[self.path] <= 2 and self.path.endswith(".jpg")):
                 self.send_error(503)
             else:
@@ -128,6 +134,13 @@ def test_a_list_of_addresses_survives_a_network_that_fails(photos, expected, ser
         3,
     )  # what is forbidden or gone is not asked for again
     assert featx.verify_file(found.path).passed
+
+
+def test_a_download_that_breaks_off_is_tried_again(photos, server, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
+    address, asked = server
+    assert remote.fetch(f"{address}/a/4.jpg") == (photos / "a" / "4.jpg").read_bytes()
+    assert asked["/a/4.jpg"] == 4
 
 
 def test_no_more_is_fetched_than_is_allowed(photos, server, monkeypatch):
