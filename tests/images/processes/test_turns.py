@@ -101,24 +101,32 @@ def preprocess():
 
 @pytest.fixture
 def large(tmp_path):
-    """Four pictures with transparency of 18 megapixels, which take a turn each, and a small one."""
+    """Four grey pictures of 18 megapixels, which take a turn each, and a small one."""
     folder = tmp_path / "large"
     folder.mkdir()
     for index in range(4):
-        Image.new("RGBA", (4500, 4000), (10 * index, 100, 200, 128)).save(folder / f"{index}.png", compress_level=1)
+        Image.new("L", (4500, 4000), 10 * index).save(folder / f"{index}.png", compress_level=1)
     Image.new("RGB", (90, 80), (1, 2, 3)).save(folder / "small.png")
     return folder
 
 
-def test_processes_that_wait_for_a_turn_are_not_taken_for_stuck(large, monkeypatch):
-    monkeypatch.setattr("featx.images.processes.pool._GRACE_S", 0.2)
+def test_processes_that_wait_for_a_turn_are_not_taken_for_stuck(large):
     manifest = scan(large)
     with pillow_settings():
         expected = [BlockReader(manifest, preprocess(), 1).block(row) for row in range(5)]
-    reader = ReaderInProcesses(BlockReader(manifest, preprocess(), 1, timeout_s=1.0))
+    reader = ReaderInProcesses(BlockReader(manifest, preprocess(), 1))
+    together = threading.Barrier(5)  # each has a process before any asks a second time
+
+    def start(_: int) -> None:
+        together.wait()
+        reader.block(4)
+
+    run_workers(range(5), 5, start, threading.Event())
+    for process in reader._all:  # started: from here on silence is not the start of an interpreter
+        process._patience_s = 2.0
     taken = holder(reader._turns_file.fileno(), 1)  # the only turn, for longer than they may be silent
     assert taken.stdout.readline() == b"has it\n"
-    threading.Timer(2.5, taken.kill).start()
+    threading.Timer(4.0, taken.kill).start()
     blocks = {}
     run_workers(range(5), 5, lambda row: blocks.update({row: reader.block(row)}), threading.Event())
     taken.communicate()
@@ -165,10 +173,10 @@ def test_a_large_file_takes_a_turn_before_it_is_read(tmp_path):
     assert told.sizes == [1]
 
 
-def test_a_stopped_process_does_not_keep_its_turn_for_ever(large, monkeypatch):
-    monkeypatch.setattr("featx.images.processes.pool._GRACE_S", 1.0)
-    reader = ReaderInProcesses(BlockReader(scan(large), preprocess(), 1, timeout_s=2.0))
+def test_a_stopped_process_does_not_keep_its_turn_for_ever(large):
+    reader = ReaderInProcesses(BlockReader(scan(large), preprocess(), 1))
     reader.block(4)
+    reader._all[-1]._patience_s = 2.0
     stopped = reader._all[-1]._running.pid
     os.kill(stopped, signal.SIGSTOP)
     block = reader.block(0)
