@@ -115,6 +115,7 @@ class ExtractionJob:
         self.reporter = reporter = reporter if queue is None or queue.is_first else SILENT
         plan = ExtractionPlan(manifest, output, config, shard)
         self.recipe, self.manifest = plan.recipe, plan.manifest
+        self.distinct = plan.distinct
         reporter.notes(plan.lines())
         self.engine = Engine(self.recipe, reporter.download)
         if self.engine.gpu is not None:
@@ -130,7 +131,7 @@ class ExtractionJob:
                 f"note: the GPU's memory holds {plural(gpu.rows, 'image')} of a block of {self.recipe.batch_size} at "
                 f"once; a block goes through the network in parts"
             )
-        if cache is not None:
+        if cache is not None and self.distinct is None:
             cache.make_room(self.engine.specs, len(self.manifest), self.recipe.device)
             self.engine.cache = cache
 
@@ -213,7 +214,7 @@ class ExtractionJob:
         except BaseException:
             writer.close()
             raise
-        blocks = writer.pending_blocks(self.recipe.batch_size)
+        blocks = self._pending_blocks(writer)
         if queue is None:
             return writer, blocks
         writer.share()
@@ -243,7 +244,7 @@ class ExtractionJob:
                 writer, self.manifest, files=made["source"]["files"], hardware=made["hardware"],
                 reporter=self.reporter,
             )  # fmt: skip
-            blocks = writer.pending_blocks(self.recipe.batch_size)
+            blocks = self._pending_blocks(writer)
             return self._fill(writer, functools.partial(self._compute, writer, blocks), older=old.fingerprint)
 
     def _fill(self, writer: FeatureWriter, compute: Callable[[Stop], Stages], older: str | None = None) -> Outcome:
@@ -274,7 +275,7 @@ class ExtractionJob:
     def _compute(self, writer: FeatureWriter, blocks: Iterable[int], stop: Stop) -> Stages:
         here = 1 if self.queue is None else read_environment().local_world_size
         return stream_features(
-            self.manifest,
+            self.manifest if self.distinct is None else self.distinct.manifest,
             self.engine,
             lambda block, features: self._store(writer, stop, block, features),
             blocks=blocks,
@@ -282,6 +283,11 @@ class ExtractionJob:
             stop=stop,
             image_timeout=self.config.image_timeout,
         )
+
+    def _pending_blocks(self, writer: FeatureWriter) -> list[int]:
+        """First images of the blocks that are left; images that the list repeats are counted once."""
+        size = self.recipe.batch_size
+        return writer.pending_blocks(size) if self.distinct is None else self.distinct.pending_blocks(writer, size)
 
     def _meet_the_others(self, queue: WorkQueue, writer: FeatureWriter, stop: Stop) -> None:
         """The first process: until all others have closed the file. The others: until it has its final name."""
@@ -303,7 +309,7 @@ class ExtractionJob:
         writer.refresh()
         self._stop_if_too_many_bad(writer, stop)
         queue.check_on_others()
-        left = writer.pending_blocks(self.recipe.batch_size)
+        left = self._pending_blocks(writer)
         if left and not stop.is_set():
             self.reporter.note(f"{plural(len(left), 'block')} that lost processes had begun are done again")
             self._compute(writer, left, stop)
@@ -320,6 +326,9 @@ class ExtractionJob:
             )
 
     def _store(self, writer: FeatureWriter, stop: Stop, block: Any, features: dict[str, Any]) -> None:
+        if self.distinct is not None:
+            self._stored(writer, stop, *self.distinct.write(writer, block, features))
+            return
         writer.write_block(
             block.first,
             features,

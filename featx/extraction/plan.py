@@ -9,6 +9,7 @@ from typing import Any
 
 from featx.distributed.shards import Shard
 from featx.errors import DiskError
+from featx.extraction.distinct import DistinctImages
 from featx.extraction.engine import Engine
 from featx.extraction.provenance import hardware, versions
 from featx.extraction.recipe import Recipe, extract_command
@@ -18,7 +19,7 @@ from featx.images.sources.remote import place_of
 from featx.options.extraction import ExtractConfig
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
-from featx.runtime.text import format_bytes, table
+from featx.runtime.text import format_bytes, plural, table
 from featx.store.schema import FilePlan, partial_path
 
 
@@ -29,6 +30,7 @@ class ExtractionPlan:
         recipe: what makes the features.
         whole: the images of the source.
         manifest: those of them that are to be done: the shard's, or all.
+        distinct: each image of the manifest once; None if none is repeated.
     """
 
     def __init__(self, manifest: Manifest, output: Path, config: ExtractConfig, shard: Shard | None) -> None:
@@ -41,6 +43,8 @@ class ExtractionPlan:
         self.output, self.config, self.shard = output, config, shard
         self.recipe = Recipe.from_config(config)
         self.whole, self.manifest = manifest, self._part_of(manifest)
+        repeated = len(set(self.manifest.paths)) < len(self.manifest)
+        self.distinct = DistinctImages(self.manifest) if repeated else None
         self._refuse_what_cannot_fit()
 
     def lines(self) -> list[str]:
@@ -71,6 +75,9 @@ class ExtractionPlan:
             all_vectors=all(len(recipe.backbone.geometry_of(layer).shape) == 1 for layer in recipe.layers),
         )
         lines += notes_on(self.config, facts)
+        if self.distinct is not None:
+            repeats = plural(self.distinct.repeated, "entry repeats", "entries repeat")
+            lines.append(f"{repeats} an image that stands before in the list; each image is computed once")
         if recipe.assumed is not None:
             lines.append(recipe.assumed)
         if recipe.preprocess.view_count > 1 and recipe.preprocess.resize == recipe.preprocess.crop:

@@ -9,12 +9,11 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from featx.errors import PlanMismatch
+from featx.extraction.distinct import Arrays, DistinctImages
 from featx.extraction.engine import Engine
 from featx.extraction.pipeline import Stages, stream_features
 from featx.extraction.provenance import hardware
@@ -33,7 +32,6 @@ from featx.store.reader import Features
 from featx.store.schema import FilePlan, differences, essence
 from featx.store.writer import FeatureWriter
 
-Arrays = dict[str, npt.NDArray[Any]]
 Account = Callable[[list[int], list[str], int], None]
 _MAY_DIFFER = ("images", "count", "layers", "versions")
 
@@ -133,26 +131,30 @@ class Growth:
             self._copy(writer, stop, account)
         pending = np.flatnonzero(writer.status == Status.PENDING).tolist()
 
-        def store_new(rows: list[int], block: Block, features: Arrays) -> None:
-            _write_rows(writer, rows, block, features)
-            account([rows[place] for place in block.reasons], [*block.reasons.values()], len(rows))
+        new = DistinctImages(self._manifest, [row for row in pending if row not in self.row_of])
 
-        stages = self._stream(self._engine, [row for row in pending if row not in self.row_of], stop, store_new)
+        def store_new(block: Block, features: Arrays) -> None:
+            account(*new.write(writer, block, features))
+
+        stages = self._stream(self._engine, new, stop, store_new)
         if not self.missing:
             return stages
         recipe = self._engine.recipe
         layers = tuple(layer for layer in recipe.layers if layer.name in self.missing)
         engine = Engine(replace(recipe, layers=layers))
 
-        def store_more(rows: list[int], block: Block, features: Arrays) -> None:
-            for part in runs_of(rows, len(rows)):
-                places = np.array([self.row_of[row] for row in rows[part]], np.intp)
-                more = {name: values[part] for name, values in features.items()}
-                copy_rows(self.old, places, writer, rows[part.start], more)
+        known = DistinctImages(self._manifest, [row for row in pending if row in self.row_of])
+
+        def store_more(block: Block, features: Arrays) -> None:
+            rows, places = known.rows_of(block, writer)
+            for part in runs_of(rows, max(1, len(rows))):
+                copied = np.array([self.row_of[row] for row in rows[part]], np.intp)
+                more = {name: values[places[part]] for name, values in features.items()}
+                copy_rows(self.old, copied, writer, rows[part.start], more)
             account([], [], len(rows))
 
         try:
-            return self._stream(engine, [row for row in pending if row in self.row_of], stop, store_more)
+            return self._stream(engine, known, stop, store_more)
         finally:
             engine.close()
 
@@ -166,29 +168,11 @@ class Growth:
             account([], [], len(places))
 
     def _stream(
-        self, engine: Engine, rows: list[int], stop: Stop, store: Callable[[list[int], Block, Arrays], None]
+        self, engine: Engine, images: DistinctImages, stop: Stop, store: Callable[[Block, Arrays], None]
     ) -> Stages:
-        """Compute some rows, wherever they are."""
+        """Compute some images, wherever their rows are."""
         config = self._config
         return stream_features(
-            self._manifest.part(rows), engine,
-            lambda block, features: store(rows[block.first : block.first + len(block.status)], block, features),
-            blocks=range(0, len(rows), engine.recipe.batch_size), workers=config.workers, stop=stop,
-            image_timeout=config.image_timeout,
+            images.manifest, engine, store, blocks=range(0, len(images.manifest), engine.recipe.batch_size),
+            workers=config.workers, stop=stop, image_timeout=config.image_timeout,
         )  # fmt: skip
-
-
-def _write_rows(writer: FeatureWriter, rows: list[int], block: Block, features: Arrays) -> None:
-    """Write a computed block whose images are these rows, sorted, of the file."""
-    for part in runs_of(rows, len(rows)):
-        writer.write_block(
-            rows[part.start],
-            {name: values[part] for name, values in features.items()},
-            status=block.status[part],
-            sha256=block.sha256[part],
-            orientation=block.orientation[part],
-            decoder=block.decoder[part],
-            reasons={
-                place - part.start: why for place, why in block.reasons.items() if part.start <= place < part.stop
-            },
-        )
