@@ -47,6 +47,7 @@ class FeaturesFile(Artifact[Features]):
         shard: Mapping[str, Any] | None,
         weights_file: Path,
         code: str | None,
+        projections: Mapping[str, str] | None,
     ) -> tuple[Features, Manifest] | None:
         """The finished file of the same request, and its images, without loading a network.
 
@@ -57,6 +58,7 @@ class FeaturesFile(Artifact[Features]):
             images: of the whole source.
             shard: which part of them is meant, as the provenance has it; None for all.
             weights_file: where the weights are, if they are a file of the user's.
+            projections: layer -> SHA-256 of what it is projected with, if `--reduce` names a file.
             code: what stands for the code that makes the network, if it is not featx's (`external.code.code_of`).
         """
         stored = self.read()
@@ -67,6 +69,9 @@ class FeaturesFile(Artifact[Features]):
         if made["request"] != request or made.get("shard") != shard:
             return None
         if made.get("code") != code:
+            return None
+        reduced = (made.get("reduction") or {}).get("layers", {})
+        if projections is not None and any(projections.get(name) != one["sha256"] for name, one in reduced.items()):
             return None
         if weights_file.is_file() and sha256_of_file(weights_file) != made["weights"]["sha256"]:
             return None

@@ -12,6 +12,7 @@ from featx.distributed.shards import parse_shard
 from featx.distributed.work_queue import WorkQueue
 from featx.errors import UsageError
 from featx.extraction.recipe import default_layer, weights_file
+from featx.extraction.reduction.projection import kept_in
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
 from featx.networks.external.code import code_of, trust_code
@@ -112,6 +113,11 @@ def extract_features(
     if (config.update or config.overwrite) and (config.shard is not None or queue is not None):
         flag = "--update" if config.update else "--overwrite"
         raise UsageError(f"{flag} works in one process, on a whole file; leave out --shard, or start one process")
+    if (config.reduce or "").startswith("pca:") and (config.shard is not None or queue is not None):
+        raise UsageError(
+            f"--reduce {config.reduce} is fitted by one process: fit it on a part of the images, and name its file "
+            f"for the rest: --reduce FILE.h5"
+        )
     shard = None if config.shard is None else parse_shard(config.shard)
     if shard is not None:
         output = shard.path(output)
@@ -127,6 +133,7 @@ def extract_features(
         shard=None if shard is None else shard.describe(manifest.digest, len(manifest)),
         weights_file=weights_file(config),
         code=code_of(config.backbone),
+        projections=kept_in(config.reduce),
     )
     if found is not None and not (config.retry_failed and found[0].failures()):
         if is_first:

@@ -14,6 +14,7 @@ from featx.artifacts.head_file import SHOWN_CONFUSIONS, FitReport, HeadFile
 from featx.artifacts.head_rows import split_rows
 from featx.errors import LabelError, NonFiniteRow, UsageError
 from featx.extraction.recipe import describe_layer
+from featx.extraction.reduction.projection import reduction_of
 from featx.heads.calibration import Calibration, calibrate
 from featx.heads.excluded import count_excluded
 from featx.heads.labels import Labels, classes_of, is_known, is_multilabel, labels_among
@@ -126,6 +127,7 @@ def _fit(
         calibration=_calibrated(found, labels[train], config),
         multilabel=multilabel,
         trained_on=remember(features.sha256[train]),
+        projection=reduction.layers[layer].arrays if (reduction := reduction_of(features)) else {},
     )
     known = test if multilabel else test[labels[test] >= 0]
     metrics = head.measure(values[known], labels[known]) if len(known) else None

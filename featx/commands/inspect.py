@@ -82,6 +82,10 @@ class InspectReport(Report):
             f"{made['versions']['decoder']}, torch {made['versions']['torch']}",
             f"preprocessing: {_preprocessing(made)}",
         ]
+        if reduced := made.get("reduction"):
+            each = ", ".join(f"{name} from {one['values']:,} values" for name, one in reduced["layers"].items())
+            fitted = f" of {plural(reduced['sample'], 'image')}" if reduced["sample"] else f", seed {reduced['seed']}"
+            text.append(f"reduced by {reduced['method']}:{reduced['components']}{fitted}: {each}")
         if self.changed:
             text.append(f"CHANGED since it was made: {self.changed}")
         if self.classes:

@@ -167,6 +167,7 @@ def _whole_plan(parts: Sequence[Features]) -> FilePlan:
         splits=first.splits,
         layers=list(first.layers.values()),
         provenance=whole,
+        projections=first.projections,
     )
 
 

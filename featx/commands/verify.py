@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from featx.errors import FileFormatError, PlanMismatch, SourceError, VerificationFailed
+from featx.extraction.reduction.projection import reduction_of
 from featx.extraction.reference import Reference
 from featx.images.bad_image import BadImage
 from featx.images.decode import decode, pillow_settings
@@ -210,6 +211,7 @@ def _recompute(
     reference = Reference(made, config.weights_file, reporter.download)
     said = SelfCheck("layers", reference.differing_layers(features.layers))
     load = _image_loader(features, config.source)
+    reduction = reduction_of(features)
     largest = dict.fromkeys(features, 0.0)
     decoders = [Decoder(found) for found in np.unique(features.decoder[chosen])]
     difference = {(name, decoder): (0.0, "") for name in features for decoder in decoders}
@@ -219,6 +221,8 @@ def _recompute(
             expected = reference(load(int(row)))
             for name in features:
                 values, stored = expected[name].numpy(), np.asarray(features[name][row], np.float32)
+                if reduction is not None:
+                    values = reduction.layers[name].exactly(values[None])[0]
                 if values.shape != stored.shape:
                     raise VerificationFailed(f"{path}: {name} has rows of {stored.shape}, recomputed {values.shape}")
                 largest[name] = max(largest[name], float(np.abs(values).max()))

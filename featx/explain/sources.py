@@ -37,7 +37,7 @@ def subject_of_features(
     """
     described = describe_layer(features.provenance, layer, "none")
     recipe = Recipe.from_dict(
-        described, layer=layer, weights=weights_file, device=device, batch_size=None, decode="cpu"
+        described, layer=layer, weights=weights_file, device=device, batch_size=None, decode="cpu", whole=True
     )
     subject = subject_of(recipe, reporter.download)
     made_with = features.provenance["weights"]["sha256"]

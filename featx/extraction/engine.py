@@ -61,6 +61,8 @@ class Engine:
         self.specs = recipe.layer_specs()
         self._type = _COMPUTE_TYPE[recipe.precision]
         self._layouts = {one.name: recipe.backbone.geometry_of(one).layout for one in recipe.layers}
+        reduced = recipe.reduction.layers if recipe.reduction else {}
+        self._project = {name: one.on(recipe.device) for name, one in reduced.items()}
         self._pixels = NormalisedPixels(recipe.preprocess, self._type, recipe.device)
         self._load(progress)
         return_freed_memory()
@@ -173,6 +175,9 @@ class Engine:
     def _of_views(self, pixels: npt.NDArray[np.uint8]) -> Arrays:
         """As `features`, of pixels that hold several views of each image."""
         found = pool_views(self._of_one_view, pixels, self.recipe.preprocess.aggregate)
+        if self._project:
+            on = {name: torch.from_numpy(values).to(self.recipe.device) for name, values in found.items()}
+            found = {name: values.cpu().numpy() for name, values in self._projected(on).items()}
         stored = {name: values.astype(self.recipe.dtype, copy=False) for name, values in found.items()}
         return stored if self._head is None else {SCORES: self._head.scores(stored[self._head.layer])}
 
@@ -223,7 +228,12 @@ class Engine:
     def _pooled(self, images: Tensor) -> dict[str, Tensor]:
         activations: dict[str, Tensor] = self._network(images)
         pool = self.recipe.pooling
-        return {name: pool(values.float(), self._layouts[name]) for name, values in activations.items()}
+        found = {name: pool(values.float(), self._layouts[name]) for name, values in activations.items()}
+        # Of several views it is what is kept of them that is projected.
+        return self._projected(found) if self.recipe.preprocess.view_count == 1 else found
+
+    def _projected(self, layers: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {name: self._project[name](values) for name, values in layers.items()} if self._project else layers
 
     def pool(self, name: str, values: npt.NDArray[Any], pooling: Pooling) -> npt.NDArray[Any]:
         """What this engine would give for a layer with another pooling, with the same bits, of what it gave without.

@@ -20,6 +20,8 @@ from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.pipeline import Stages, stream_features
 from featx.extraction.plan import ExtractionPlan
 from featx.extraction.recipe import default_layer, weights_file
+from featx.extraction.reduction.fit import fitted
+from featx.extraction.reduction.projection import kept_in
 from featx.extraction.update import Growth, older_version, other_file
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
@@ -79,6 +81,7 @@ def extract(
         shard=None,
         weights_file=weights_file(config),
         code=code_of(config.backbone),
+        projections=kept_in(config.reduce),
     )
     if found is not None:
         refuse_other_images(*found, reporter)
@@ -114,9 +117,10 @@ class ExtractionJob:
         self.output, self.config, self.shard, self.queue, self.before = output, config, shard, queue, before
         self.reporter = reporter = reporter if queue is None or queue.is_first else SILENT
         plan = ExtractionPlan(manifest, output, config, shard)
-        self.recipe, self.manifest = plan.recipe, plan.manifest
+        self.manifest = plan.manifest
         self.distinct = plan.distinct
         reporter.notes(plan.lines())
+        plan.recipe = self.recipe = fitted(plan.recipe, self.manifest, output, config, reporter)
         self.engine = Engine(self.recipe, reporter.download)
         if self.engine.gpu is not None:
             self._use_the_gpu(self.engine.gpu, cache)

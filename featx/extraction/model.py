@@ -89,7 +89,7 @@ class Model:
         if self.head is not None:
             return Recipe.from_dict(
                 self.head.recipe, layer=self.head.layer, weights=weights_file, device=device, batch_size=batch_size,
-                decode=decode,
+                decode=decode, projection=self.head.projection,
             )  # fmt: skip
         notes_on(PredictConfig(weights_file=weights_file), Facts(model=self.kind))
         run = self._run

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from featx.extraction.distinct import DistinctImages
 from featx.extraction.engine import Engine
 from featx.extraction.provenance import hardware, versions
 from featx.extraction.recipe import Recipe, extract_command
+from featx.extraction.reduction.fit import sample_size
+from featx.extraction.reduction.projection import PCA
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
 from featx.images.sources.remote import place_of
@@ -75,6 +79,8 @@ class ExtractionPlan:
             all_vectors=all(len(recipe.backbone.geometry_of(layer).shape) == 1 for layer in recipe.layers),
         )
         lines += notes_on(self.config, facts)
+        if recipe.reduction is not None and recipe.reduction.method == PCA and not recipe.reduction.layers:
+            lines.append(f"the PCA is fitted on {sample_size(recipe.reduction.components, count):,} images at random")
         if self.distinct is not None:
             repeats = plural(self.distinct.repeated, "entry repeats", "entries repeat")
             lines.append(f"{repeats} an image that stands before in the list; each image is computed once")
@@ -120,6 +126,7 @@ class ExtractionPlan:
             manifest.splits,
             self.recipe.layer_specs(),
             _portable(provenance),
+            self.recipe.reduction.arrays() if self.recipe.reduction else {},
         )
 
     def _part_of(self, manifest: Manifest) -> Manifest:
@@ -128,7 +135,12 @@ class ExtractionPlan:
         return manifest.part(self.shard.rows(len(manifest), self.recipe.batch_size))
 
     def _bytes_needed(self) -> int:
-        return sum(spec.bytes_per_image for spec in self.recipe.layer_specs()) * len(self.manifest)
+        rows = sum(spec.bytes_per_image for spec in self.recipe.layer_specs()) * len(self.manifest)
+        reduction = self.recipe.reduction
+        if reduction is None or reduction.method != PCA:
+            return rows
+        whole = replace(self.recipe, reduction=None).layer_specs()
+        return rows + 4 * (reduction.components + 1) * sum(math.prod(spec.shape) for spec in whole)
 
     def _refuse_what_cannot_fit(self) -> None:
         if self.output.exists() or partial_path(self.output).exists():

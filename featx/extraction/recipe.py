@@ -5,12 +5,15 @@ Importing this module loads neither torch nor a network: a finished output is re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy.typing as npt
+
 from featx.errors import UsageError
+from featx.extraction.reduction.projection import PCA, Reduction, from_described, parse_reduction
 from featx.images.preprocess import CENTER, Preprocess
 from featx.networks.external.code import code_of, refuse_changed_code, trust_code
 from featx.networks.run_folder import is_run, read_run
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from featx.networks.pooling import Pooling
 
 PENULTIMATE = "penultimate"
+_ELSEWHERE = (  # options that no feature depends on
+    "follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "shard", "update", "overwrite",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -40,6 +46,7 @@ class Recipe:
         plain: on a CPU, PyTorch's own modules, whose rounding is that of training, instead of packed ones.
         decode: who decodes: "cpu", "fast", "gpu", or "auto" for cpu and gpu at once.
         assumed: what the user should be told about the preprocessing, where the weights do not say it.
+        reduction: what makes the layers smaller; None to keep them as they are.
     """
 
     backbone: Backbone
@@ -55,6 +62,7 @@ class Recipe:
     decode: str = "cpu"
     plain: bool = False
     assumed: str | None = None
+    reduction: Reduction | None = None
 
     @classmethod
     def plan(
@@ -65,6 +73,7 @@ class Recipe:
         weights: str = "default",
         pool: str = "none",
         precision: str = "fp32",
+        reduce: str | None = None,
         dtype: str = "float32",
         device: str = "auto",
         batch_size: int | None = None,
@@ -136,35 +145,17 @@ class Recipe:
             )
         captured = tuple(network.names.resolve(default_layer(backbone) if layers is None else layers))
         return cls(
-            backbone=network,
-            layers=captured,
-            weights=source,
-            preprocess=prepared,
-            pooling=parse_pooling(pool),
-            precision=precision,
-            dtype=dtype,
-            device=chosen,
+            backbone=network, layers=captured, weights=source, preprocess=prepared, pooling=parse_pooling(pool),
+            precision=precision, dtype=dtype, device=chosen,
             batch_size=batch_size or default_batch_size(network.largest_activation(captured), chosen.type),
-            exif=exif,
-            decode=decode,
-            plain=plain,
-            assumed=assumed,
-        )
+            exif=exif, decode=decode, plain=plain, assumed=assumed,
+            reduction=parse_reduction(reduce) if reduce else None,
+        )  # fmt: skip
 
     @classmethod
     def from_config(cls, config: ExtractConfig) -> Recipe:
         """What makes the features that options ask for."""
-        elsewhere = (
-            "follow_links",
-            "max_bad",
-            "image_timeout",
-            "workers",
-            "retry_failed",
-            "shard",
-            "update",
-            "overwrite",
-        )
-        return cls.plan(**{name: value for name, value in vars(config).items() if name not in elsewhere})
+        return cls.plan(**{name: value for name, value in vars(config).items() if name not in _ELSEWHERE})
 
     @classmethod
     def from_dict(
@@ -176,6 +167,8 @@ class Recipe:
         device: str,
         batch_size: int | None,
         decode: str,
+        projection: Mapping[str, npt.NDArray[Any]] | None = None,
+        whole: bool = False,
     ) -> Recipe:
         """The recipe of one layer, as `describe_layer` has described it for a head.
 
@@ -183,6 +176,8 @@ class Recipe:
             weights: where the weights are now, if not where they were.
             device, batch_size, decode: these may differ from the stored ones; the features then differ by rounding,
                 and by what decoders differ in.
+            projection: of a layer that was reduced.
+            whole: the layer is wanted as it was before that.
         """
         preprocess = stored["preprocess"]
         recipe = cls.plan(
@@ -201,7 +196,12 @@ class Recipe:
             named_by_user=False,
         )
         refuse_changed_code(stored["backbone"], stored.get("code"))
-        return replace(recipe, preprocess=Preprocess.from_values(preprocess))
+        reduction, reduced = None, stored.get("reduction")
+        if reduced and not whole:
+            if not projection:
+                raise UsageError(f"{layer} was made with --reduce; here it is needed with all of its values")
+            reduction = from_described(reduced, layer, projection)
+        return replace(recipe, preprocess=Preprocess.from_values(preprocess), reduction=reduction)
 
     def to_dict(self, weights_sha256: str) -> dict[str, Any]:
         """As plain values, for a file's provenance."""
@@ -219,6 +219,7 @@ class Recipe:
             "preprocess": self.preprocess.values(),
             "exif": self.exif,
             "pooling": self.pooling.spec,
+            **({"reduction": self.reduction.describe()} if self.reduction else {}),
             "layers": {layer.name: {"node": layer.node, "relu": layer.relu} for layer in self.layers},
             "precision": self.precision,
             "dtype": self.dtype,
@@ -243,7 +244,8 @@ class Recipe:
             pooled = self.pooling.shape(shape, geometry.layout)
             if self.preprocess.view_count > 1 and self.preprocess.aggregate == "stack":
                 pooled = (self.preprocess.view_count, *pooled)
-            specs.append(LayerSpec(layer.name, layer.node, layer.relu, kind, pooled, self.dtype))
+            spec = LayerSpec(layer.name, layer.node, layer.relu, kind, pooled, self.dtype)
+            specs.append(replace(spec, shape=self.reduction.smaller(spec)) if self.reduction else spec)
         return specs
 
 
@@ -260,6 +262,9 @@ def describe_layer(provenance: dict[str, Any], layer: str, pooling: str) -> dict
     request = {name: value for name, value in provenance["request"].items() if name in names}
     alone = ExtractConfig(**{**request, "layers": layer})
     code = {"code": provenance["code"]} if provenance.get("code") else {}
+    if made := provenance.get("reduction"):
+        code["reduction"] = {key: value for key, value in made.items() if key != "layers"} | made["layers"][layer]
+        alone = replace(alone, reduce="FITTED.h5" if made["method"] == PCA else alone.reduce)
     return (
         {key: provenance[key] for key in kept}
         | code

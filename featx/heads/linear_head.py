@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from featx.runtime.text import printable
 
 METADATA = "featx head 1"  # the one key of the safetensors metadata, and the format's version
 _ROWS_AT_ONCE = 4096
+_PROJECTION = "projection."  # before the names of its arrays
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class LinearHead:
         report: how the head was fitted and how good it was.
         calibration: makes probabilities of an SVM's scores; None without one.
         multilabel: images can be of several classes, those whose score is above 0.
+        projection: the arrays by which the layer was reduced (`extraction.reduction`); empty if it was not.
         trained_on: (n, 8) the beginnings of the SHA-256 of the training images; None if they are not known.
     """
 
@@ -60,6 +63,7 @@ class LinearHead:
     calibration: Calibration | None = None
     multilabel: bool = False
     trained_on: npt.NDArray[np.uint8] | None = None
+    projection: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def scores(self, features: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
         """(n, K) decision values of features (n, D) or (n, C, H, W); for "softmax" the logits.
@@ -160,6 +164,7 @@ class LinearHead:
         }
         if self.trained_on is not None:
             tensors["trained_on"] = self.trained_on
+        tensors |= {f"{_PROJECTION}{name}": np.ascontiguousarray(array) for name, array in self.projection.items()}
         described = {
             "kind": self.kind,
             "classes": self.classes,
@@ -196,8 +201,8 @@ class LinearHead:
                 described: dict[str, Any] = parse_json(metadata[METADATA], f"{path}, its metadata")
                 declared = convert(described, Head, f"{path}, its metadata")
                 tensors = {name: file.get_tensor(name) for name in ("weights", "bias")}
-                if "trained_on" in file.keys():  # noqa: SIM118  # it is no dictionary
-                    tensors["trained_on"] = file.get_tensor("trained_on")
+                kept = [name for name in file.keys() if name == "trained_on" or name.startswith(_PROJECTION)]  # noqa: SIM118
+                tensors |= {name: file.get_tensor(name) for name in kept}
             _refuse_damage(declared, tensors)
             if declared.sha256 and declared.sha256 != _digest(described, tensors):
                 raise ValueError("it was damaged or changed: its contents do not match their hash")
@@ -207,18 +212,12 @@ class LinearHead:
             raise FileFormatError(f"{path} cannot be read as a head: {' '.join(str(error).split())}") from error
         learnt = declared.calibration
         return cls(
-            kind=declared.kind,
-            weights=tensors["weights"],
-            bias=tensors["bias"],
-            classes=declared.classes,
-            normalize=declared.normalize,
-            layer=declared.layer,
-            recipe=described["recipe"],
-            report=declared.report,
+            kind=declared.kind, weights=tensors["weights"], bias=tensors["bias"], classes=declared.classes,
+            normalize=declared.normalize, layer=declared.layer, recipe=described["recipe"], report=declared.report,
             calibration=None if learnt is None else Calibration(learnt.kind, learnt.slopes, learnt.offsets),
-            multilabel=declared.multilabel,
-            trained_on=tensors.get("trained_on"),
-        )
+            multilabel=declared.multilabel, trained_on=tensors.get("trained_on"),
+            projection={n.removeprefix(_PROJECTION): a for n, a in tensors.items() if n.startswith(_PROJECTION)},
+        )  # fmt: skip
 
     def refuse_other_features(self, layer: str, recipe: dict[str, Any], where: str) -> None:
         """Raise FeaturesMismatch unless `recipe` makes the same features as the head was fitted on.
@@ -282,13 +281,14 @@ _MUST_AGREE = {
     "weights.sha256": "weights of sha256",
     "preprocess": "preprocessing",
     "exif": "EXIF orientation applied:",
+    "reduction": "--reduce",
 }
 
 
 def _get(recipe: dict[str, Any], key: str) -> Any:
     value: Any = recipe
     for part in key.split("."):
-        value = value[part]
+        value = value.get(part) if part == "reduction" else value[part]
     return value
 
 

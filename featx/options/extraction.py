@@ -61,6 +61,10 @@ class ExtractConfig(Config):
     pool: str = option(
         "none", "Pooling: none, flatten; of maps avg, max, spp:1,2,4; of tokens cls, mean, cls+mean.", metavar="POOL"
     )
+    reduce: str | None = option(
+        None, "Keep fewer values of each layer: pca:N principal components, srp:N sparse random projections, or "
+        "those of a features file or head.", metavar="HOW",
+    )  # fmt: skip
     precision: str = option("fp32", "Arithmetic of the network.", choices=PRECISIONS)
     dtype: str = option("float32", "Number type in the file.", choices=("float32", "float16"))
     device: str = device_option()

@@ -267,7 +267,7 @@ def saliency_section(paths: Sequence[Path], features: Features, part: FeaturesPa
     layer = next(iter(features))
     recipe = Recipe.from_dict(
         describe_layer(features.provenance, layer, "none"), layer=LOGITS, weights=part.weights_file,
-        device=part.device, batch_size=None, decode="cpu",
+        device=part.device, batch_size=None, decode="cpu", whole=True,
     )  # fmt: skip
     subject = subject_of(recipe, part.reporter.download)
     pixels = subject.pixels(list(paths))

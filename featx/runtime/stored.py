@@ -91,6 +91,32 @@ class Shard(Struct):
     total: int = 0
 
 
+class Reduced(Struct):
+    """A layer that is projected."""
+
+    values: Annotated[int, Meta(ge=1, le=1 << 31)]
+    sha256: Sha256
+
+
+class Reduction(Struct):
+    """How the layers of a file were made smaller."""
+
+    method: Literal["pca", "srp"]
+    components: Annotated[int, Meta(ge=1, le=999_999)]
+    seed: Annotated[int, Meta(ge=0, le=999_999_999)]
+    sample: Annotated[int, Meta(ge=0)]
+    layers: dict[str, Reduced]
+
+
+class HeadReduction(Reduced):
+    """How the layer of a head was made smaller."""
+
+    method: Literal["pca", "srp"]
+    components: Annotated[int, Meta(ge=1, le=999_999)]
+    seed: Annotated[int, Meta(ge=0, le=999_999_999)]
+    sample: Annotated[int, Meta(ge=0)]
+
+
 class Provenance(Struct):
     """/provenance of a features file."""
 
@@ -113,6 +139,7 @@ class Provenance(Struct):
     device: Text = "cpu"
     plain: bool = False
     code: Text | None = None
+    reduction: Reduction | None = None
 
 
 class HeadRecipe(Struct):
@@ -129,6 +156,7 @@ class HeadRecipe(Struct):
     command: Text
     dtype: Literal["float32", "float16"] = "float32"
     code: Text | None = None
+    reduction: HeadReduction | None = None
 
 
 class Calibration(Struct, forbid_unknown_fields=True):

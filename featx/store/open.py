@@ -75,6 +75,7 @@ class JoinedFeatures(Features):
         self.files = list(files)
         self.path = Path(" + ".join(str(file.path) for file in files))
         self.layers, self.provenance = first.layers, first.provenance
+        self._extents = first._extents  # of what all of them have alike
         self.complete = all(file.complete for file in files)
         self.fingerprint = hashlib.sha256("".join(file.fingerprint for file in files).encode()).hexdigest()
 
@@ -104,6 +105,8 @@ class JoinedFeatures(Features):
         return np.concatenate([_among(self.splits, file.splits, file.split_of) for file in self.files])
 
     def _map(self, name: str) -> npt.NDArray[Any]:
+        if name.startswith("reduction/"):  # the same in all
+            return self.files[0]._map(name)
         return np.concatenate([file._map(name) for file in self.files])
 
     def _rows(self, layer: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:

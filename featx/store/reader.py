@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -195,6 +195,16 @@ class Features(Mapping[str, npt.NDArray[Any]]):
     def decoder(self) -> npt.NDArray[np.uint8]:
         """(N,) what made the pixels of each image: 0 Pillow, 1 nvJPEG, 2 libjpeg-turbo and PyTorch."""
         return np.array(self._map("images/decoder"))
+
+    @property
+    def datasets(self) -> Collection[str]:
+        """The names of what the file holds, without the first slash."""
+        return self._extents.keys()
+
+    @property
+    def projections(self) -> dict[str, npt.NDArray[Any]]:
+        """What reduced layers were projected with, by the names of the datasets; empty if none was."""
+        return {name: np.array(self.array(name)) for name in self.datasets if name.startswith("reduction/")}
 
     def array(self, name: str) -> npt.NDArray[Any]:
         """Any dataset of the file, by its HDF5 name without the first slash."""

@@ -11,6 +11,8 @@
     /images/decoder      (N,) uint8, what made the pixels: 0 Pillow, 1 nvJPEG, 2 libjpeg-turbo and PyTorch
     /classes             (K,) UTF-8
     /splits              (S,) UTF-8
+    /reduction/<layer>/  of layers that --reduce made smaller: components, mean, explained_variance of a PCA; the
+                         matrix of a random projection in compressed sparse rows: data, indices, indptr
     /provenance          one JSON text: everything the features depend on
     attributes           format = "featx", schema = 1, complete = 0 | 1, fingerprint
 
@@ -27,7 +29,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -75,6 +77,7 @@ class FilePlan:
     Attributes:
         paths, labels, split_of: N each.
         provenance: plain values; must not depend on when, where or in how many pieces the job runs.
+        projections: what reduced layers were projected with, by name; the provenance has their SHA-256.
     """
 
     paths: Sequence[bytes]
@@ -84,6 +87,7 @@ class FilePlan:
     splits: Sequence[str]
     layers: Sequence[LayerSpec]
     provenance: Mapping[str, Any]
+    projections: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     @property
     def provenance_json(self) -> str:
@@ -114,6 +118,7 @@ class FilePlan:
             "classes": _utf8(self.classes),
             "splits": _utf8(self.splits),
             "provenance": np.array(self.provenance_json.encode()),
+            **self.projections,
         }
         attributes = {layer.name: attributes_of(layer) for layer in self.layers}
         return arrays | {"checksums/static": np.array([static_checksum(arrays, self.provenance, attributes)], "<u8")}
@@ -194,14 +199,8 @@ def _copy_written(memory: int, path: Path) -> None:
 
 
 def _write_hdf5(memory: IO[bytes], plan: FilePlan) -> None:
-    with h5py.File(
-        memory,
-        "w",
-        driver="fileobj",
-        libver="earliest",
-        alignment_threshold=1,
-        alignment_interval=_ALIGNMENT,
-    ) as file:
+    layout = {"libver": "earliest", "alignment_threshold": 1, "alignment_interval": _ALIGNMENT}
+    with h5py.File(memory, "w", driver="fileobj", **layout) as file:
         file.attrs["format"] = np.bytes_(FORMAT)
         file.attrs.create("schema", SCHEMA, dtype="<i4")
         file.attrs.create("complete", 0, dtype="u1")

@@ -141,7 +141,7 @@ def _plan(parts: Sequence[Features], joined: JoinedFeatures, images: Manifest) -
     }
     return FilePlan(
         images.paths, images.labels, images.classes, images.split_of, images.splits, list(joined.layers.values()),
-        provenance,
+        provenance, first.projections,
     )  # fmt: skip
 
 

@@ -66,6 +66,8 @@ class _Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(recipe.preprocess.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(recipe.preprocess.std).view(1, 3, 1, 1))
         self.rule, self.head = model.rule, model.head
+        reduced = recipe.reduction.layers[self.layer] if recipe.reduction else None
+        self.project = reduced.on(torch.device("cpu")) if reduced else None
         if model.head is not None:
             self.weights = nn.Parameter(torch.from_numpy(model.head.weights).float(), requires_grad=False)
             self.bias = nn.Parameter(torch.from_numpy(model.head.bias).float(), requires_grad=False)
@@ -73,6 +75,7 @@ class _Classifier(nn.Module):
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         images = (pixels.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
         values = self.pooling(self.network(images)[self.layer], self.layout).flatten(1)
+        values = values if self.project is None else self.project(values)
         scores = values if self.head is None else self._scores(values)
         chances = self._probabilities(scores)
         return (scores,) if chances is None else (scores, chances)

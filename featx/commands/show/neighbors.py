@@ -6,7 +6,7 @@ import csv
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +159,7 @@ def _queries_of_images(
     from featx.extraction.engine import Engine
     from featx.extraction.in_memory.threads import InMemory
     from featx.extraction.recipe import Recipe, describe_layer
+    from featx.extraction.reduction.projection import reduction_of
 
     if shown is None:
         return []
@@ -166,9 +167,10 @@ def _queries_of_images(
     described = describe_layer(provenance, layers[0], provenance["pooling"])
     recipe = Recipe.from_dict(
         described, layer=",".join(layers), weights=config.weights_file, device=config.device, batch_size=None,
-        decode="cpu",
+        decode="cpu", whole=True,
     )  # fmt: skip
-    engine = Engine(recipe)
+    reduction = reduction_of(features)
+    engine = Engine(replace(recipe, reduction=reduction))
     if engine.weights_sha256 != provenance["weights"]["sha256"]:
         raise WeightsMismatch(
             f"{features.path} was made with other weights than {recipe.weights.name} holds now; say where they are "

@@ -19,6 +19,7 @@ from featx.extraction.engine import Engine
 from featx.extraction.in_memory.threads import ON_ERROR, Batch, InMemory
 from featx.extraction.provenance import versions
 from featx.extraction.recipe import Recipe
+from featx.extraction.reduction.fit import without_images
 from featx.status import Status
 from featx.store.reader import Failure
 
@@ -65,7 +66,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         layers: names, as a list or as text with ranges (conv1-conv5) and globs; by default fc7 of AlexNet and VGG,
             penultimate of other networks.
         weights: "default", a torchvision weights name, a file of torch.save or safetensors, or "random:SEED".
-        pool, precision, dtype, device, decode, preprocess, resize, crop, dense, squash, pad_color, mean, std,
+        pool, reduce, precision, dtype, device, decode, preprocess, resize, crop, dense, squash, pad_color, mean, std,
             interpolation, grey, exif, mirror, views, aggregate, batch_size: as the options of `featx extract`.
         crop_mode: as its option `--fit`: "crop", "pad" or "squash".
         workers: threads that decode and compute; by default one per core.
@@ -89,6 +90,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         *,
         weights: str = "default",
         pool: str = "none",
+        reduce: str | None = None,
         precision: str = "fp32",
         dtype: str = "float32",
         device: str = "auto",
@@ -116,6 +118,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
         self.layers = layers
         self.weights = weights
         self.pool = pool
+        self.reduce = reduce
         self.precision = precision
         self.dtype = dtype
         self.device = device
@@ -284,7 +287,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
             layers = ",".join(layers)
         fit = parameters.pop("crop_mode")
         recipe = Recipe.plan(**parameters, layers=layers, fit=fit)
-        return InMemory(Engine(recipe), workers=workers)
+        return InMemory(Engine(without_images(recipe)), workers=workers)
 
 
 def _side_by_side(features: dict[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:

@@ -1,0 +1,1 @@
+"""Fewer values for each image: layers projected before they are written."""
