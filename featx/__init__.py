@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from featx.commands.inspect import InspectReport, inspect_file
     from featx.commands.layers import LayersReport, list_layers
     from featx.commands.merge import MergeReport, merge_shards
-    from featx.commands.predict import PredictReport, predict_images
+    from featx.commands.predict import PredictionsReport, PredictReport, predict_images, predict_with_heads
     from featx.commands.probe import probe_layers
     from featx.commands.show.class_image import show_class_image
     from featx.commands.show.correspondence import show_correspondence
@@ -169,6 +169,8 @@ _HOME = {
     "merge_shards": "featx.commands.merge",
     "open_features": "featx.store.open",
     "predict_images": "featx.commands.predict",
+    "predict_with_heads": "featx.commands.predict",
+    "PredictionsReport": "featx.commands.predict",
     "probe_layers": "featx.commands.probe",
     "verify_file": "featx.commands.verify",
 }
@@ -213,6 +215,7 @@ __all__ = [
     "PredictConfig",
     "PredictReport",
     "Prediction",
+    "PredictionsReport",
     "Predictor",
     "ProbeConfig",
     "ProbeReport",
@@ -242,6 +245,7 @@ __all__ = [
     "merge_shards",
     "open_features",
     "predict_images",
+    "predict_with_heads",
     "probe_layers",
     "show_class_image",
     "show_correspondence",

@@ -304,12 +304,12 @@ def verify_command(file: Path, config: VerifyConfig, as_json: bool) -> None:
 
 
 @commands.command("fit-svm")
-@click.argument("features", type=PATH)
+@click.argument("features", type=PATH, nargs=-1, required=True)
 @output_option("The head to save; without it, only the report.")
 @options_of(FitConfig)
 @common
-def fit_svm_command(features: Path, output: Path | None, config: FitConfig, as_json: bool) -> None:
-    """Fit a linear SVM on the rows of FEATURES.
+def fit_svm_command(features: tuple[Path, ...], output: Path | None, config: FitConfig, as_json: bool) -> None:
+    """Fit a linear SVM on the rows of FEATURES, one file or several.
 
     \b
     featx fit-svm photos.h5 -l fc7 --c auto -o head.safetensors
@@ -320,12 +320,12 @@ def fit_svm_command(features: Path, output: Path | None, config: FitConfig, as_j
 
 
 @commands.command("fit-softmax")
-@click.argument("features", type=PATH)
+@click.argument("features", type=PATH, nargs=-1, required=True)
 @output_option("The head to save; without it, only the report.")
 @options_of(FitConfig)
 @common
-def fit_softmax_command(features: Path, output: Path | None, config: FitConfig, as_json: bool) -> None:
-    """Fit a softmax (multinomial logistic regression) head on the rows of FEATURES.
+def fit_softmax_command(features: tuple[Path, ...], output: Path | None, config: FitConfig, as_json: bool) -> None:
+    """Fit a softmax (multinomial logistic regression) head on the rows of FEATURES, one file or several.
 
     \b
     featx fit-softmax photos.h5 -l fc7 --per-class 30 -o head.safetensors
@@ -360,12 +360,12 @@ def finetune_command(source: Path, output: Path, config: FinetuneConfig, as_json
 
 
 @commands.command("probe")
-@click.argument("source", type=PATH)
+@click.argument("source", type=PATH, nargs=-1, required=True)
 @output_option("Folder for table and picture.", metavar="FOLDER")
 @options_of(ProbeConfig)
 @common
-def probe_command(source: Path, output: Path | None, config: ProbeConfig, as_json: bool) -> None:
-    """Compare the layers of a features file, or of the images of SOURCE: which transfers best?
+def probe_command(source: tuple[Path, ...], output: Path | None, config: ProbeConfig, as_json: bool) -> None:
+    """Compare the layers of features files, or of the images of SOURCE: which transfers best?
 
     \b
     featx probe photos.h5 --per-class 30 --repeats 10 -o probe/
@@ -376,30 +376,40 @@ def probe_command(source: Path, output: Path | None, config: ProbeConfig, as_jso
 
 
 @commands.command("predict")
-@click.argument("head", type=PATH)
+@click.argument("head", type=PATH, nargs=-1, required=True)
 @click.argument("source", type=PATH)
-@output_option("The CSV file to write; without one the best classes are shown.")
+@output_option("The CSV file to write; without one the best classes are shown. Of several heads a folder.")
 @options_of(PredictConfig)
 @common
-def predict_command(head: Path, source: Path, output: Path | None, config: PredictConfig, as_json: bool) -> None:
+def predict_command(
+    head: tuple[Path, ...], source: Path, output: Path | None, config: PredictConfig, as_json: bool
+) -> None:
     """Predict the class of every image of SOURCE (a folder, list, zip or image), or of every row of a features file.
+
+    Several heads with the features of one network see each image once; each has its table in the folder of -o.
 
     \b
     featx predict head.safetensors more-photos/ -o predictions.csv
     featx predict head.safetensors photo.jpg
+    featx predict species.safetensors sex.safetensors birds/ -o predictions/
     """
-    from featx.commands.predict import predict_images
+    from featx.commands.predict import predict_images, predict_with_heads
 
-    show(predict_images(head, source, output, config, reporter=StderrReporter()), as_json)
+    if len(head) > 1:
+        show(predict_with_heads(head, source, output, config, reporter=StderrReporter()), as_json)
+    else:
+        show(predict_images(head[0], source, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("evaluate")
 @click.argument("head", type=PATH)
-@click.argument("features", type=PATH)
+@click.argument("features", type=PATH, nargs=-1, required=True)
 @output_option("Save the report here, as JSON.")
 @options_of(EvaluateConfig)
 @common
-def evaluate_command(head: Path, features: Path, output: Path | None, config: EvaluateConfig, as_json: bool) -> None:
+def evaluate_command(
+    head: Path, features: tuple[Path, ...], output: Path | None, config: EvaluateConfig, as_json: bool
+) -> None:
     """Evaluate a HEAD, or a fine-tuned network (its folder), on labelled images, or a head on the rows of FEATURES.
 
     \b

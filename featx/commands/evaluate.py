@@ -35,7 +35,7 @@ from featx.runtime.report import Report
 from featx.runtime.stored import build, convert, read_json_file
 from featx.runtime.text import plural
 from featx.status import Status
-from featx.store.open import open_features
+from featx.store.open import Paths, open_features, paths_of
 from featx.store.reader import Features
 
 FORMAT = "featx evaluation"
@@ -107,7 +107,7 @@ class Evaluation(Artifact[EvaluateReport]):
 
 def evaluate_head(
     head: str | os.PathLike[str],
-    features: str | os.PathLike[str],
+    features: Paths,
     config: EvaluateConfig | None = None,
     *,
     output: str | os.PathLike[str] | None = None,
@@ -117,7 +117,8 @@ def evaluate_head(
 
     Args:
         head: a head, or the folder of a fine-tuned network.
-        features: a features file, or images, as for `extract_features`, whose features are made as the head's were.
+        features: a features file, or several as one; or images, as for `extract_features`, whose features are made
+            as the head's were.
         output: where the report is kept as JSON. The same call again then reads it, or resumes where an interrupted
             one has stopped.
 
@@ -143,7 +144,7 @@ def evaluate_head(
 
 def _evaluate(
     model: Model,
-    features: str | os.PathLike[str],
+    features: Paths,
     config: EvaluateConfig,
     output: str | os.PathLike[str] | None,
     reporter: Reporter,
@@ -153,18 +154,22 @@ def _evaluate(
     head = model.path if head is None else Path(head)
     kept = None if output is None else Evaluation(Path(output), reporter)
     stored: StoredScores | None = None
-    given = Path(features)
-    if model.head is not None and (given.suffix.lower() in (".h5", ".hdf5") or is_hdf5(given)):
-        opened = open_features(features)
+    given = paths_of(features)
+    if len(given) > 1 and model.head is None:
+        raise UsageError(f"{model.path} is a whole network and takes images of one source, not {len(given)} files")
+    first = given[0]
+    if len(given) > 1 or (model.head is not None and (first.suffix.lower() in (".h5", ".hdf5") or is_hdf5(first))):
+        opened = open_features(*given)
         reporter.notes(notes_on(config, Facts(source_kind=None, model=model.kind)))
         plan = _plan(model, opened.digest, config)
         finished = None if kept is None else kept.take_finished(plan)
         if finished is not None:
             return finished
+        assert model.head is not None
         report = _evaluate_head(model.head, Path(head), opened, config.split, reporter)
         files: dict[str, str] = {}
     else:
-        manifest = scan(features, follow_links=config.follow_links)
+        manifest = scan(first, follow_links=config.follow_links)
         reporter.notes(notes_on(config, Facts(source_kind=manifest.kind, model=model.kind)))
         plan = _plan(model, manifest.digest, config) | {"batch_size": config.batch_size}
         asked = PredictConfig(

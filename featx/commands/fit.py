@@ -27,7 +27,7 @@ from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.text import plural, printable
-from featx.store.open import open_features
+from featx.store.open import Paths, open_features, paths_of
 from featx.store.reader import Features
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def fit_svm(
-    features: str | os.PathLike[str],
+    features: Paths,
     output: str | os.PathLike[str] | None = None,
     config: FitConfig | None = None,
     *,
@@ -48,6 +48,7 @@ def fit_svm(
     again does nothing if the head is there.
 
     Args:
+        features: a features file, or several that were made with the same settings, as one.
         output: the head, NAME.safetensors; None to fit and report only.
 
     Raises:
@@ -55,11 +56,11 @@ def fit_svm(
         LabelError: no labels, one class only, too few images of a class.
         FileFormatError, UnknownLayer: not a features file; it does not hold the layer.
     """
-    return _fit("svm", Path(features), output, config or FitConfig(), reporter)
+    return _fit("svm", features, output, config or FitConfig(), reporter)
 
 
 def fit_softmax(
-    features: str | os.PathLike[str],
+    features: Paths,
     output: str | os.PathLike[str] | None = None,
     config: FitConfig | None = None,
     *,
@@ -69,16 +70,16 @@ def fit_softmax(
 
     The objective is that of scikit-learn's LogisticRegression(penalty="l2").
     """
-    return _fit("softmax", Path(features), output, config or FitConfig(), reporter)
+    return _fit("softmax", features, output, config or FitConfig(), reporter)
 
 
 def _fit(
-    kind: str, path: Path, output: str | os.PathLike[str] | None, config: FitConfig, reporter: Reporter
+    kind: str, given: Paths, output: str | os.PathLike[str] | None, config: FitConfig, reporter: Reporter
 ) -> FitReport:
     started = time.perf_counter()
     if kind == "softmax" and config.calibrate != "none":
         raise UsageError("a softmax gives probabilities as it is; --calibrate is for featx fit-svm")
-    features = open_features(path)
+    features = open_features(*paths_of(given))
     layer = features.only_layer(config.layer)
     plan = plan_of(config, without=("device", "layer"), kind=kind, features=features.digest, layer=layer)
     finished = None if output is None else HeadFile(Path(output), reporter).take_finished(plan)
@@ -93,7 +94,7 @@ def _fit(
     copies = copies_of(features.sha256[rows])
     train, test = split_rows(features, rows, copies, config, multilabel)
     if multilabel:
-        _refuse_what_needs_one_class(kind, config, path)
+        _refuse_what_needs_one_class(kind, config, features.path)
     classes, labels = _labels_to_train_on(features, train, multilabel)
     values = features[layer].reshape(len(features), -1)
     device = choose_device(config.device)

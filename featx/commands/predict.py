@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.prediction_table import PredictionTable, write_best, write_table
 from featx.errors import UsageError
-from featx.extraction.model import Model, layer_for, load_model
+from featx.extraction.model import Model, Models, layer_for, load_model
 from featx.extraction.scoring import Scored, StoredScores, score_images
 from featx.heads.linear_head import LinearHead
 from featx.images.manifest import Manifest
@@ -72,6 +73,16 @@ class PredictReport(Report):
         return lines
 
 
+@dataclass(frozen=True)
+class PredictionsReport(Report):
+    """What several heads have predicted."""
+
+    heads: list[PredictReport]
+
+    def lines(self) -> list[str]:
+        return [line for one in self.heads for line in one.lines()]
+
+
 def predict_images(
     head: str | os.PathLike[str],
     source: str | os.PathLike[str],
@@ -101,29 +112,85 @@ def predict_images(
         TooManyBadImages: more images failed than `config.max_bad` allows; no table is written.
         Interrupted: a signal came.
     """
-    config, started = config or PredictConfig(), time.perf_counter()
     if output is None:
-        return _predict_without_table(Path(head), source, config, started, reporter)
-    table = PredictionTable(Path(output), reporter)
-    table.refuse_foreign()
-    model = load_model(head)
+        return _predict_without_table(Path(head), source, config or PredictConfig(), reporter)
+    return _predict([head], source, [Path(output)], config or PredictConfig(), reporter)[0]
+
+
+def predict_with_heads(
+    heads: Sequence[str | os.PathLike[str]],
+    source: str | os.PathLike[str],
+    output: str | os.PathLike[str] | None,
+    config: PredictConfig | None = None,
+    *,
+    reporter: Reporter = SILENT,
+) -> PredictionsReport:
+    """As `predict_images`, with several heads on features of one network, which sees each image once.
+
+    Args:
+        output: a folder; the table of head NAME.safetensors is NAME.csv in it, and its rows are those of
+            `predict_images`.
+
+    Raises:
+        UsageError: no output, two heads of one name, or heads whose features are made in different ways.
+    """
+    names = [Path(head).stem for head in heads]
+    if output is None:
+        raise UsageError("several heads need a folder for their tables: -o FOLDER")
+    if len(set(names)) < len(names):
+        raise UsageError(f"two heads are called {max(names, key=names.count)}, and so would be their tables")
+    folder = Path(output)
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file; of several heads -o is a folder")
+    tables = [folder / f"{name}.csv" for name in names]
+    return PredictionsReport(_predict(heads, source, tables, config or PredictConfig(), reporter))
+
+
+def _predict(
+    heads: Sequence[str | os.PathLike[str]],
+    source: str | os.PathLike[str],
+    outputs: Sequence[Path],
+    config: PredictConfig,
+    reporter: Reporter,
+) -> list[PredictReport]:
+    """A table for each head; what is there already is left alone."""
+    started = time.perf_counter()
+    tables = [PredictionTable(output, reporter) for output in outputs]
+    for table in tables:
+        table.refuse_foreign()
+    models = [load_model(head) for head in heads]
     given = open_features(source) if is_hdf5(Path(source)) else scan(source, follow_links=config.follow_links)
     kind = given.kind if isinstance(given, Manifest) else None
-    reporter.notes(notes_on(config, Facts(source_kind=kind, model=model.kind)))
-    plan = plan_of(config, without=("device", "weights_file"), head=model.digest, images=given.digest)
-    stored = StoredScores(table.path, model, config, reporter)
-    finished = table.take_finished(plan, given if isinstance(given, Manifest) else None)
-    if finished is not None:
-        stored.discard()  # left there if the run was killed at its very end
-        return build(
-            PredictReport, finished, f"{table.record_path}, report", head=Path(head), output=table.path, seconds=0.0
-        )
-    _refuse_top(model, config)
-    if isinstance(given, Manifest):
-        scored = stored.of_images(given)
-    else:
-        scored = score_features(_head_for(model, given), given)
-    scored.refuse_too_many_bad(config.max_bad)
+    reporter.notes(notes_on(config, Facts(source_kind=kind, model=models[0].kind)))
+    reports: dict[int, PredictReport] = {}
+    plans = [
+        plan_of(config, without=("device", "weights_file"), head=model.digest, images=given.digest)
+        for model in models
+    ]
+    for place, (table, plan) in enumerate(zip(tables, plans, strict=True)):
+        finished = table.take_finished(plan, given if isinstance(given, Manifest) else None)
+        if finished is not None:
+            reports[place] = build(
+                PredictReport, finished, f"{table.record_path}, report", head=Path(heads[place]), output=table.path,
+                seconds=0.0,
+            )  # fmt: skip
+    left = [place for place in range(len(tables)) if place not in reports]
+    for place in left:
+        _refuse_top(models[place], config)
+    # Of all heads, also of those that have their table: the pass that was interrupted was for all of them.
+    stored = StoredScores(tables[0].path, Models(tuple(models)), config, reporter)
+    scored = stored.all_of_images(given) if left and isinstance(given, Manifest) else []
+    for place in left:
+        one = scored[place] if isinstance(given, Manifest) else score_features(_head_for(models[place], given), given)
+        one.refuse_too_many_bad(config.max_bad)
+        reports[place] = _write(tables[place], models[place], one, plans[place], config, started)
+    stored.discard()  # left there if an earlier run was killed at its very end
+    return [reports[place] for place in range(len(tables))]
+
+
+def _write(
+    table: PredictionTable, model: Model, scored: Scored, plan: dict[str, Any], config: PredictConfig, started: float
+) -> PredictReport:
     chosen = _chosen(model, scored)
     outputs = model.rule.outputs(scored.scores)
     if config.top is None:
@@ -137,14 +204,14 @@ def predict_images(
         "predicted": dict(Counter(name for name in chosen if name is not None).most_common()),
     }
     table.commit(plan, counts, scored.images)
-    stored.discard()
-    return PredictReport(head=Path(head), output=table.path, seconds=time.perf_counter() - started, **counts)
+    return PredictReport(head=model.path, output=table.path, seconds=time.perf_counter() - started, **counts)
 
 
 def _predict_without_table(
-    head: Path, source: str | os.PathLike[str], config: PredictConfig, started: float, reporter: Reporter
+    head: Path, source: str | os.PathLike[str], config: PredictConfig, reporter: Reporter
 ) -> PredictReport:
     """The best classes of each image, in the report."""
+    started = time.perf_counter()
     model = load_model(head)
     _refuse_top(model, config)
     given = open_features(source) if is_hdf5(Path(source)) else scan(source, follow_links=config.follow_links)

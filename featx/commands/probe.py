@@ -28,7 +28,7 @@ from featx.options.heads import ProbeConfig
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
 from featx.runtime.progress import SILENT, Reporter
-from featx.store.open import open_features
+from featx.store.open import Paths, open_features, paths_of
 from featx.store.reader import Features
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 def probe_layers(
-    source: str | os.PathLike[str],
+    source: Paths,
     output: str | os.PathLike[str] | None = None,
     config: ProbeConfig | None = None,
     *,
@@ -47,8 +47,8 @@ def probe_layers(
     The same call again resumes where an interrupted one stopped, or does nothing if all is there.
 
     Args:
-        source: a features file; or images (folder, list, CSV, zip), whose layers are extracted into the output folder
-            first.
+        source: a features file, or several as one; or images (folder, list, CSV, zip), whose layers are extracted
+            into the output folder first.
         output: a folder for probe.json, probe.csv and probe.png; None to report only.
 
     Raises:
@@ -60,7 +60,7 @@ def probe_layers(
     config = config or ProbeConfig()
     folder = None if output is None else Path(output)
     cache = DeviceCache()
-    features, given = _features_of(Path(source), folder, config, cache, reporter)
+    features, given = _features_of(paths_of(source), folder, config, cache, reporter)
     layers = _layers_of(features.path, list(features), config.layers if given else "all")
     heads = list(dict.fromkeys(config.heads.split(",")))
     rows = features.usable()
@@ -139,15 +139,16 @@ def _row(layer: str, head: str, values: int, outcomes: list[Outcome]) -> ProbeRo
 
 
 def _features_of(
-    source: Path, folder: Path | None, config: ProbeConfig, cache: DeviceCache, reporter: Reporter
+    sources: list[Path], folder: Path | None, config: ProbeConfig, cache: DeviceCache, reporter: Reporter
 ) -> tuple[Features, bool]:
     """The features, and whether they were given; else they have just been extracted."""
-    if source.is_file() and h5py.is_hdf5(source):
+    source = sources[0]
+    if len(sources) > 1 or (source.is_file() and h5py.is_hdf5(source)):
         defaults = ProbeConfig()
         for name in ("backbone", "weights", "preprocess", "pool"):
             if getattr(config, name) != getattr(defaults, name):
                 raise UsageError(f"--{name} is for images; {source} holds features that were made already")
-        return open_features(source), True
+        return open_features(*sources), True
     if folder is None:
         raise FileFormatError(
             f"{source} is no features file. To extract its images first, say where to: featx probe {source} -o FOLDER"

@@ -7,7 +7,7 @@ import functools
 import gc
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -47,17 +47,21 @@ Arrays = dict[str, npt.NDArray[Any]]
 Uploads = tuple[npt.NDArray[np.uint8], tuple[Tensor, Tensor] | None]
 
 
+def score_names(heads: int) -> list[str]:
+    """What the scores of so many heads are called."""
+    return [SCORES] if heads == 1 else [f"{SCORES}-{number}" for number in range(heads)]
+
+
 class Engine:
     """pixels (B, 3, S, S) uint8 -> {layer: features (B, ...)}."""
 
-    def __init__(self, recipe: Recipe, progress: Progress | None = None, head: LinearHead | None = None) -> None:
+    def __init__(self, recipe: Recipe, progress: Progress | None = None, heads: Sequence[LinearHead] = ()) -> None:
         """Load the network, and take the memory it needs on a GPU.
 
         Args:
-            head: where given, its scores of its layer (B, K) take the place of the features, under the name `SCORES`.
+            heads: where given, their scores (B, K) take the place of the features, as `score_names` calls them.
         """
-        self.recipe, self._head = recipe, head
-        self._head_on_gpu = None
+        self.recipe, self._heads = recipe, dict(zip(score_names(len(heads)), heads, strict=True))
         self.specs = recipe.layer_specs()
         self._type = _COMPUTE_TYPE[recipe.precision]
         self._layouts = {one.name: recipe.backbone.geometry_of(one).layout for one in recipe.layers}
@@ -68,24 +72,24 @@ class Engine:
         return_freed_memory()
         self._decoder = None if recipe.decode in ON_CPU else DeviceDecoder(recipe.preprocess, recipe.device)
         self._free_decoders = threading.Semaphore(BLOCKS_ON_GPU)
+        self._heads_on_gpu: dict[str, HeadOnDevice] = {}
         self.cache: DeviceCache | None = None  # where `features` leaves a copy on the GPU
         self.gpu: GpuPipeline | None = None
         views = recipe.preprocess.view_count
         if recipe.device.type == "cuda" or recipe.decode not in ON_CPU:
             with self._on_the_gpu(), one_thread():
-                self._head_on_gpu = None if head is None or views > 1 else HeadOnDevice(head, recipe.device)
-                self.gpu = GpuPipeline(
-                    self._compute_on_gpu,
-                    batch_size=recipe.batch_size,
-                    side=recipe.preprocess.crop,
-                    device=recipe.device,
-                )
+                if views == 1:
+                    self._heads_on_gpu = {
+                        name: HeadOnDevice(head, recipe.device) for name, head in self._heads.items()
+                    }
+                size, side = recipe.batch_size, recipe.preprocess.crop
+                self.gpu = GpuPipeline(self._compute_on_gpu, batch_size=size, side=side, device=recipe.device)
 
     @property
     def outputs(self) -> dict[str, tuple[tuple[int, ...], str]]:
         """What comes out per image: name -> shape and dtype."""
-        if self._head is not None:
-            return {SCORES: ((len(self._head.classes),), "float64")}
+        if self._heads:
+            return {name: ((len(head.classes),), "float64") for name, head in self._heads.items()}
         return {spec.name: (spec.shape, spec.dtype) for spec in self.specs}
 
     def _load(self, progress: Progress | None) -> None:
@@ -179,7 +183,10 @@ class Engine:
             on = {name: torch.from_numpy(values).to(self.recipe.device) for name, values in found.items()}
             found = {name: values.cpu().numpy() for name, values in self._projected(on).items()}
         stored = {name: values.astype(self.recipe.dtype, copy=False) for name, values in found.items()}
-        return stored if self._head is None else {SCORES: self._head.scores(stored[self._head.layer])}
+        return self._scored(stored)
+
+    def _scored(self, features: Arrays) -> Arrays:
+        return {name: head.scores(features[head.layer]) for name, head in self._heads.items()} or features
 
     def _of_one_view(self, pixels: npt.NDArray[np.uint8]) -> Arrays:
         """{layer: (B, ...)} in float32, which may be kept."""
@@ -223,7 +230,7 @@ class Engine:
         with torch.inference_mode():
             found = self._pooled(self._pixels(pixels))
             features = {name: self._finish(name, values) for name, values in found.items()}
-        return features if self._head is None else {SCORES: self._head.scores(features[self._head.layer])}
+        return self._scored(features)
 
     def _pooled(self, images: Tensor) -> dict[str, Tensor]:
         activations: dict[str, Tensor] = self._network(images)
@@ -242,9 +249,7 @@ class Engine:
             values: (B, ...) of the layer, not pooled.
         """
         tensor, layout = torch.from_numpy(values), self._layouts[name]
-        if (
-            layout == MAP and tensor.ndim == 4
-        ):  # as it lies in memory while it is computed: the order of sums follows it
+        if layout == MAP and tensor.ndim == 4:  # as it lies in memory while it is computed: sums follow that order
             tensor = tensor.contiguous(memory_format=torch.channels_last)
         return pooling(tensor, layout).contiguous().numpy()
 
@@ -267,8 +272,8 @@ class Engine:
             found = self._pooled(self._pixels.on_gpu(images))
         ends = [torch.stack(torch.aminmax(values.flatten(1), dim=1), 1) for values in found.values()]
         outputs = {name: self._as_stored(values) for name, values in found.items()}
-        if self._head is not None and self._head_on_gpu is not None:
-            outputs = {SCORES: self._head_on_gpu(outputs[self._head.layer])}
+        if self._heads_on_gpu:
+            outputs = {name: head(outputs[self._heads[name].layer]) for name, head in self._heads_on_gpu.items()}
         return outputs | {_EXTREMES: torch.stack(ends, 1)}
 
     def _checked(self, found: Arrays) -> Arrays:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from featx.errors import FeaturesMismatch, WeightsMismatch
+from featx.errors import FeaturesMismatch, UsageError, WeightsMismatch
 from featx.extraction.recipe import Recipe, describe_layer
 from featx.heads.decision import DecisionRule, Scores
 from featx.heads.linear_head import LinearHead
@@ -23,9 +23,12 @@ from featx.options.without_effect.rules import notes_on
 from featx.runtime.files import sha256_of_file
 from featx.runtime.progress import SILENT, Reporter
 from featx.store.reader import Features
+from featx.store.schema import differences
 
 if TYPE_CHECKING:
     from featx.extraction.engine import Engine
+    from featx.extraction.reduction.projection import Projection
+    from featx.networks.layer_names import Layer
 
 LOGITS = "logits"
 
@@ -105,22 +108,88 @@ class Model:
         Raises:
             WeightsMismatch: a head's network has other weights now.
         """
-        from featx.extraction.engine import Engine
+        return Models((self,)).engine(recipe, reporter)
 
-        engine = Engine(recipe, reporter.download, self.head)
-        if self.head is not None and engine.weights_sha256 != self.head.recipe["weights"]["sha256"]:
+    def refuse_other_weights(self, sha256: str, recipe: Recipe) -> None:
+        """Raise WeightsMismatch if a head's network has other weights now."""
+        if self.head is not None and sha256 != self.head.recipe["weights"]["sha256"]:
             raise WeightsMismatch(
                 f"the head was fitted on features of weights with sha256 "
                 f"{self.head.recipe['weights']['sha256'][:16]}...; {recipe.weights.name} has "
-                f"{engine.weights_sha256[:16]}.... Say where they are now with --weights-file"
+                f"{sha256[:16]}.... Say where they are now with --weights-file"
             )
-        return engine
 
     def scores(self, outputs: dict[str, npt.NDArray[Any]]) -> Scores:
         """(n, K) decision values or logits, of what the engine gives for n images."""
-        from featx.extraction.engine import SCORES
+        return Models((self,)).scores(outputs)[0]
 
-        return np.asarray(outputs[LOGITS if self.head is None else SCORES], np.float64)
+
+@dataclass(frozen=True)
+class Models:
+    """One model, or several heads with features of one network, which is to see each image once."""
+
+    all: tuple[Model, ...]
+
+    @property
+    def digest(self) -> str:
+        return "+".join(model.digest for model in self.all)
+
+    def recipe(self, *, device: str, batch_size: int | None, decode: str, weights_file: str | None) -> Recipe:
+        """What computes the features or logits that all of them score.
+
+        Raises:
+            UsageError: their features are made in different ways.
+        """
+        recipes = [
+            model.recipe(device=device, batch_size=batch_size, decode=decode, weights_file=weights_file)
+            for model in self.all
+        ]
+        first = recipes[0]
+        layers: dict[str, Layer] = {}
+        projections: dict[str, Projection] = {}
+        for model, recipe in zip(self.all, recipes, strict=True):
+            if model.head is None and len(recipes) > 1:
+                raise UsageError(f"{model.path} is a whole network: predict with it alone; several heads go together")
+            if other := differences(_alike(first), _alike(recipe)):
+                raise UsageError(
+                    f"{self.all[0].path} and {model.path} take features that are made in different ways "
+                    f"({other[0].key} {other[0].stored} and {other[0].asked}): predict with one after the other"
+                )
+            layers |= {layer.name: layer for layer in recipe.layers}
+            for name, one in (recipe.reduction.layers if recipe.reduction else {}).items():
+                if projections.setdefault(name, one).digest != one.digest:
+                    raise UsageError(f"{model.path} takes {name} with another projection than the heads before it")
+        reduction = replace(first.reduction, layers=projections) if first.reduction else None
+        size = min(recipe.batch_size for recipe in recipes)
+        return replace(first, layers=tuple(layers.values()), reduction=reduction, batch_size=size)
+
+    def engine(self, recipe: Recipe, reporter: Reporter = SILENT) -> Engine:
+        """The network at work.
+
+        Raises:
+            WeightsMismatch: a head's network has other weights now.
+        """
+        from featx.extraction.engine import Engine
+
+        engine = Engine(recipe, reporter.download, [model.head for model in self.all if model.head is not None])
+        for model in self.all:
+            model.refuse_other_weights(engine.weights_sha256, recipe)
+        return engine
+
+    def scores(self, outputs: dict[str, npt.NDArray[Any]]) -> list[Scores]:
+        """Of each, (n, K) decision values or logits, of what the engine gives for n images."""
+        from featx.extraction.engine import score_names
+
+        names = [LOGITS] if self.all[0].head is None else score_names(len(self.all))
+        return [np.asarray(outputs[name], np.float64) for name in names]
+
+
+def _alike(recipe: Recipe) -> dict[str, Any]:
+    """What must be the same of two heads that share a pass of the network."""
+    described = recipe.to_dict("")
+    if reduced := described.pop("reduction", None):
+        described["reduction"] = {key: value for key, value in reduced.items() if key != "layers"}
+    return {key: value for key, value in described.items() if key not in ("layers", "batch_size")}
 
 
 def load_model(path: str | os.PathLike[str]) -> Model:

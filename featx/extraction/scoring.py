@@ -14,7 +14,7 @@ import numpy.typing as npt
 from featx.artifacts.features_file import resume
 from featx.artifacts.same_images import record_of
 from featx.errors import Interrupted, TooManyBadImages, allow_more, bad_allowed
-from featx.extraction.model import Model
+from featx.extraction.model import Model, Models
 from featx.heads.decision import Scores
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
@@ -63,50 +63,58 @@ class StoredScores:
     They are one layer of a features file, `TABLE.scores.partial`, and as safe.
     """
 
-    def __init__(self, table: Path, model: Model, config: PredictConfig, reporter: Reporter) -> None:
+    def __init__(self, table: Path, model: Model | Models, config: PredictConfig, reporter: Reporter) -> None:
         self._path = table.with_name(f"{table.name}.scores")
-        self._model, self._config, self._reporter = model, config, reporter
+        self._models = model if isinstance(model, Models) else Models((model,))
+        self._config, self._reporter = config, reporter
 
     def of_images(self, manifest: Manifest) -> Scored:
+        """As `all_of_images`, of one model."""
+        return self.all_of_images(manifest)[0]
+
+    def all_of_images(self, manifest: Manifest) -> list[Scored]:
         """Compute what is not there yet.
 
         Raises:
             PlanMismatch: what is there belongs to other images, also of the same names, or to another model.
             Interrupted: a signal came; the same command goes on.
         """
+        from featx.extraction.engine import score_names
         from featx.extraction.pipeline import stream_features
         from featx.extraction.provenance import hardware, versions
         from featx.store.writer import FeatureWriter
 
-        model, config, classes = self._model, self._config, len(self._model.classes)
-        recipe = model.recipe(
-            device=config.device,
-            batch_size=config.batch_size,
-            decode=config.decode,
-            weights_file=config.weights_file,
+        models, config = self._models, self._config
+        recipe = models.recipe(
+            device=config.device, batch_size=config.batch_size, decode=config.decode, weights_file=config.weights_file
         )
-        engine = model.engine(recipe, self._reporter)
-        layer = LayerSpec("scores", "head", "none", "none", (classes,), "float64")
+        engine = models.engine(recipe, self._reporter)
+        names = score_names(len(models.all))
+        layers = [
+            LayerSpec(name, "head", "none", "none", (len(model.classes),), "float64")
+            for name, model in zip(names, models.all, strict=True)
+        ]
         state = files_state(manifest)
         provenance = {
-            **recipe.to_dict(engine.weights_sha256), "head": model.digest, "images": manifest.digest,
-            "count": len(manifest), "layers": {"scores": {"node": "head", "relu": "none"}}, "versions": versions(),
+            **recipe.to_dict(engine.weights_sha256), "head": models.digest, "images": manifest.digest,
+            "count": len(manifest), "layers": {name: {"node": "head", "relu": "none"} for name in names},
+            "versions": versions(),
             "request": {}, "command": "featx predict", "hardware": hardware(engine),
             "source": {"path": "", "kind": manifest.kind, "files": state},
         }  # fmt: skip
         none = [-1] * len(manifest)
-        plan = FilePlan(manifest.paths, none, (), none, (), [layer], json.loads(json.dumps(provenance)))
+        plan = FilePlan(manifest.paths, none, (), none, (), layers, json.loads(json.dumps(provenance)))
         with FeatureWriter.open(self._path, plan, retry_failed=True) as writer:
             resume(writer, manifest, files=state, hardware=provenance["hardware"], reporter=self._reporter)
             self._reporter.begin("predict", len(manifest), int((writer.status == Status.DONE).sum()))
 
             def store(block: Any, outputs: dict[str, npt.NDArray[Any]]) -> None:
                 good = block.status == Status.DONE
-                rows = np.full((len(good), classes), np.nan)
-                if good.any():
-                    rows[good] = model.scores({name: values[good] for name, values in outputs.items()})
+                rows = dict(zip(names, models.scores(outputs), strict=True))
+                for scores in rows.values():
+                    scores[~good] = np.nan
                 writer.write_block(
-                    block.first, {"scores": rows}, status=block.status, sha256=block.sha256,
+                    block.first, rows, status=block.status, sha256=block.sha256,
                     orientation=block.orientation, decoder=block.decoder, reasons=block.reasons,
                 )  # fmt: skip
                 self._reporter.advance(len(good))
@@ -130,8 +138,10 @@ class StoredScores:
             )
         found = Features(partial_path(self._path))
         errors = {failure.row: failure.reason for failure in found.failures()}
-        scores = np.nan_to_num(np.array(found["scores"]))
-        return Scored(found.paths, scores, errors, record_of(state, found.sha256), found.sha256)
+        record = record_of(state, found.sha256)
+        return [
+            Scored(found.paths, np.nan_to_num(np.array(found[name])), errors, record, found.sha256) for name in names
+        ]
 
     def discard(self) -> None:
         """Delete them: the table is there."""

@@ -19,6 +19,7 @@ from featx.store.reader import Features, flat_rows
 from featx.store.schema import differences, essence
 from featx.store.self_check import changed_since_made
 
+Paths = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
 _OWN = ("images", "count", "shard", "versions")  # what may differ between files that are opened as one
 
 
@@ -57,6 +58,11 @@ def open_features(
     return files[0] if len(files) == 1 else JoinedFeatures(files)
 
 
+def paths_of(given: Paths) -> list[Path]:
+    """One path or several, as a list."""
+    return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(one) for one in given]
+
+
 class JoinedFeatures(Features):
     """Several features files as one: their rows behind each other.
 
@@ -76,6 +82,7 @@ class JoinedFeatures(Features):
         self.path = Path(" + ".join(str(file.path) for file in files))
         self.layers, self.provenance = first.layers, first.provenance
         self._extents = first._extents  # of what all of them have alike
+        self._last: tuple[str, npt.NDArray[Any]] | None = None  # a layer that was asked for
         self.complete = all(file.complete for file in files)
         self.fingerprint = hashlib.sha256("".join(file.fingerprint for file in files).encode()).hexdigest()
 
@@ -87,6 +94,12 @@ class JoinedFeatures(Features):
 
     def __len__(self) -> int:
         return sum(map(len, self.files))
+
+    @property
+    def source_kind(self) -> str:
+        """That of the first file; "csv" if any is of a CSV, whose labels can name several classes."""
+        kinds = [file.source_kind for file in self.files]
+        return "csv" if "csv" in kinds else kinds[0]
 
     @cached_property
     def classes(self) -> list[str]:
@@ -107,7 +120,9 @@ class JoinedFeatures(Features):
     def _map(self, name: str) -> npt.NDArray[Any]:
         if name.startswith("reduction/"):  # the same in all
             return self.files[0]._map(name)
-        return np.concatenate([file._map(name) for file in self.files])
+        if self._last is None or self._last[0] != name:
+            self._last = name, np.concatenate([file._map(name) for file in self.files])
+        return self._last[1]
 
     def _rows(self, layer: str, rows: npt.NDArray[np.intp]) -> npt.NDArray[Any]:
         ends = np.cumsum([len(file) for file in self.files])

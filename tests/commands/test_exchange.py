@@ -18,6 +18,7 @@ from conftest import write_photo
 from PIL import Image, ImageOps
 
 import featx
+from featx.cli import main
 from featx.errors import PlanMismatch, UnknownLayer, UsageError
 from featx.status import Status
 from featx.store.open import JoinedFeatures
@@ -340,3 +341,34 @@ def test_splits_and_failures_go_along(tmp_path):
     with np.load(tmp_path / "x.npz") as found:
         assert found["path"].tolist() == [made.paths[0], made.paths[3]]
         np.testing.assert_array_equal(found["fc7"], made["fc7"][[0, 3]])
+
+
+# --- several files as one
+
+
+def test_heads_and_probes_take_several_files_as_one(capsys, tmp_path):
+    for name, numbers in (("one", range(0, 14)), ("two", range(14, 24))):
+        folder = photos_in(tmp_path / name, numbers)
+        featx.extract_features(folder, tmp_path / f"{name}.h5", config("fc6,fc7"))
+    parts = [tmp_path / "one.h5", tmp_path / "two.h5"]
+    featx.concat_features(parts, tmp_path / "all.h5")
+    asked = featx.FitConfig(layer="fc7", c=1.0)
+    for fit in (featx.fit_svm, featx.fit_softmax):
+        several = fit(parts, tmp_path / f"{fit.__name__}.safetensors", asked)
+        alone = fit(tmp_path / "all.h5", None, asked)
+        assert (several.train, several.test, several.metrics) == (alone.train, alone.test, alone.metrics)
+        assert several.train + several.test == 24
+    head = tmp_path / "fit_svm.safetensors"
+    found = featx.evaluate_head(head, parts)
+    assert found.images == 24
+    assert found.metrics == featx.evaluate_head(head, tmp_path / "all.h5").metrics
+    probed = featx.ProbeConfig(per_class=3, repeats=2, c=1.0)
+    assert [row.accuracies for row in featx.probe_layers(parts, None, probed).rows] == [
+        row.accuracies for row in featx.probe_layers(tmp_path / "all.h5", None, probed).rows
+    ]
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit-svm", *map(str, parts), "-l", "fc7", "--c", "1"])
+    assert (stopped.value.code or 0, "not saved" in capsys.readouterr().out) == (0, True)
+    featx.extract_features(tmp_path / "two", tmp_path / "other.h5", config("fc6,fc7", mirror=True))
+    with pytest.raises(PlanMismatch, match=r"preprocess\.mirror false in one, true in the other"):
+        featx.fit_svm([parts[0], tmp_path / "other.h5"], None, asked)

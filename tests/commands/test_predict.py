@@ -16,8 +16,9 @@ from stopping import WITHOUT_TORCH, stop_half_way
 from featx.artifacts.prediction_table import PredictionTable
 from featx.commands.extract import extract_features
 from featx.commands.fit import fit_softmax, fit_svm
-from featx.commands.predict import predict_images
+from featx.commands.predict import predict_images, predict_with_heads
 from featx.errors import PlanMismatch, TooManyBadImages, UsageError
+from featx.extraction import pipeline
 from featx.options.extraction import ExtractConfig, PredictConfig
 from featx.options.heads import FitConfig
 from featx.status import Status
@@ -184,3 +185,70 @@ def test_the_best_of_an_svm_without_probabilities_have_scores(fitted, tmp_path):
     chosen = PredictConfig(**OPTIONS, max_bad=0.1, top=1)
     predict_images(tmp_path / "svm.safetensors", fitted / "photos", tmp_path / "p.csv", chosen)
     assert (tmp_path / "p.csv").read_text().startswith("path,class,score,error\n")
+
+
+# --- several heads
+
+
+@pytest.fixture(scope="module")
+def heads(fitted):
+    """A second head on the same layer and one on another, with the features of one network."""
+    chosen = ExtractConfig(
+        backbone="squeezenet1_1", layers="features.3,features.5", weights="random:0", device="cpu", pool="avg",
+        batch_size=2, max_bad=1.0,
+    )  # fmt: skip
+    extract_features(fitted / "photos", fitted / "two.h5", chosen)
+    fit_svm(fitted / "two.h5", fitted / "svm.safetensors", FitConfig(layer="features.5", c=1.0, test=0.0))
+    fit_svm(fitted / "two.h5", fitted / "early.safetensors", FitConfig(layer="features.3", c=1.0, test=0.0))
+    return [fitted / f"{name}.safetensors" for name in ("h", "svm", "early")]
+
+
+ASKED = PredictConfig(**{**OPTIONS, "max_bad": 0.1})
+
+
+def test_several_heads_see_each_image_once_and_give_the_tables_that_each_gives_alone(
+    fitted, heads, tmp_path, monkeypatch
+):
+    for head in heads:
+        predict_images(head, fitted / "photos", tmp_path / f"{head.stem}.csv", ASKED)
+    seen = []
+    compute = pipeline.compute_block
+    monkeypatch.setattr(
+        pipeline,
+        "compute_block",
+        lambda e, r, block, *rest: (seen.append(len(block.status)), compute(e, r, block, *rest)),
+    )
+    report = predict_with_heads(heads, fitted / "photos", tmp_path / "all", ASKED)
+    assert sum(seen) == 60
+    assert [one.output for one in report.heads] == [tmp_path / "all" / f"{head.stem}.csv" for head in heads]
+    for head in heads:
+        assert (tmp_path / "all" / f"{head.stem}.csv").read_bytes() == (tmp_path / f"{head.stem}.csv").read_bytes()
+    assert sorted(path.name for path in (tmp_path / "all").iterdir()) == sorted(
+        f"{head.stem}.csv{end}" for head in heads for end in ("", ".json")
+    )
+    # a table that was lost, as by a kill between two of them, is made again, and the others are left alone
+    before = (tmp_path / "all" / "h.csv").stat().st_mtime_ns
+    (tmp_path / "all" / "svm.csv").unlink()
+    predict_with_heads(heads, fitted / "photos", tmp_path / "all", ASKED)
+    assert (tmp_path / "all" / "svm.csv").read_bytes() == (tmp_path / "svm.csv").read_bytes()
+    assert (tmp_path / "all" / "h.csv").stat().st_mtime_ns == before
+    predict_with_heads(heads, fitted / "two.h5", tmp_path / "of-features", ASKED)
+    for head in heads:
+        assert (tmp_path / "of-features" / f"{head.stem}.csv").read_bytes() == (
+            tmp_path / f"{head.stem}.csv"
+        ).read_bytes()
+
+
+def test_heads_that_do_not_go_together_are_refused(featx, fitted, heads, tmp_path):
+    other = ExtractConfig(
+        backbone="squeezenet1_1", layers="features.5", weights="random:0", device="cpu", pool="avg", mirror=True,
+        max_bad=1.0,
+    )  # fmt: skip
+    extract_features(fitted / "photos", tmp_path / "m.h5", other)
+    fit_svm(tmp_path / "m.h5", tmp_path / "mirrored.safetensors", FitConfig(c=1.0, test=0.0))
+    with pytest.raises(UsageError, match=r"made in different ways \(preprocess\.mirror false and true\)"):
+        predict_with_heads([heads[0], tmp_path / "mirrored.safetensors"], fitted / "photos", tmp_path / "all", ASKED)
+    with pytest.raises(UsageError, match="two heads are called h"):
+        predict_with_heads([heads[0], heads[0]], fitted / "photos", tmp_path / "all", ASKED)
+    said = featx("predict", *heads, fitted / "photos")
+    assert (said.status, "-o FOLDER" in said.err) == (2, True)

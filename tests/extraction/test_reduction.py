@@ -105,7 +105,9 @@ def test_other_images_get_the_projection_of_a_file_and_of_a_head(reduced, tmp_pa
         np.testing.assert_array_equal(extractor(images)["fc7"], found["fc7"])
     with featx.Predictor(tmp_path / "h.safetensors", device="cpu") as predictor:
         scores = predictor.scores(images)
-    np.testing.assert_allclose(scores, featx.LinearHead.load(tmp_path / "h.safetensors").scores(found["fc7"]), rtol=1e-12)
+    np.testing.assert_allclose(
+        scores, featx.LinearHead.load(tmp_path / "h.safetensors").scores(found["fc7"]), rtol=1e-12
+    )
     with pytest.raises(FeaturesMismatch, match="--reduce"):
         featx.evaluate_head(tmp_path / "h.safetensors", tmp_path / "whole.h5")
 
