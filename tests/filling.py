@@ -96,9 +96,7 @@ def try_command(words: list[str], folder: Path, points: int) -> dict[str, Any]:
     status, calls = run(arguments, out, said, room=NEVER)
     assert status == 0, said.read_text()
     whole = contents(out)
-    places = (
-        range(calls) if not points else sorted({round(i * (calls - 1) / max(points - 1, 1)) for i in range(points)})
-    )
+    places = range(calls) if not points else sorted({round((i + 0.5) * (calls - 1) / points) for i in range(points)})
     tried = []
     for place in places:
         out, arguments = fresh("out")

@@ -82,7 +82,7 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         (("extract", ".", "-o", "f.h5", "--max-bad", "7"), 2, "write 0.05 or 5%"),
         (("fit-svm", "f.h5", "--c", "zero"), 2, "must be a number above 0, or auto"),
         (("fit-svm", "f.h5", "--test", "0.5", "--per-class", "3"), 2, "--test and --per-class are different splits"),
-        (("fit-svm",), 2, "Missing argument 'FEATURES'"),
+        (("fit-svm",), 2, "Missing argument 'FEATURES..."),
         (("extract", "."), 2, "Missing option '-o'"),
     ],
 )

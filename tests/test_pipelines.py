@@ -101,12 +101,12 @@ def command(folder: Path, data: Path, out: Path, tmp_path: Path) -> tuple[list[s
     return [str(folder / "run.sh"), str(data), str(out), *words], environment
 
 
+_SLOW = ("digits", "ablation", "frozen-vs-finetuned")  # ten fits, trainings of several networks
+
+
 @pytest.mark.parametrize(
     "folder",
-    [
-        pytest.param(p, marks=pytest.mark.slow if p.name in ("digits", "ablation") else ())  # ten fits, two trainings
-        for p in PIPELINES
-    ],
+    [pytest.param(p, marks=pytest.mark.slow if p.name in _SLOW else ()) for p in PIPELINES],
     ids=lambda folder: folder.name,
 )
 def test_a_pipeline_runs_end_to_end_and_again_to_the_same_table(folder, dozen, tmp_path):

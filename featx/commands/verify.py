@@ -26,6 +26,7 @@ from featx.images.bad_image import BadImage
 from featx.images.decode import decode, pillow_settings
 from featx.images.manifest import Manifest
 from featx.images.sources.containers import open_container, root_of
+from featx.images.sources.remote import url_of
 from featx.images.sources.scan import scan
 from featx.networks.run_folder import is_run
 from featx.options.extraction import VerifyConfig
@@ -253,7 +254,7 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
     made = features.provenance
     place = Path(moved_to or made["source"]["path"])
     kind = made["source"]["kind"]
-    if kind not in ("tar", "hdf5", "remote") and not (place.is_dir() or place.is_file()):
+    if kind not in ("tar", "hdf5", "remote") and url_of(place) is None and not (place.is_dir() or place.is_file()):
         what = "is neither a folder nor a file" if place.exists() else "is not there"
         raise SourceError(f"{place} {what}; if the images have moved, say where with --source")
     try:

@@ -31,6 +31,7 @@ from featx.runtime.text import printable
 
 METADATA = "featx head 1"  # the one key of the safetensors metadata, and the format's version
 _ROWS_AT_ONCE = 4096
+_KEPT = ("weights", "bias", "trained_on")
 _PROJECTION = "projection."  # before the names of its arrays
 
 
@@ -200,9 +201,8 @@ class LinearHead:
                     raise FileFormatError(f"{path} is a safetensors file but not a head of featx")
                 described: dict[str, Any] = parse_json(metadata[METADATA], f"{path}, its metadata")
                 declared = convert(described, Head, f"{path}, its metadata")
-                tensors = {name: file.get_tensor(name) for name in ("weights", "bias")}
-                kept = [name for name in file.keys() if name == "trained_on" or name.startswith(_PROJECTION)]  # noqa: SIM118
-                tensors |= {name: file.get_tensor(name) for name in kept}
+                kept = [name for name in [*file.keys()] if name in _KEPT or name.startswith(_PROJECTION)]
+                tensors = {name: file.get_tensor(name) for name in kept}
             _refuse_damage(declared, tensors)
             if declared.sha256 and declared.sha256 != _digest(described, tensors):
                 raise ValueError("it was damaged or changed: its contents do not match their hash")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from featx.errors import FileFormatError
 from featx.runtime import stored
-from featx.runtime.stored import read_json_file, refuse_other_shape
+from featx.runtime.stored import convert, read_json_file
 
 FORMAT, SCHEMA = "featx run", 1
 DESCRIPTION, WEIGHTS, TRAINED_ON = "config.json", "model.safetensors", "trained_on.bin"
@@ -103,5 +103,5 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
             f"{path} has schema {str(found.get('schema'))[:20]!r}; this version of featx reads schema {SCHEMA}. "
             f"Use the version that wrote it"
         )
-    refuse_other_shape(found, stored.Run, str(path))
+    convert(found, stored.Run, str(path))
     return Run(Path(folder), found["backbone"], found["classes"], found["preprocess"], found["plan"])

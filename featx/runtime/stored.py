@@ -99,22 +99,13 @@ class Reduced(Struct):
 
 
 class Reduction(Struct):
-    """How the layers of a file were made smaller."""
+    """How layers were made smaller; of a head without `layers`, with the members of `Reduced`."""
 
     method: Literal["pca", "srp"]
     components: Annotated[int, Meta(ge=1, le=999_999)]
     seed: Annotated[int, Meta(ge=0, le=999_999_999)]
     sample: Annotated[int, Meta(ge=0)]
-    layers: dict[str, Reduced]
-
-
-class HeadReduction(Reduced):
-    """How the layer of a head was made smaller."""
-
-    method: Literal["pca", "srp"]
-    components: Annotated[int, Meta(ge=1, le=999_999)]
-    seed: Annotated[int, Meta(ge=0, le=999_999_999)]
-    sample: Annotated[int, Meta(ge=0)]
+    layers: dict[str, Reduced] = {}
 
 
 class Provenance(Struct):
@@ -156,7 +147,7 @@ class HeadRecipe(Struct):
     command: Text
     dtype: Literal["float32", "float16"] = "float32"
     code: Text | None = None
-    reduction: HeadReduction | None = None
+    reduction: Reduction | None = None
 
 
 class Calibration(Struct, forbid_unknown_fields=True):
@@ -251,11 +242,6 @@ def _can_be_written(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def refuse_other_shape(value: Any, kind: type[Any], where: str) -> None:
-    """Raise FileFormatError, with the place in the JSON, unless a value is as `kind` declares."""
-    convert(value, kind, where)
 
 
 def convert(value: Any, kind: type[T], where: str) -> T:

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 
 from featx.errors import FileFormatError
-from featx.runtime.stored import MAX_JSON_BYTES, Provenance, parse_json, refuse_other_shape
+from featx.runtime.stored import MAX_JSON_BYTES, Provenance, convert, parse_json
 from featx.store.schema import FORMAT, READABLE
 
 
@@ -99,7 +99,7 @@ def read_provenance(file: h5py.File, name: str) -> dict[str, Any]:
     if file["provenance"].dtype.itemsize > MAX_JSON_BYTES:
         raise FileFormatError(f"{where} is larger than {MAX_JSON_BYTES:,} bytes")
     made: dict[str, Any] = parse_json(file["provenance"][()], where)
-    refuse_other_shape(made, Provenance, where)
+    convert(made, Provenance, where)
     return made
 
 

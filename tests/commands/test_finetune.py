@@ -595,8 +595,8 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path, colours,
     ("batch", "parts", "augment", "balance", "more"),
     [
         ("7", "1", "flip,crop:0.5", "balanced", []),
-        ("14", "2", "flip,crop:0.5", "balanced", []),
-        ("7", "1", "flip,crop:0.5", "balanced", ["--compile"]),
+        pytest.param("14", "2", "flip,crop:0.5", "balanced", [], marks=pytest.mark.slow),
+        pytest.param("7", "1", "flip,crop:0.5", "balanced", ["--compile"], marks=pytest.mark.slow),
         ("14", "2", "flip,crop:0.5,mixup,cutmix", "none", []),
     ],
 )

@@ -15,7 +15,7 @@ from featx.errors import PlanMismatch, UsageError
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest, Skipped, make_manifest
 from featx.images.sources.containers import root_of
-from featx.images.sources.remote import is_url_in_list, place_of
+from featx.images.sources.remote import is_url_in_list, joined, place_of, url_of
 from featx.runtime.files import replacing
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
 from featx.runtime.report import Report
@@ -125,6 +125,8 @@ def _seen_from(folder: Path, part: Features, path: bytes) -> bytes:
     if is_url_in_list(path):
         return path
     root = root_of(part.source_kind, source)
+    if (address := url_of(root)) is not None:
+        return os.fsencode(joined(address, os.fsdecode(path)))
     whole = os.path.normpath(os.path.join(os.fsencode(root), path))
     inside = os.fsencode(folder) + b"/"
     return whole[len(inside) :] if whole.startswith(inside) else whole

@@ -198,6 +198,8 @@ def from_described(described: Mapping[str, Any], layer: str, arrays: Arrays) -> 
     Raises:
         FileFormatError: the arrays are others.
     """
+    if not {"values", "sha256"} <= described.keys():
+        raise FileFormatError("the head is damaged: it does not say what its layer was projected with")
     one = _checked(Projection(described["values"], arrays), described, described["components"], "the head")
     return Reduction(
         described["method"], described["components"], described["seed"], described["sample"], {layer: one}

@@ -16,7 +16,8 @@ from featx.images.bad_image import MAX_FILE_BYTES, BadImage
 from featx.images.processes.turns import Need, no_turns
 from featx.images.sources.dataset import DatasetRows
 from featx.images.sources.read import Archive, not_empty, read_file, read_member
-from featx.images.sources.remote import RemoteFiles, fetch, is_url_in_list, split_url, url_of
+from featx.images.sources.remote import fetch, is_url_in_list, joined, opened, url_of
+from featx.images.sources.remote_folder import RemoteFiles
 from featx.images.sources.table import TableRows
 from featx.status import Status
 
@@ -74,15 +75,17 @@ class Files:
     """Files below a folder, or, in a list, at addresses."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self._root, self._address = root, url_of(root)
 
     def read(self, path: bytes, need: Need = no_turns) -> bytes:
         if is_url_in_list(path):
             return fetch(os.fsdecode(path), need=need)
+        if self._address is not None:
+            return fetch(joined(self._address, os.fsdecode(path)), need=need)
         return read_file(self._root / os.fsdecode(path), need)
 
     def state(self, path: bytes) -> bytes:
-        if is_url_in_list(path):
+        if is_url_in_list(path) or self._address is not None:
             return b"at its address"  # to ask for each would take as long as to fetch it
         try:
             found = os.stat(os.path.join(os.fsencode(self._root), path))
@@ -101,7 +104,8 @@ class ZipMembers:
     """Members of a zip."""
 
     def __init__(self, root: Path) -> None:
-        self._archive = Archive(root)
+        url = url_of(root)
+        self._archive = Archive(root if url is None else opened(url))
 
     def read(self, path: bytes, need: Need = no_turns) -> bytes:
         return read_member(self._archive, path, need)
@@ -142,6 +146,8 @@ class TarMembers:
                         self._add(number, prefix, member)
             except FileNotFoundError:
                 raise
+            except BadImage as bad:
+                raise SourceError(f"{shard} cannot be read: {bad}") from None
             except (tarfile.TarError, ValueError, OverflowError, MemoryError, OSError) as error:  # of hostile headers
                 raise SourceError(
                     f"{shard} cannot be read as a tar: {error}. A compressed one has no places to read from; "
@@ -202,14 +208,7 @@ class TarMembers:
 def _opened(shard: Path) -> contextlib.AbstractContextManager[IO[bytes]]:
     """A tar's bytes, to go through its headers."""
     url = url_of(shard)
-    if url is None:
-        return shard.open("rb")
-    system, path = split_url(url)
-    try:
-        opened: contextlib.AbstractContextManager[IO[bytes]] = system.open(path, "rb", block_size=1 << 20)
-    except OSError as error:
-        raise SourceError(f"{url} cannot be read: {error}") from error
-    return opened
+    return shard.open("rb") if url is None else opened(url)
 
 
 def expand_braces(source: Path) -> list[Path]:

@@ -17,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featx.errors import SourceError
+from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest, Skipped, make_manifest
-from featx.images.sources.remote import is_url_in_list
+from featx.images.sources.remote import fetch, is_there, is_url_in_list, joined, url_of
 from featx.runtime.text import printable
 
 _LOOKED_AT = 200  # lines by which the writing of a list is found out
+_ASKED_FOR = 5  # the same at an address
 _BOMS = ((b"\xef\xbb\xbf", "utf-8"), (b"\xff\xfe", "utf-16-le"), (b"\xfe\xff", "utf-16-be"))
 _DELIMITERS = ",;\t"
 
@@ -42,7 +44,7 @@ def scan_list(path: Path) -> Manifest:
     Raises:
         SourceError: it is no list, or none of the files it names exists.
     """
-    content = path.read_bytes()
+    content = _content(path)
     if b"\0" in content and not _is_utf16(content):  # find -print0: the only way to list names with newlines
         lines = [line for line in content.split(b"\0") if line]
         if not all(_plausible_path(line) for line in lines[:100]):
@@ -81,6 +83,21 @@ def scan_standard_input() -> Manifest:
         raise SourceError(f"standard input, line 1: no file {printable(entries[0])}; paths are relative to {here}")
     none: list[str | None] = [None] * len(entries)
     return make_manifest("stdin", here, here, [_normal(entry) for entry in entries], none, none, Skipped())
+
+
+def _content(path: Path) -> bytes:
+    """Of a list, here or at an address.
+
+    Raises:
+        SourceError: it cannot be fetched.
+    """
+    url = url_of(path)
+    if url is None:
+        return path.read_bytes()
+    try:
+        return fetch(url)
+    except BadImage as bad:
+        raise SourceError(f"{url}: {bad}") from None
 
 
 def _plausible_path(line: bytes) -> bool:
@@ -122,7 +139,7 @@ def scan_csv(path: Path) -> Manifest:
     Raises:
         SourceError: no such columns, not UTF-8, or none of the files it names exists.
     """
-    text, first = _text(path.read_bytes()).lstrip("\ufeff"), 1
+    text, first = _text(_content(path)).lstrip("\ufeff"), 1
     if match := re.match(r"sep=(.)\n", text):  # Excel's own first line
         text, first = text[match.end() :], 2
     header = text.partition("\n")[0]
@@ -197,7 +214,7 @@ def _reading(kind: str, source: Path, entries: list[Entry]) -> Reading:
     Raises:
         SourceError: none exists in any way.
     """
-    sample = entries[:_LOOKED_AT]
+    sample = entries[: _LOOKED_AT if url_of(source) is None else _ASKED_FOR]
     ways: list[Reading] = []
     for labelled, slashes, clean in itertools.product([False, True], repeat=3):
         if not (labelled and kind == "csv"):
@@ -246,6 +263,8 @@ class _Way:
 def _exists(folder: Path, path: bytes) -> bool:
     if is_url_in_list(path):
         return True
+    if (address := url_of(folder)) is not None:
+        return bool(path) and is_there(joined(address, os.fsdecode(path)))
     try:
         return os.path.lexists(os.path.join(os.fsencode(folder), path)) and bool(path)
     except ValueError:

@@ -12,6 +12,7 @@ import zipfile
 import zlib
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
 from featx.errors import SourceError
 from featx.images.bad_image import MAX_FILE_BYTES, BadImage
@@ -75,7 +76,7 @@ class Archive(zipfile.ZipFile):
         twice: names that more than one member has.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str] | IO[bytes]) -> None:
         super().__init__(path)
         files = [info for info in self.infolist() if not info.is_dir()]
         names = [_name_of(info) for info in files]

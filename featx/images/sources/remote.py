@@ -1,28 +1,33 @@
-"""Images that are not on this machine's disks: at s3://, gs://, http(s):// and what else fsspec knows."""
+"""Objects that are not on this machine's disks: at s3://, gs://, http(s):// and what else fsspec knows."""
 
 from __future__ import annotations
 
 import functools
 import http
+import io
 import os
+import posixpath
 import re
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from featx.errors import SourceError
 from featx.images.bad_image import MAX_FILE_BYTES, BadImage
-from featx.images.manifest import Manifest, Skipped, has_image_suffix, label_by_folder
 from featx.images.processes.turns import Need, no_turns
 from featx.images.sources.read import not_empty
-from featx.runtime.text import printable
 from featx.status import Status
 
 _URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+-]*):/{1,3}(?P<rest>.*)", re.DOTALL)
 _IN_LIST = re.compile(rb"[a-z][a-z0-9+-]*://")
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+_WEB = ("http://", "https://")
+_READ_AHEAD = 1 << 17
+Answer = TypeVar("Answer")
 ATTEMPTS, FIRST_WAIT_S = 4, 0.5
 _TIMEOUT_S = 30.0
 
@@ -78,20 +83,58 @@ def fetch(url: str, start: int | None = None, end: int | None = None, need: Need
     Raises:
         BadImage: missing, forbidden, larger than 1 GiB, or not to be had after `ATTEMPTS` attempts.
     """
+
+    def once() -> bytes:
+        if url.startswith(_WEB):
+            return not_empty(_from_web(url, start, end))
+        system, path = split_url(url)
+        size = system.info(path).get("size") or 0 if end is None else 0
+        if size > MAX_FILE_BYTES:
+            raise BadImage(Status.TOO_LARGE, f"the object has {size} bytes, more than {MAX_FILE_BYTES}")
+        need(int(size))
+        content: bytes = system.cat_file(path, start=start, end=end)
+        return not_empty(content)
+
+    return patiently(once)
+
+
+def size_of(url: str) -> int:
+    """Of an object, in bytes.
+
+    Raises:
+        BadImage: as for `fetch`; or the server does not say.
+    """
+
+    def once() -> int:
+        if url.startswith(_WEB):
+            with _asked(urllib.request.Request(url, method="HEAD")) as answer:
+                found = answer.headers.get("Content-Length")
+        else:
+            system, path = split_url(url)
+            found = system.info(path).get("size")
+        if found is None:
+            raise BadImage(Status.UNREADABLE, "the server does not say how large it is")
+        return int(found)
+
+    return patiently(once)
+
+
+@functools.lru_cache(maxsize=4096)
+def is_there(url: str) -> bool:
+    """Whether there is an object at an address."""
+    try:
+        return size_of(url) >= 0
+    except BadImage as bad:
+        return bad.status != Status.MISSING
+
+
+def patiently(ask: Callable[[], Answer]) -> Answer:
     reason = ""
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(FIRST_WAIT_S * 2 ** (attempt - 1))
         try:
-            if url.startswith(("http://", "https://")):
-                return not_empty(_from_web(url, start, end))
-            system, path = split_url(url)
-            size = system.info(path).get("size") or 0 if end is None else 0
-            if size > MAX_FILE_BYTES:
-                raise BadImage(Status.TOO_LARGE, f"the object has {size} bytes, more than {MAX_FILE_BYTES}")
-            need(int(size))
-            content: bytes = system.cat_file(path, start=start, end=end)
-            return not_empty(content)
+            return ask()
         except FileNotFoundError:
             raise BadImage(Status.MISSING, "no such object") from None
         except PermissionError as error:
@@ -103,6 +146,63 @@ def fetch(url: str, start: int | None = None, end: int | None = None, need: Need
     raise BadImage(Status.UNREADABLE, f"{reason} ({ATTEMPTS} attempts)")
 
 
+class RangeReader(io.RawIOBase):
+    """An object as a file to read and seek in, each read a request that is tried again; for one thread.
+
+    Raises BadImage where it cannot be read, as `fetch` does.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self._url, self._size, self._place = url, size_of(url), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = max(0, offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence])
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        end = min(self._place + len(buffer), self._size)
+        if end <= self._place:
+            return 0
+        content = fetch(self._url, self._place, end)
+        buffer[: len(content)] = content
+        self._place += len(content)
+        return len(content)
+
+
+def opened(url: str) -> io.BufferedReader:
+    """An object as a buffered file.
+
+    Raises:
+        SourceError: it cannot be read.
+    """
+    try:
+        return io.BufferedReader(RangeReader(url), _READ_AHEAD)
+    except BadImage as bad:
+        raise SourceError(f"{url} cannot be read: {bad}") from None
+
+
+def joined(root: str, path: str) -> str:
+    """The address of what a list at an address names; never a file of this machine.
+
+    >>> joined("s3://bucket/lists", "../photos/a.jpg")
+    's3://bucket/photos/a.jpg'
+    """
+    scheme, _, rest = root.partition("://")
+    if root.startswith(_WEB):
+        path = urllib.parse.quote(os.fsencode(path))
+    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path.lstrip('/')))}"
+
+
 def _from_web(url: str, start: int | None, end: int | None) -> bytes:
     """What a web server gives, never more than is allowed. (fsspec's has no such bound, and takes failures for gaps.)
 
@@ -110,18 +210,11 @@ def _from_web(url: str, start: int | None, end: int | None) -> bytes:
         FileNotFoundError, PermissionError, OSError: what its answer means.
     """
     headers = {} if end is None else {"Range": f"bytes={start or 0}-{end - 1}"}
-    try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=_TIMEOUT_S) as answer:
-            if end is not None and answer.status != http.HTTPStatus.PARTIAL_CONTENT:
-                raise BadImage(Status.UNREADABLE, "the server gives no parts of a file; fetch the tar first")
-            content: bytes = answer.read(MAX_FILE_BYTES + 1)
-            promised = int(answer.headers.get("Content-Length") or len(content))
-    except urllib.error.HTTPError as error:
-        if error.code in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
-            raise FileNotFoundError(url) from None
-        if error.code in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
-            raise PermissionError(f"HTTP {error.code} {error.reason}") from None
-        raise ConnectionError(f"HTTP {error.code} {error.reason}") from None
+    with _asked(urllib.request.Request(url, headers=headers)) as answer:
+        if end is not None and answer.status != http.HTTPStatus.PARTIAL_CONTENT:
+            raise BadImage(Status.UNREADABLE, "the server gives no parts of a file; fetch the archive first")
+        content: bytes = answer.read(MAX_FILE_BYTES + 1)
+        promised = int(answer.headers.get("Content-Length") or len(content))
     if len(content) > MAX_FILE_BYTES:
         raise BadImage(Status.TOO_LARGE, f"the object has more than {MAX_FILE_BYTES} bytes")
     if len(content) < promised:  # what was cut off must not count as the image's own damage
@@ -129,69 +222,21 @@ def _from_web(url: str, start: int | None, end: int | None) -> bytes:
     return content
 
 
+def _asked(request: urllib.request.Request) -> Any:
+    """A web server's answer.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError: what it says instead.
+    """
+    try:
+        return urllib.request.urlopen(request, timeout=_TIMEOUT_S)
+    except urllib.error.HTTPError as error:
+        if error.code in (http.HTTPStatus.NOT_FOUND, http.HTTPStatus.GONE):
+            raise FileNotFoundError(request.full_url) from None
+        if error.code in (http.HTTPStatus.UNAUTHORIZED, http.HTTPStatus.FORBIDDEN):
+            raise PermissionError(f"HTTP {error.code} {error.reason}") from None
+        raise ConnectionError(f"HTTP {error.code} {error.reason}") from None
+
+
 def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0][:200]
-
-
-class RemoteFiles:
-    """Objects below an address."""
-
-    def __init__(self, root: Path) -> None:
-        url = url_of(root)
-        assert url is not None
-        self._url = url.rstrip("/")
-
-    @functools.cached_property
-    def _listed(self) -> dict[bytes, bytes]:
-        """Path -> size, and hash or time of change."""
-        return list_objects(self._url)
-
-    def read(self, path: bytes, need: Need = no_turns) -> bytes:
-        return fetch(f"{self._url}/{os.fsdecode(path)}", need=need)
-
-    def state(self, path: bytes) -> bytes:
-        return self._listed.get(path, b"missing")
-
-    def alike(self, path: bytes) -> bytes:
-        return self.state(path).partition(b",")[0]
-
-    def close(self) -> None:
-        """There is nothing open."""
-
-
-def list_objects(url: str) -> dict[bytes, bytes]:
-    """Everything below an address: relative path -> size, and hash or time of change.
-
-    Raises:
-        SourceError: it cannot be listed.
-    """
-    system, base = split_url(url)
-    try:
-        found = system.find(base, detail=True)
-    except Exception as error:  # as in `fetch`
-        raise SourceError(f"{url} cannot be listed: {type(error).__name__}: {_first_line(error)}") from error
-    listed = {}
-    for name, info in found.items():
-        changed = next((info[key] for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime") if key in info), "")
-        relative = name.removeprefix(base).lstrip("/")
-        listed[relative.encode(errors="surrogateescape")] = f"{info.get('size')},{changed}".encode()
-    return listed
-
-
-def scan_remote(source: Path) -> Manifest:
-    """The images below an address, by path; the first folders are the classes.
-
-    Raises:
-        SourceError: it cannot be listed, or holds no images.
-    """
-    url = url_of(source)
-    assert url is not None
-    skipped, images = Skipped(), []
-    for name in list_objects(url.rstrip("/")):
-        if any(part.startswith(b".") for part in name.split(b"/")):
-            skipped.add("hidden", name)
-        elif has_image_suffix(name):
-            images.append(name)
-        else:
-            skipped.add("not an image name", printable(name))
-    return label_by_folder("remote", Path(url), sorted(images), skipped)

@@ -12,7 +12,8 @@ from featx.images.manifest import IMAGE_SUFFIXES, Manifest, Skipped, make_manife
 from featx.images.sources.dataset import DatasetRows, is_dataset
 from featx.images.sources.folder import scan_folder
 from featx.images.sources.lists import scan_csv, scan_list, scan_standard_input
-from featx.images.sources.remote import scan_remote, url_of
+from featx.images.sources.remote import url_of
+from featx.images.sources.remote_folder import scan_remote
 from featx.images.sources.table import is_table, scan_table
 from featx.images.sources.tar_file import is_tar, scan_tar
 from featx.images.sources.zip_file import scan_zip
@@ -72,8 +73,11 @@ def _scan_container(path: Path) -> Manifest | None:
         return scan_tar(path)
     if is_table(path):
         return scan_table(path)
-    if (url := url_of(path)) is None:
+    if url_of(path) is None:
         return None
-    if path.suffix.lower() in (".txt", ".csv", ".tsv", ".zip"):
-        raise SourceError(f"{url}: fetch a list or zip first; a list on this machine may hold addresses")
-    return scan_remote(path)
+    ending = path.suffix.lower()
+    if ending == ".zip":
+        return scan_zip(path)
+    if ending in (".csv", ".tsv"):
+        return scan_csv(path)
+    return scan_list(path) if ending == ".txt" else scan_remote(path)

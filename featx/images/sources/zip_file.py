@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 
 from featx.errors import SourceError
+from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest, Skipped, has_image_suffix, label_by_folder
 from featx.images.sources.read import Archive
+from featx.images.sources.remote import opened, url_of
 from featx.runtime.text import printable
 
 
@@ -28,7 +30,8 @@ def scan_zip(path: Path) -> Manifest:
     skipped = Skipped()
     files: list[bytes] = []
     try:
-        with Archive(path) as archive:
+        url = url_of(path)
+        with Archive(path if url is None else opened(url)) as archive:
             for name in archive.twice:
                 raise SourceError(f"{path} holds {printable(name)} more than once; which one is meant?")
             for name in archive.members:
@@ -39,6 +42,8 @@ def scan_zip(path: Path) -> Manifest:
                 else:
                     _refuse_unknown_encoding(path, name)
                     files.append(name)
+    except BadImage as bad:
+        raise SourceError(f"{path} cannot be read: {bad}") from None
     except (zipfile.BadZipFile, OSError, NotImplementedError, ValueError, struct.error) as error:
         raise SourceError(f"{path} cannot be read as a zip: {error}") from error
     return label_by_folder("zip", path, sorted(files), skipped)

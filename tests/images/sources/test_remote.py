@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import http.server
+import shutil
 import sys
 import tarfile
 import threading
+import zipfile
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,11 +178,111 @@ def test_addresses_that_cannot_be_read_say_why(tmp_path, monkeypatch):
         scan("nowhere://bucket/photos")
     with pytest.raises(SourceError, match=r"no images in|cannot be listed"):
         scan(f"file://{tmp_path}/no/such/folder")
-    with pytest.raises(SourceError, match="a list on this machine may hold addresses"):
-        scan("https://example.org/list.txt")
+    for ending in ("txt", "csv", "zip", "tar"):
+        with pytest.raises(SourceError, match=r"no such object|cannot be read"):
+            scan(f"file://{tmp_path}/none.{ending}")
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(SourceError, match="gs:// needs more than is installed: pip install gcsfs"):
         scan("gs://bucket/photos")
+
+
+class Archives(http.server.SimpleHTTPRequestHandler):
+    """Gives parts of files, and fails every third time."""
+
+    folder, asked = "", 0
+
+    def __init__(self, *arguments, **named):
+        super().__init__(*arguments, directory=self.folder, **named)
+
+    def do_GET(self):
+        Archives.asked += 1
+        content = (Path(self.folder) / self.path.lstrip("/")).read_bytes()
+        if Archives.asked % 3 == 0:
+            self.send_error(503)
+            return
+        said, code = self.headers.get("Range"), 200
+        if said:
+            first, _, last = said.removeprefix("bytes=").partition("-")
+            content, code = content[int(first) : int(last) + 1], 206
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def archives(photos, expected, tmp_path, monkeypatch):
+    """A web server of the photos, and of a tar, a zip and lists of them."""
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
+    folder = tmp_path / "web"
+    shutil.copytree(photos, folder / "photos")
+    with tarfile.open(folder / "p.tar", "w") as archive:
+        archive.add(photos, ".")
+    with zipfile.ZipFile(folder / "p.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in expected.paths:
+            archive.write(photos / path, path)
+    (folder / "lists").mkdir()
+    (folder / "lists" / "p.csv").write_text(
+        "path,label,split\n"
+        + "".join(f"../photos/{p},{p[0]},{'test' if p < 'b' else 'train'}\n" for p in expected.paths)
+    )
+    (folder / "lists" / "p.txt").write_text(
+        "".join(f"..\\photos\\{p} {p[0]}\n".replace("/", "\\") for p in expected.paths)
+    )
+    Archives.folder, Archives.asked = str(folder), 0
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Archives) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{web.server_port}"
+        web.shutdown()
+
+
+@pytest.mark.parametrize("name", ["p.tar", "p.zip", "lists/p.csv", "lists/p.txt"])
+def test_archives_and_lists_at_an_address_are_read_in_place(archives, expected, tmp_path, name):
+    out = tmp_path / "f.h5"
+    featx.extract_features(f"{archives}/{name}", out, CONFIG)
+    found = featx.open_features(out)
+    for field in ("fc7",):
+        np.testing.assert_array_equal(found[field], expected[field])
+    np.testing.assert_array_equal(found.sha256, expected.sha256)
+    np.testing.assert_array_equal(found.status, expected.status)
+    assert [found.classes[k] for k in found.labels] == [path[0] for path in expected.paths]
+    if name.endswith("csv"):
+        assert [found.splits[k] for k in found.split_of] == ["test" if p < "b" else "train" for p in expected.paths]
+    assert featx.verify_file(out, featx.VerifyConfig(all=True)).passed
+    before = out.stat().st_mtime_ns
+    featx.extract_features(f"{archives}/{name}", out, CONFIG)
+    assert out.stat().st_mtime_ns == before
+
+
+def test_a_list_at_an_address_names_no_file_of_this_machine(archives, photos, tmp_path):
+    (tmp_path / "web" / "evil.txt").write_text(f"photos/a/0.jpg\n{photos}/a/0.jpg\n../../../../{photos}/a/0.jpg\n")
+    featx.extract_features(f"{archives}/evil.txt", tmp_path / "f.h5", CONFIG)
+    assert featx.open_features(tmp_path / "f.h5").status.tolist() == [
+        Status.DONE,
+        Status.UNREADABLE,
+        Status.UNREADABLE,
+    ]
+
+
+def test_a_listing_that_fails_is_asked_for_again(photos, monkeypatch):
+    monkeypatch.setattr(remote, "FIRST_WAIT_S", 0.0)
+    system, _ = remote.split_url(f"file://{photos}")
+    find, asked = type(system).find, []
+
+    def flaky(self, *arguments, **named):
+        asked.append(1)
+        if len(asked) < 3:
+            raise ConnectionError("reset")
+        return find(self, *arguments, **named)
+
+    monkeypatch.setattr(type(system), "find", flaky)
+    assert len(scan(f"file://{photos}")) == 8
+    monkeypatch.setattr(type(system), "find", lambda *_, **__: (_ for _ in ()).throw(ConnectionError("reset")))
+    with pytest.raises(SourceError, match=r"cannot be listed: ConnectionError: reset \(4 attempts\)"):
+        scan(f"file://{photos}")
 
 
 @pytest.mark.slow
@@ -211,5 +314,13 @@ def test_an_s3_server_gives_the_rows_of_the_folder(photos, expected, tmp_path, m
         bucket.put(str(tmp_path / "s-0.tar"), "stimuli/shards/s-0.tar")
         featx.extract_features("s3://stimuli/shards/s-{0..0}.tar", tmp_path / "g.h5", CONFIG)
         np.testing.assert_array_equal(featx.open_features(tmp_path / "g.h5")["fc7"], expected["fc7"])
+        with zipfile.ZipFile(tmp_path / "s.zip", "w") as archive:
+            for path in expected.paths:
+                archive.write(photos / path, path)
+        (tmp_path / "s.csv").write_text("path,label\n" + "".join(f"../set1/{path},x\n" for path in expected.paths))
+        for name in ("s.zip", "s.csv"):
+            bucket.put(str(tmp_path / name), f"stimuli/shards/{name}")
+            featx.extract_features(f"s3://stimuli/shards/{name}", tmp_path / f"{name}.h5", CONFIG)
+            np.testing.assert_array_equal(featx.open_features(tmp_path / f"{name}.h5")["fc7"], expected["fc7"])
     finally:
         web.stop()

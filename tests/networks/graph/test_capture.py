@@ -61,7 +61,7 @@ NETWORKS = {
     "resnet18": {"layer2.0.conv1": "layer2.0.conv1", "layer2.0.bn1": "layer2.0.bn1", "layer3": "layer3"},
     "densenet121": {"features.denseblock2": "features.denseblock2", "features.norm5": "features.norm5"},
 }
-SMALL = {"vgg16": 96, "vgg16_bn": 96}  # pixels: a batch of 32 through VGG at 224 takes half a minute
+LARGE = ("vgg16", "vgg16_bn")  # a batch of 32 takes half a minute
 
 
 def images(side: int, count: int = 2) -> list[Image.Image]:
@@ -93,7 +93,6 @@ def extractor(name: str, layers: str, batch_size: int, loaded: LoadedNetwork, mo
         "featx.extraction.engine.load_network",
         lambda *_: LoadedNetwork(copy.deepcopy(loaded.network), loaded.source, ""),
     )
-    side = SMALL.get(name)
     recipe = Recipe.plan(
         backbone=name,
         layers=layers,
@@ -101,7 +100,6 @@ def extractor(name: str, layers: str, batch_size: int, loaded: LoadedNetwork, mo
         pool="none",
         device="cpu",
         batch_size=batch_size,
-        crop=side,
     )
     return Engine(recipe)
 
@@ -129,26 +127,25 @@ def same(ours: np.ndarray, reference: Tensor, what: str) -> None:
     assert np.abs(ours - expected).max() <= 5e-6 * scale, what
 
 
-# vgg16_bn, with three other networks with BatchNorm beside it, is among the slow ones below.
-@pytest.mark.parametrize("name", [name for name in NETWORKS if name != "vgg16_bn"])
+# The VGGs, with AlexNet and three networks with BatchNorm beside them, are among the slow ones below.
+@pytest.mark.parametrize("name", [name for name in NETWORKS if name not in LARGE])
 def test_every_named_layer_is_what_torchvision_computes(name, monkeypatch):
-    compare_every_layer(name, monkeypatch, alone=(1,) if name in SMALL else (1, 32))
+    compare_every_layer(name, monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", SMALL)
-def test_every_named_layer_of_vgg_is_what_torchvision_computes_at_full_size(name, monkeypatch):
-    monkeypatch.delitem(SMALL, name)
-    compare_every_layer(name, monkeypatch, alone=(1, 32))
+@pytest.mark.parametrize("name", LARGE)
+def test_every_named_layer_of_vgg_is_what_torchvision_computes(name, monkeypatch):
+    compare_every_layer(name, monkeypatch)
 
 
-def compare_every_layer(name: str, monkeypatch: pytest.MonkeyPatch, *, alone: tuple[int, ...]) -> None:
-    """All layers together in blocks of 1 and 32, and each alone in blocks of the sizes given."""
+def compare_every_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers together, and each alone, in blocks of 1 and 32."""
     modules = NETWORKS[name]
     network = construct(name, seed=3)
     loaded = LoadedNetwork(network, WeightsSource("random:3", "random:3", seed=3), "")
     reference_network = copy.deepcopy(network)
-    pictures = images(SMALL.get(name, 224))
+    pictures = images(224)
     together = {b: extractor(name, ",".join(modules), b, loaded, monkeypatch) for b in (1, 32)}
     recipe = together[1].recipe
     weights = torchvision.models.get_model_weights(name).DEFAULT
@@ -162,7 +159,7 @@ def compare_every_layer(name: str, monkeypatch: pytest.MonkeyPatch, *, alone: tu
                 same(found[row][layer], expected[row][layer], f"{name} {layer}, with all, batch {batch_size}")
     together_rows = {b: features_of(together[b], pictures) for b in together}
     for layer in modules:
-        for batch_size in alone:
+        for batch_size in together:
             one = extractor(name, layer, batch_size, loaded, monkeypatch)
             for row, found in enumerate(features_of(one, pictures)):
                 same(found[layer], expected[row][layer], f"{name} {layer}, alone, batch {batch_size}")
