@@ -12,6 +12,7 @@ import json
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,12 +87,16 @@ def show(report: Report, as_json: bool) -> None:
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, envvar="FEATX_QUIET", help="Say nothing but errors.")
 @click.option(
+    "-v", "--verbose", is_flag=True, envvar="FEATX_VERBOSE", help="Say each image that fails when it does, and where "
+    "an error happened.",
+)  # fmt: skip
+@click.option(
     "--metrics-file", type=PATH, envvar="FEATX_METRICS_FILE", metavar="FILE",
     help="Keep here how far the command is, for Prometheus' textfile collector.",
 )  # fmt: skip
 @click.pass_context
 def commands(
-    ctx: click.Context, trust: tuple[str, ...], log_format: str, quiet: bool, metrics_file: Path | None
+    ctx: click.Context, trust: tuple[str, ...], log_format: str, quiet: bool, verbose: bool, metrics_file: Path | None
 ) -> None:
     """Deep features you can trust, and linear heads on top of them.
 
@@ -101,7 +106,9 @@ def commands(
     featx fit-svm photos.h5 -l fc7 -o head.safetensors
     featx predict head.safetensors more-photos/ -o predictions.csv
     """
-    use_log(Log(log_format, quiet, metrics_file))
+    if quiet and verbose:
+        raise UsageError("--quiet says nothing but errors, --verbose more than usual; leave one out")
+    use_log(Log(log_format, quiet, verbose, metrics_file))
     for name in trust:
         from featx.networks.external.code import is_code, trust_code
 
@@ -708,6 +715,8 @@ def main(arguments: list[str] | None = None) -> None:
     except VerificationFailed as error:
         status = complain(*str(error).split("\n"), status=error.exit_status)
     except FeatxError as error:
+        if current_log().verbose:
+            traceback.print_exc()
         status = complain(str(error), status=error.exit_status)
     except (MemoryError, RuntimeError, OSError) as error:
         if is_out_of_memory(error):
@@ -729,7 +738,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def unexpected(error: Exception) -> int:
     """Say that something went wrong that should not be able to; the exit status."""
-    if os.environ.get("FEATX_TRACEBACK"):
+    if os.environ.get("FEATX_TRACEBACK") or current_log().verbose:
         raise error
     reason = " ".join(str(error).split())
     return complain(f"unexpected {type(error).__name__}: {reason} (FEATX_TRACEBACK=1 shows where)", status=1)

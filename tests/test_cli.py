@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
@@ -20,6 +21,7 @@ from featx.options.extraction import ExtractConfig
 from featx.options.heads import FitConfig
 from featx.options.option import Config
 from featx.options.training import FinetuneConfig
+from featx.runtime.progress import StderrReporter
 
 DOCS = Path(__file__).parents[1]
 NET = ("-b", "squeezenet1_1", "-l", "classifier.1", "-w", "random:0", "--device", "cpu")
@@ -265,3 +267,25 @@ def test_a_quiet_command_says_only_its_result_and_errors(photos, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     failed = run_featx("-q", "inspect", tmp_path / "no.h5", env={**os.environ, "FEATX_LOG_FORMAT": "time"})
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.+]+ no file .*no\.h5\n", failed.stderr)
+
+
+def test_a_verbose_command_names_each_bad_image_and_where_an_error_happened(photos, tmp_path):
+    (photos / "a" / "zz.jpg").write_bytes(b"no image")
+    asked = ["extract", photos, *NET, "--max-bad", "1", "-o"]
+    assert "failed: a/zz.jpg" not in run_featx(*asked, tmp_path / "e.h5").stderr
+    done = run_featx("-v", *asked, tmp_path / "f.h5")
+    assert (done.returncode, "failed: a/zz.jpg: " in done.stderr) == (0, True)
+    failed = run_featx("-v", "inspect", tmp_path / "no.h5")
+    assert "Traceback (most recent call last)" in failed.stderr
+    assert failed.stderr.splitlines()[-1].startswith("featx: no file ")
+    both = run_featx("-q", "-v", "inspect", tmp_path / "no.h5")
+    assert (both.returncode, both.stderr.count("\n")) == (2, 1)
+
+
+def test_progress_in_a_log_has_its_time(monkeypatch):
+    monkeypatch.setattr("featx.runtime.progress.LOG_EVERY_S", 0.0)
+    stream = io.StringIO()
+    reporter = StderrReporter(stream)
+    reporter.begin("extract", 10)
+    reporter.advance(5)
+    assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00 extract: 5 of 10 \(50%\)", stream.getvalue())

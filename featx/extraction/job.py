@@ -349,6 +349,8 @@ class ExtractionJob:
         """Account for `count` rows that were written."""
         self.reporter.advance(count if self.queue is None else self.queue.advance(count))
         if failed:
+            for row, why in zip(failed, reasons, strict=True):
+                self.reporter.detail(f"failed: {self.manifest.name(row)}: {why}")
             with self.lock:
                 self.failed += [f"{self.manifest.name(row)}: {why}" for row, why in zip(failed, reasons, strict=True)]
             self._stop_if_too_many_bad(writer, stop)

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -29,11 +29,13 @@ class Log:
     Attributes:
         format: "text", "time" (with the time before every line), or "json" (one object a line).
         quiet: nothing but errors.
+        verbose: details too, such as each image that fails, when it does.
         metrics: a file in Prometheus' text format that says how far it is; None for none.
     """
 
     format: str = "text"
     quiet: bool = False
+    verbose: bool = False
     metrics: Path | None = None
 
     def entry(self, level: str, message: str, **more: object) -> str:
@@ -62,6 +64,9 @@ class Reporter:
 
     def note(self, line: str) -> None:
         """One line of the plan, or a warning."""
+
+    def detail(self, line: str) -> None:
+        """What only `--verbose` asks for."""
 
     def notes(self, lines: Iterable[str]) -> None:
         """Several of them."""
@@ -122,6 +127,10 @@ class StderrReporter(Reporter):
         with self._lock:
             self._clear()
             print(self.log.entry(level, printable(line)), file=self.stream, flush=True)
+
+    def detail(self, line: str) -> None:
+        if self.log.verbose:
+            self.note(line)
 
     def begin(self, what: str, total: int, done: int = 0) -> None:
         self._what, self._total, self._done, self._before = what, total, done, done
@@ -193,7 +202,9 @@ class StderrReporter(Reporter):
             self.stream.write(text)
             self._drawn = True
         else:
-            self.stream.write(self.log.entry("info", text, **more) + "\n")
+            # In a log a line without its time says little.
+            log = replace(self.log, format="time") if self.log.format == "text" else self.log
+            self.stream.write(log.entry("info", text, **more) + "\n")
         self.stream.flush()
 
     def _clear(self) -> None:
