@@ -13,10 +13,11 @@ from torch import Tensor, fx, nn
 from featx.errors import WeightsMismatch
 from featx.networks.architectures.architecture import WeightsSource
 from featx.networks.build import construct
-from featx.networks.caffe import caffe_state, is_caffemodel, read_caffemodel
 from featx.networks.checkpoints import Gaps, find_state, fit_state, read_checkpoint
 from featx.networks.download import Progress, fetch_weights
+from featx.networks.external.caffe import is_caffemodel, read_caffemodel, state_by_layers
 from featx.networks.external.code import refuse_changed_code
+from featx.networks.external.matconvnet import is_matconvnet, read_matconvnet
 from featx.networks.external.timm_models import fetch_from_hub, load_timm
 from featx.networks.graph.capture import capture_layers, trace_nodes
 from featx.networks.layer_names import Layer
@@ -91,7 +92,9 @@ def _loaded(name: str, source: WeightsSource, path: Path) -> tuple[nn.Module, Ga
     if external == "timm" and not is_run(name):
         return _loaded_by_timm(name, network, source, path)
     if is_caffemodel(path):
-        state = caffe_state(network, read_caffemodel(path), str(path))
+        state = state_by_layers(network, read_caffemodel(path), str(path), reversed_colours=True)
+    elif is_matconvnet(path):
+        state = state_by_layers(network, read_matconvnet(path), str(path), reversed_colours=False)
     else:
         state = find_state(network, read_checkpoint(path), str(path), source.choice)
     gaps = fit_state(network, state, str(path))

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from featx.errors import UsageError
 from featx.networks.architectures.architecture import WeightsSource
-from featx.networks.caffe import caffe_preprocessing, is_caffemodel
 from featx.networks.checkpoints import CHOICE
+from featx.networks.external.caffe import caffe_preprocessing, is_caffemodel
+from featx.networks.external.matconvnet import is_matconvnet, matconvnet_preprocessing
 from featx.networks.external.own_module import OwnWeights
 from featx.networks.registry import architecture
 from featx.networks.run_folder import is_run, read_run
@@ -74,7 +75,9 @@ def published_name(backbone: str, name: str) -> str:
 
 
 def preprocessing_for(values: Mapping[str, Any], source: WeightsSource | None) -> Mapping[str, Any]:
-    """A network's preprocessing, as its weights want it: Caffe's want pixels from 0 to 255."""
+    """A network's preprocessing, as its weights want it: Caffe's and MatConvNet's want pixels from 0 to 255."""
+    if source is not None and source.file is not None and is_matconvnet(source.file):
+        return matconvnet_preprocessing(source.file, values)
     return caffe_preprocessing(values) if source is not None and is_caffemodel(source.file) else values
 
 
@@ -86,11 +89,12 @@ def assumed_preprocessing(backbone: str, source: WeightsSource) -> str | None:
         return own.assumed
     if source.file is None or source.published:
         return None
-    if is_caffemodel(source.file):
-        values = caffe_preprocessing(architecture(backbone).weights.preprocessing())
+    if is_caffemodel(source.file) or is_matconvnet(source.file):
+        values = preprocessing_for(architecture(backbone).weights.preprocessing(), source)
         colour = ", ".join(f"{255 * value:.1f}" for value in values["mean"])
+        whose = "Caffe" if is_caffemodel(source.file) else "MatConvNet"
         return (
-            f"note: {source.name} is Caffe's: pixels from 0 to 255 less the mean colour {colour} (red, green, blue)"
+            f"note: {source.name} is {whose}'s: pixels from 0 to 255 less the mean colour {colour} (red, green, blue)"
         )
     weights = architecture(backbone).weights
     names = [full.rpartition(".")[2] for full in weights.files()]
@@ -107,7 +111,19 @@ def assumed_preprocessing(backbone: str, source: WeightsSource) -> str | None:
 
 def _is_file_name(spec: str) -> bool:
     """Whether `--weights` names a file: by its ending, by a slash, or because there is one and it has a dot."""
-    endings = (".pth", ".pt", ".safetensors", ".pth.tar", ".tar", ".ckpt", ".bin", ".th", ".pkl", ".caffemodel")
+    endings = (
+        ".pth",
+        ".pt",
+        ".safetensors",
+        ".pth.tar",
+        ".tar",
+        ".ckpt",
+        ".bin",
+        ".th",
+        ".pkl",
+        ".caffemodel",
+        ".mat",
+    )
     return spec.lower().endswith(endings) or "/" in spec or ("." in spec and Path(spec).is_file())
 
 

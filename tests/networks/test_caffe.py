@@ -13,7 +13,7 @@ from PIL import Image
 
 import featx as library
 from featx.errors import WeightsMismatch
-from featx.networks.caffe import read_caffemodel
+from featx.networks.external.caffe import read_caffemodel
 
 # Small, with two groups in conv2 and conv5.
 NET = "alexnet-2012-without-conv3-conv4-fc6-fc7-widen-conv1x0.25-conv2x0.125-conv5x0.0625"

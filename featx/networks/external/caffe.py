@@ -59,8 +59,13 @@ def read_caffemodel(path: Path) -> dict[str, Blobs]:
     return found
 
 
-def caffe_state(network: nn.Module, content: Mapping[str, Blobs], where: str) -> dict[str, Tensor]:
+def state_by_layers(
+    network: nn.Module, content: Mapping[str, Blobs], where: str, *, reversed_colours: bool
+) -> dict[str, Tensor]:
     """A network's tensors by name, from layers of the same literature names.
+
+    Args:
+        reversed_colours: the first convolution takes blue, green, red.
 
     Raises:
         WeightsMismatch: the network's layers have no such names; a layer is missing or has another shape.
@@ -83,12 +88,12 @@ def caffe_state(network: nn.Module, content: Mapping[str, Blobs], where: str) ->
             if blob.numel() != math.prod(shape) or (blob.ndim == len(shape) and tuple(blob.shape) != shape):
                 raise WeightsMismatch(f"{where}: {layer.name} is {tuple(blob.shape)}, the network needs {shape}")
             values = blob.reshape(shape)
-            if first and kind == "weight" and len(shape) == 4 and shape[1] == _COLOURS:
+            if reversed_colours and first and kind == "weight" and len(shape) == 4 and shape[1] == _COLOURS:
                 values = values.flip(1)
             found[name] = values.contiguous()
         first = False
     if not found:
-        raise WeightsMismatch(f"{where}: weights of Caffe are for AlexNet, VGG and networks with layers named so")
+        raise WeightsMismatch(f"{where}: these weights are for AlexNet, VGG and networks with layers named so")
     return found
 
 
