@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from featx.artifacts.head_file import FitReport
     from featx.artifacts.probe_folder import ProbeReport
     from featx.commands.check import CheckReport, check_source
+    from featx.commands.compare.fuse import fuse_heads
     from featx.commands.compare.pairs import compare_pairs
     from featx.commands.evaluate import EvaluateReport, evaluate_head
+    from featx.commands.exchange.average import average_features
     from featx.commands.exchange.concat import ConcatReport, concat_features
     from featx.commands.exchange.export import ExportReport, export_features
     from featx.commands.exchange.import_parquet import ImportReport, import_parquet
@@ -56,7 +58,7 @@ if TYPE_CHECKING:
     from featx.heads.estimators import LinearSVM, Softmax
     from featx.heads.linear_head import LinearHead
     from featx.networks.external.code import trust_code
-    from featx.options.exchange import ExportConfig
+    from featx.options.exchange import AverageConfig, ExportConfig
     from featx.options.extraction import (
         CheckConfig,
         EvaluateConfig,
@@ -65,7 +67,7 @@ if TYPE_CHECKING:
         PredictConfig,
         VerifyConfig,
     )
-    from featx.options.heads import FitConfig, ProbeConfig
+    from featx.options.heads import FitConfig, FuseConfig, ProbeConfig
     from featx.options.serving import ServeConfig
     from featx.options.show import (
         ClassImageConfig,
@@ -170,11 +172,16 @@ _HOME = {
     "open_features": "featx.store.open",
     "predict_images": "featx.commands.predict",
     "predict_with_heads": "featx.commands.predict",
+    "average_features": "featx.commands.exchange.average",
+    "fuse_heads": "featx.commands.compare.fuse",
+    "AverageConfig": "featx.options.exchange",
+    "FuseConfig": "featx.options.heads",
     "PredictionsReport": "featx.commands.predict",
     "probe_layers": "featx.commands.probe",
     "verify_file": "featx.commands.verify",
 }
 __all__ = [
+    "AverageConfig",
     "CheckConfig",
     "CheckReport",
     "ClassImageConfig",
@@ -196,6 +203,7 @@ __all__ = [
     "FinetuneReport",
     "FitConfig",
     "FitReport",
+    "FuseConfig",
     "ImageError",
     "ImportReport",
     "InspectReport",
@@ -228,6 +236,7 @@ __all__ = [
     "VerifyConfig",
     "VerifyReport",
     "__version__",
+    "average_features",
     "check_source",
     "compare_pairs",
     "concat_features",
@@ -239,6 +248,7 @@ __all__ = [
     "finetune_network",
     "fit_softmax",
     "fit_svm",
+    "fuse_heads",
     "import_parquet",
     "inspect_file",
     "list_layers",

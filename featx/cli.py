@@ -21,7 +21,7 @@ import click
 from featx import __version__
 from featx.errors import DiskError, FeatxError, OutOfMemory, UsageError, VerificationFailed
 from featx.options.click_options import PATH, common, options_of, output_option
-from featx.options.exchange import ExportConfig
+from featx.options.exchange import AverageConfig, ExportConfig
 from featx.options.extraction import (
     CheckConfig,
     EvaluateConfig,
@@ -30,7 +30,7 @@ from featx.options.extraction import (
     PredictConfig,
     VerifyConfig,
 )
-from featx.options.heads import FitConfig, ProbeConfig
+from featx.options.heads import FitConfig, FuseConfig, ProbeConfig
 from featx.options.serving import ServeConfig
 from featx.options.show import (
     ClassImageConfig,
@@ -216,6 +216,23 @@ def concat_command(files: tuple[Path, ...], output: Path, as_json: bool) -> None
     from featx.commands.exchange.concat import concat_features
 
     show(concat_features(files, output, reporter=StderrReporter()), as_json)
+
+
+@commands.command("average")
+@click.argument("features", type=PATH)
+@output_option("The features file to make.", required=True)
+@options_of(AverageConfig)
+@common
+def average_command(features: Path, output: Path, config: AverageConfig, as_json: bool) -> None:
+    """Average the rows of FEATURES that belong together: the frames of a clip, or the photos of one thing.
+
+    \b
+    featx average frames.h5 -o clips.h5
+    featx average photos.h5 --by 'bird-[0-9]+' -o birds.h5
+    """
+    from featx.commands.exchange.average import average_features
+
+    show(average_features(features, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("export")
@@ -426,6 +443,25 @@ def evaluate_command(
     from featx.commands.evaluate import evaluate_head
 
     show(evaluate_head(head, features, config, output=output, reporter=StderrReporter()), as_json)
+
+
+@commands.command("fuse")
+@click.argument("heads", nargs=-1, required=True, metavar="HEAD=FEATURES...")
+@output_option("Save the decisions here, as CSV.")
+@options_of(FuseConfig)
+@common
+def fuse_command(heads: tuple[str, ...], output: Path | None, config: FuseConfig, as_json: bool) -> None:
+    """Decide with several heads on features of the same images: the mean of their scores, and an SVM on them.
+
+    \b
+    featx fuse frames.safetensors=frames.h5 flow.safetensors=flow.h5
+    """
+    from featx.commands.compare.fuse import fuse_heads
+
+    pairs = [(one.partition("=")[0], one.partition("=")[2]) for one in heads]
+    if not all(head and features for head, features in pairs):
+        raise UsageError("fuse takes HEAD=FEATURES HEAD=FEATURES")
+    show(fuse_heads(pairs, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.group("show")

@@ -52,6 +52,8 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         "serve",
         "show",
         "pairs",
+        "average",
+        "fuse",
         "import",
     }  # which have tests of their own
     for step in steps:

@@ -11,7 +11,7 @@ import numpy as np
 
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.head_file import SHOWN_CONFUSIONS, FitReport, HeadFile
-from featx.artifacts.head_rows import split_rows
+from featx.artifacts.head_rows import kept_together, split_rows
 from featx.errors import LabelError, NonFiniteRow, UsageError
 from featx.extraction.recipe import describe_layer
 from featx.extraction.reduction.projection import reduction_of
@@ -20,7 +20,7 @@ from featx.heads.excluded import count_excluded
 from featx.heads.labels import Labels, classes_of, is_known, is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.metrics import LabelMetrics, Metrics
-from featx.heads.splits import Rows, copies_of
+from featx.heads.splits import Rows
 from featx.heads.trained_on import count_among, remember
 from featx.options.heads import FitConfig
 from featx.options.without_effect.rule import Facts
@@ -91,7 +91,7 @@ def _fit(
 
     rows = features.usable()
     multilabel = is_multilabel([features.classes[k] for k in np.unique(features.labels[rows])], features.source_kind)
-    copies = copies_of(features.sha256[rows])
+    copies = kept_together(features, rows)
     train, test = split_rows(features, rows, copies, config, multilabel)
     if multilabel:
         _refuse_what_needs_one_class(kind, config, features.path)
@@ -112,7 +112,7 @@ def _fit(
             device=device,
             memory_bytes=config.memory or free_memory(device) // 2,
             keep_scores=config.calibrate != "none",
-            copies=copies_of(features.sha256[train]),
+            copies=kept_together(features, train),
             reporter=reporter,
         )
     except NonFiniteRow as error:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.artifacts.artifact import plan_of
+from featx.artifacts.head_rows import kept_together
 from featx.artifacts.journal import JOURNAL, Journal, Outcome
 from featx.artifacts.probe_folder import ProbeFolder, ProbeReport, ProbeRow, save_probe
 from featx.errors import FileFormatError, LabelError, NonFiniteRow, UnknownLayer, UsageError
@@ -22,7 +23,7 @@ from featx.extraction.gpu.device_cache import DeviceCache
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.metrics import measure
-from featx.heads.splits import Rows, copies_of, split_per_class
+from featx.heads.splits import Rows, split_per_class
 from featx.options.extraction import ExtractConfig
 from featx.options.heads import ProbeConfig
 from featx.options.without_effect.rule import Facts
@@ -78,7 +79,7 @@ def probe_layers(
     if finished is not None:
         return finished
     reporter.notes(notes_on(config, Facts()))
-    copies = copies_of(features.sha256[rows])
+    copies = kept_together(features, rows)
     splits = [
         split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, config.test_per_class, copies)
         for repeat in range(config.repeats)

@@ -150,8 +150,10 @@ def verify_file(
     reporter.end()
     checks += [_manifest_check(features), *_source_checks(features, config, reporter)]
     failed = [check for check in checks if not check.passed]
+    if averaged := features.provenance.get("averaged"):
+        reporter.note(f"note: its rows are means of {averaged['rows']:,} others; verify the file they were made from")
     report = VerifyReport(features.path, 0, len(features), [], checks, features.schema, seed)
-    if not failed:
+    if not failed and not averaged:
         rows, layers, said = _recompute(features, config, seed, reporter)
         report = replace(report, rows=rows, layers=layers, checks=[*checks, said])
     if not report.passed:
@@ -254,7 +256,11 @@ def _image_loader(features: Features, moved_to: str | None) -> Callable[[int], I
     made = features.provenance
     place = Path(moved_to or made["source"]["path"])
     kind = made["source"]["kind"]
-    if kind not in ("tar", "hdf5", "remote") and url_of(place) is None and not (place.is_dir() or place.is_file()):
+    if (
+        kind not in ("tar", "hdf5", "remote", "video")
+        and url_of(place) is None
+        and not (place.is_dir() or place.is_file())
+    ):
         what = "is neither a folder nor a file" if place.exists() else "is not there"
         raise SourceError(f"{place} {what}; if the images have moved, say where with --source")
     try:

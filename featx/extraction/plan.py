@@ -20,6 +20,8 @@ from featx.extraction.reduction.projection import PCA
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
 from featx.images.sources.remote import place_of
+from featx.images.sources.video.clips import refuse_unsuited
+from featx.networks.registry import takes_flow
 from featx.options.extraction import ExtractConfig
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
@@ -47,6 +49,8 @@ class ExtractionPlan:
         self.output, self.config, self.shard = output, config, shard
         self.recipe = Recipe.from_config(config)
         self.whole, self.manifest = manifest, self._part_of(manifest)
+        name = self.recipe.backbone.name
+        refuse_unsuited(manifest, name, self.recipe.preprocess.crop, takes_flow=takes_flow(name))
         repeated = len(set(self.manifest.paths)) < len(self.manifest)
         self.distinct = DistinctImages(self.manifest) if repeated else None
         self._refuse_what_cannot_fit()

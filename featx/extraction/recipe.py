@@ -31,9 +31,8 @@ if TYPE_CHECKING:
     from featx.networks.pooling import Pooling
 
 PENULTIMATE = "penultimate"
-_ELSEWHERE = (  # options that no feature depends on
-    "follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "shard", "update", "overwrite",
-)  # fmt: skip
+# Options that no feature depends on.
+_ELSEWHERE = ["follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "shard", "update", "overwrite"]
 
 
 @dataclass(frozen=True)
@@ -102,15 +101,14 @@ class Recipe:
             layers: by default `default_layer`.
             dense: side of the square that the network sees as a fully convolutional one, its layers averaged.
             named_by_user: the backbone is not what a file says; code that it means may run.
-            preprocess: the published weights whose preprocessing is meant; by default that of the weights, if they
-                are published ones, else of the network's default.
+            preprocess: the published weights whose preprocessing is meant; by default the weights' or the network's.
 
         Raises:
             UsageError and its children: an unknown network, layer, weights name or device, an impossible size.
         """
         from featx.networks.backbone import Backbone
         from featx.networks.pooling import parse_pooling
-        from featx.networks.registry import default_preprocessing, refuse_unknown
+        from featx.networks.registry import default_preprocessing, refuse_unknown, takes_flow
         from featx.networks.weights import assumed_preprocessing, preprocessing_for, published_name, weights_of
         from featx.runtime.device import choose_device
 
@@ -126,7 +124,7 @@ class Recipe:
             raise UsageError(f"--decode {decode} needs a GPU; on the CPU it is --decode cpu, or fast")
         if named_by_user:
             trust_code(backbone)
-        refuse_unknown(backbone)  # before its weights, which cannot be known either
+        refuse_unknown(backbone)  # before its weights
         source = weights_of(backbone, weights)
         named = published_name(backbone, preprocess) if preprocess else None
         if source.published is None and source.url is None:
@@ -138,6 +136,8 @@ class Recipe:
             resize=resize, crop=crop, squash=squash, fit=fit, pad_color=pad_color, interpolation=interpolation,
             mean=mean, std=std, grey=grey, mirror=mirror, views=views, aggregate=aggregate,
         )  # fmt: skip
+        if takes_flow(backbone) and prepared.values() != Preprocess.from_values(dict(values)).values():
+            raise UsageError(f"{backbone} takes optical flow as it is; leave out what changes its size or its levels")
         if decode != "cpu" and not prepared.is_plain:
             raise UsageError(
                 f"--decode {decode} resizes bilinearly or bicubically and cuts out the centre; --views, --grey, "

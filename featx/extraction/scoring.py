@@ -18,6 +18,8 @@ from featx.extraction.model import Model, Models
 from featx.heads.decision import Scores
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
+from featx.images.sources.video.clips import refuse_unsuited
+from featx.networks.registry import takes_flow
 from featx.options.extraction import PredictConfig
 from featx.runtime.files import disk_errors
 from featx.runtime.progress import Reporter
@@ -88,6 +90,8 @@ class StoredScores:
         recipe = models.recipe(
             device=config.device, batch_size=config.batch_size, decode=config.decode, weights_file=config.weights_file
         )
+        name = recipe.backbone.name
+        refuse_unsuited(manifest, name, recipe.preprocess.crop, takes_flow=takes_flow(name))
         engine = models.engine(recipe, self._reporter)
         names = score_names(len(models.all))
         layers = [

@@ -11,7 +11,7 @@ import contextlib
 import hashlib
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest
 from featx.images.sources.containers import Container, open_container
+from featx.images.sources.video.clips import clip_of
 from featx.runtime.progress import SILENT, Reporter
 
 _BITS = 128
@@ -62,6 +63,8 @@ def _states(manifest: Manifest) -> Iterator[bytes]:
 def copies_in(manifest: Manifest, *, reporter: Reporter = SILENT) -> npt.NDArray[np.intp]:
     """(N,) which images are of the same bytes: the row of the first of them; only files of equal size are read."""
     first = np.arange(len(manifest))
+    if manifest.kind == "video":
+        return clips_among(manifest.paths)
     container = open_container(manifest.kind, manifest.root)
     states = [container.alike(path) for path in manifest.paths]
     container.close()
@@ -74,6 +77,12 @@ def copies_in(manifest: Manifest, *, reporter: Reporter = SILENT) -> npt.NDArray
     _, place, group = np.unique(hashes[readable], axis=0, return_index=True, return_inverse=True)
     first[alike[readable]] = alike[readable][place[group.reshape(-1)]]
     return first
+
+
+def clips_among(paths: Sequence[bytes]) -> npt.NDArray[np.intp]:
+    """(N,) which rows are of the same clip: the first of them."""
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(clip_of(path), row) for row, path in enumerate(paths)], np.intp)
 
 
 def content_hashes(

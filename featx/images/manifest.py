@@ -29,7 +29,7 @@ class Manifest:
     """The images of a source, in order.
 
     Attributes:
-        kind: "folder", "list", "csv", "stdin", "zip", "tar", "hdf5", "table" or "remote".
+        kind: "folder", "list", "csv", "stdin", "zip", "tar", "hdf5", "table", "remote" or "video".
         source: the folder, list, CSV, zip, tars, dataset or address; of standard input the working directory.
         root: what the paths are relative to: a folder, or what holds the images (`sources.containers.root_of`).
         paths: N relative POSIX paths as bytes. A list may also hold absolute ones, and the same one more than once.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from featx.errors import UsageError
-from featx.networks.architectures.dense import SlidingLinear
+from featx.networks.architectures.forms.dense import SlidingLinear
 from featx.networks.architectures.lenet import Rbf
 from featx.networks.registry import architecture
 from featx.networks.run_folder import is_run, read_run

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from featx.errors import WeightsMismatch
 from featx.networks.architectures.architecture import WeightsSource
+from featx.networks.architectures.forms.flow import adapted
 from featx.networks.build import construct
 from featx.networks.checkpoints import Gaps, find_state, fit_state, read_checkpoint
 from featx.networks.download import Progress, fetch_weights
@@ -97,7 +98,7 @@ def _loaded(name: str, source: WeightsSource, path: Path) -> tuple[nn.Module, Ga
         state = state_by_layers(network, read_matconvnet(path), str(path), reversed_colours=False)
     else:
         state = find_state(network, read_checkpoint(path), str(path), source.choice)
-    gaps = fit_state(network, state, str(path))
+    gaps = fit_state(network, adapted(network, state), str(path))
     return network.eval().requires_grad_(False), gaps
 
 

@@ -10,8 +10,10 @@ from torch import nn
 from featx.errors import FileFormatError, UnknownBackbone
 from featx.networks.architectures import alexnet, deepface, highway, imagenet2012, lenet, mini, vgg
 from featx.networks.architectures.architecture import Architecture, NamedLayer, ShippedWeights
-from featx.networks.architectures.dense import SUFFIX as DENSE
-from featx.networks.architectures.dense import Dense, dense, dense_chain
+from featx.networks.architectures.forms.dense import SUFFIX as DENSE
+from featx.networks.architectures.forms.dense import Dense, dense, dense_chain
+from featx.networks.architectures.forms.flow import SUFFIX as FLOW
+from featx.networks.architectures.forms.flow import FlowWeights, flow
 from featx.networks.architectures.variants import parse_variant, variant
 from featx.networks.external.code import TIMM, is_code
 from featx.networks.run_folder import is_run, read_run
@@ -45,6 +47,8 @@ def is_architecture(name: str) -> bool:
         return True
     if name.endswith(DENSE):
         return is_architecture(name.removesuffix(DENSE))
+    if name.endswith(FLOW):
+        return is_architecture(name.removesuffix(FLOW))
     change = parse_variant(name)
     return is_architecture(change.base) if change is not None else name in architectures()
 
@@ -98,8 +102,15 @@ def architecture(name: str) -> Architecture:
         return _DEFINED_HERE[name]
     if name.endswith(DENSE):
         return dense(architecture(name.removesuffix(DENSE)), name)
+    if name.endswith(FLOW):
+        return flow(architecture(name.removesuffix(FLOW)), name)
     change = parse_variant(name)
     return architectures()[name] if change is None else variant(architecture(change.base), name, change)
+
+
+def takes_flow(name: str) -> bool:
+    """Whether a network takes stacks of optical flow."""
+    return isinstance(architecture(name).weights, FlowWeights)
 
 
 def literature_layers(network: nn.Module) -> list[NamedLayer]:

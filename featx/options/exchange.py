@@ -8,6 +8,16 @@ from featx.options.option import Config, option
 
 
 @dataclass(frozen=True)
+class AverageConfig(Config):
+    """Options of `featx average`."""
+
+    by: str | None = option(
+        None, "What belongs together: a regular expression, whose first group (or all it finds) in a path names the "
+        "group; by default the clips of videos.", metavar="REGEX",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class ExportConfig(Config):
     """Options of `featx export`."""
 

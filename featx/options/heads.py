@@ -89,6 +89,26 @@ class FitConfig(Config):
 
 
 @dataclass(frozen=True)
+class FuseConfig(Config):
+    """Options of `featx fuse`."""
+
+    c: float | None = option(
+        1.0, "Inverse regularisation of the SVM on the scores, or auto: cross-validated.", parse=parse_c,
+        metavar="C|auto",
+    )  # fmt: skip
+    test: float | None = option(
+        None, "Share of every class held out for the report; 0.2 unless another split is asked for.",
+        parse=parse_fraction, metavar="SHARE",
+    )  # fmt: skip
+    split_column: bool = option(False, "Use the split stored in the file (train / test).")
+    per_class: int | None = option(
+        None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
+    )
+    folds: int = _folds("--c auto")
+    seed: int = option(0, "Seed of the split and of the folds.", low=0, high=2**32 - 1, metavar="N")
+
+
+@dataclass(frozen=True)
 class ProbeConfig(Config):
     """Options of `featx probe`."""
 

@@ -78,7 +78,7 @@ class Source(Struct):
     """The images a file was made from."""
 
     path: Text
-    kind: Literal["folder", "list", "csv", "stdin", "zip", "tar", "hdf5", "table", "remote"]
+    kind: Literal["folder", "list", "csv", "stdin", "zip", "tar", "hdf5", "table", "remote", "video"]
     files: Any = None
 
 

@@ -23,6 +23,8 @@ from featx.figures.training_curves import draw_curves
 from featx.heads.metrics import Metrics, measure
 from featx.images.contents import copies_in
 from featx.images.manifest import Manifest
+from featx.images.sources.video.clips import refuse_unsuited
+from featx.networks.registry import takes_flow
 from featx.networks.run_folder import REPORT, WEIGHTS, snapshot_path
 from featx.options.training import FinetuneConfig
 from featx.options.without_effect.rules import notes_on
@@ -90,6 +92,7 @@ class FinetuningJob:
             refuse_without_compiler(self.device)
         begin = starting_network(config, len(self.task.classes), self.reporter)
         network, preprocess = begin.network, begin.preprocess
+        refuse_unsuited(self.manifest, config.backbone, preprocess.crop, takes_flow=takes_flow(config.backbone))
         self.lr = expand_policy(self._policy(), network, len(self.task.train))
         rates = assign_rates(self.lr, network)
         if not any(rate.rate for rate in rates):
@@ -144,10 +147,13 @@ class FinetuningJob:
     def _augmentation(self, network: nn.Module, rates: list[Rate]) -> tuple[Augmentation, Cut | None]:
         """What is done to the images, and where the frozen beginning ends whose output is stored instead."""
         cut = cut_before_training(network, rates)
-        auto = "none" if cut else "flip,crop"
+        flow = takes_flow(self.config.backbone)
+        auto = "none" if cut or flow else "flip,crop"
         how = parse_augmentation(auto if self.config.augment == "auto" else self.config.augment)
         if not how.is_none:
             cut = None
+        if flow and not how.is_none:
+            raise UsageError(f"--augment {self.config.augment} is for images: it would mix the channels of flow")
         if (how.mixup or how.cutmix) and self.config.class_weights != "none":
             raise UsageError("--augment mixup and cutmix mix classes, --class-weights weighs them: leave one out")
         if self.config.cache_views > 1 and cut is None:

@@ -295,7 +295,7 @@ def test_a_head_on_the_device_gives_the_scores_of_a_head(mixed, normalize):
         block = reader.block(first)
         features = Engine(recipe_for("gpu"))(block.pixels)["classifier.1"]
         for decode in ("cpu", "gpu"):
-            found = Engine(recipe_for(decode), head=head)(block.pixels)
+            found = Engine(recipe_for(decode), heads=[head])(block.pixels)
             assert list(found) == ["scores"]
             tolerance = 1e-12 if decode == "gpu" else 1e-5  # packed weights round otherwise
             np.testing.assert_allclose(found["scores"], head.scores(features), rtol=tolerance, atol=tolerance)

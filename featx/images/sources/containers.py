@@ -66,6 +66,10 @@ def open_container(kind: str, root: Path) -> Container:
         return TarMembers(root)
     if kind == "remote":
         return RemoteFiles(root)
+    if kind == "video":
+        from featx.images.sources.video.clips import ClipSamples  # it reads lists, whose files are read here
+
+        return ClipSamples(root)
     if kind == "table":
         return TableRows(root)
     return DatasetRows(root) if kind == "hdf5" else Files(root)

@@ -23,6 +23,7 @@ from featx.images.sources.read import not_empty
 from featx.status import Status
 
 _URL = re.compile(r"(?P<protocol>[a-z][a-z0-9+-]*):/{1,3}(?P<rest>.*)", re.DOTALL)
+_CLIPS = re.compile(r"((?:frames|flow):[\dx]+:)(.+)", re.DOTALL)
 _IN_LIST = re.compile(rb"[a-z][a-z0-9+-]*://")
 _EXTRAS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 _WEB = ("http://", "https://")
@@ -47,6 +48,8 @@ def url_of(source: Path | str) -> str | None:
 
 def place_of(source: Path) -> str:
     """A source as other folders know it too: its address, or its absolute path."""
+    if (clips := _CLIPS.fullmatch(os.fspath(source))) and not source.exists():
+        return clips[1] + os.path.abspath(clips[2])
     return url_of(source) or os.path.abspath(source)
 
 

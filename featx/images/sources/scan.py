@@ -16,6 +16,7 @@ from featx.images.sources.remote import url_of
 from featx.images.sources.remote_folder import scan_remote
 from featx.images.sources.table import is_table, scan_table
 from featx.images.sources.tar_file import is_tar, scan_tar
+from featx.images.sources.video.clips import VIDEO_SUFFIXES, clips_of, scan_clips
 from featx.images.sources.zip_file import scan_zip
 from featx.runtime.files import is_hdf5
 from featx.runtime.text import printable
@@ -35,6 +36,8 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
         SourceError: nothing there, unreadable, or no images.
     """
     path = Path(source)
+    if clips_of(path) is not None:
+        return scan_clips(path, follow_links=follow_links)
     if (found := _scan_container(path)) is not None:
         return found
     try:
@@ -53,6 +56,8 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
         )
     if zipfile.is_zipfile(path):
         return scan_zip(path)
+    if path.suffix.lower() in VIDEO_SUFFIXES - IMAGE_SUFFIXES:
+        raise SourceError(f"{path} is a video; say how many of its frames: frames:25:{path}")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return make_manifest("list", path, path.parent, [os.fsencode(path.name)], [None], [None], Skipped())
     return scan_list(path)

@@ -1,0 +1,1 @@
+"""Videos as images: single frames, or stacks of optical flow."""

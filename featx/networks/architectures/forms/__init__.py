@@ -1,0 +1,1 @@
+"""Other forms of networks, named by an ending: NET-dense, NET-flow."""
