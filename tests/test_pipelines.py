@@ -105,7 +105,13 @@ def command(folder: Path, data: Path, out: Path, tmp_path: Path) -> tuple[list[s
     return [str(folder / "run.sh"), str(data), str(out), *words], environment
 
 
-_SLOW = ("digits", "ablation", "frozen-vs-finetuned", "two-stream")  # ten fits, trainings of several networks
+_SLOW = (
+    "digits",
+    "ablation",
+    "frozen-vs-finetuned",
+    "pretrain",
+    "two-stream",
+)  # ten fits, trainings of several networks
 
 
 @pytest.mark.parametrize(

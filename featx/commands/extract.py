@@ -15,6 +15,7 @@ from featx.extraction.recipe import default_layer, weights_file
 from featx.extraction.reduction.projection import kept_in
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
+from featx.images.sources.video.clips import clips_of
 from featx.networks.external.code import code_of, trust_code
 from featx.options.extraction import ExtractConfig
 from featx.runtime.files import disk_errors, identity
@@ -121,7 +122,7 @@ def extract_features(
     shard = None if config.shard is None else parse_shard(config.shard)
     if shard is not None:
         output = shard.path(output)
-    manifest = scan(source, follow_links=config.follow_links)
+    manifest = scan(source_of(source, config), follow_links=config.follow_links)
     with disk_errors(output):
         if output.is_symlink():  # it means the file it points to
             output = Path(os.path.realpath(output))
@@ -144,6 +145,15 @@ def extract_features(
     job = ExtractionJob(manifest, output, config, shard=shard, queue=queue, before=before, reporter=reporter)
     done = job.run()
     return report_on(done.features, manifest, config, done.computed, done.seconds, done.stages)
+
+
+def source_of(source: str | os.PathLike[str], config: ExtractConfig) -> str | os.PathLike[str]:
+    """The source that is meant, of videos with `--frames`."""
+    if config.frames is None:
+        return source
+    if clips_of(Path(source)) is not None:
+        raise UsageError(f"{source} says already how many frames; leave out --frames")
+    return f"frames:{config.frames}:{os.fspath(source)}"
 
 
 def report_on(

@@ -17,7 +17,7 @@ from featx.extraction.reduction.projection import PCA, Reduction, from_described
 from featx.images.preprocess import CENTER, Preprocess
 from featx.networks.external.code import code_of, refuse_changed_code, trust_code
 from featx.networks.run_folder import is_run, read_run
-from featx.options.extraction import PRECISIONS, ExtractConfig
+from featx.options.extraction import NO_FEATURE_DEPENDS_ON, PRECISIONS, ExtractConfig
 from featx.options.option import command_line
 from featx.runtime.memory import default_batch_size
 from featx.store.schema import LayerSpec
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from featx.networks.pooling import Pooling
 
 PENULTIMATE = "penultimate"
-# Options that no feature depends on.
-_ELSEWHERE = ["follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "shard", "update", "overwrite"]
 
 
 @dataclass(frozen=True)
@@ -155,7 +153,7 @@ class Recipe:
     @classmethod
     def from_config(cls, config: ExtractConfig) -> Recipe:
         """What makes the features that options ask for."""
-        return cls.plan(**{name: value for name, value in vars(config).items() if name not in _ELSEWHERE})
+        return cls.plan(**{name: value for name, value in vars(config).items() if name not in NO_FEATURE_DEPENDS_ON})
 
     @classmethod
     def from_dict(

@@ -93,6 +93,10 @@ class ExtractConfig(Config):
     )  # fmt: skip
     aggregate: str = option("mean", "What is kept of the values of several views.", choices=AGGREGATES)
     plain: bool = option(False, "On a CPU, PyTorch's own operations: slower, and rounded as in training.")
+    frames: int | None = option(
+        None, "SOURCE are videos: so many evenly spaced frames of each, as the source frames:N:SOURCE.", low=1,
+        high=10_000, metavar="N", recorded=False,
+    )  # fmt: skip
     follow_links: bool = follow_links_option()
     max_bad: float = max_bad_option()
     image_timeout: float = image_timeout_option()
@@ -113,6 +117,11 @@ class ExtractConfig(Config):
         metavar="I/N",
         recorded=False,
     )
+
+
+NO_FEATURE_DEPENDS_ON = (
+    "frames", "follow_links", "max_bad", "image_timeout", "workers", "retry_failed", "update", "overwrite", "shard",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ def write(path: Path, pixels: np.ndarray, start: tuple[int, int], step: tuple[in
 
 
 def main(table: str, textures: int, clips: int) -> None:
-    folder, rows = Path(table).with_suffix(""), []
+    folder, rows = Path(f"{table}.clips"), []
     for number in range(textures):
         generator = np.random.default_rng(1000 + number)
         for direction, step in DIRECTIONS.items():

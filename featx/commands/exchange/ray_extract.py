@@ -93,6 +93,8 @@ def extract_with_ray(
         raise UsageError(
             "Ray shares out the work itself, and writes a new folder; leave out --shard, --update and --overwrite"
         )
+    if config.frames is not None:
+        raise UsageError("extract_with_ray takes videos as the source frames:N:PATH, without --frames")
     if config.reduce is not None:
         raise UsageError("extract_with_ray writes the layers as they are; leave out --reduce")
     if output.exists():

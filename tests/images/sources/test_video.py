@@ -76,7 +76,9 @@ def test_frames_are_the_evenly_spaced_ones_and_their_rows_those_of_pictures_of_t
     assert (frames.status[broken] == Status.DAMAGED).all()
     assert "cannot be decoded" in frames.failures()[0].reason
     before = frames.path.stat().st_mtime_ns
-    featx.extract_features(f"frames:3:{clips}", frames.path, config())
+    featx.extract_features(clips, frames.path, config(frames=3))  # the same by the option
+    with pytest.raises(UsageError, match="says already how many frames"):
+        featx.extract_features(f"frames:3:{clips}", frames.path, config(frames=3))
     assert frames.path.stat().st_mtime_ns == before
 
 

@@ -61,7 +61,7 @@ NETWORKS = {
     "resnet18": {"layer2.0.conv1": "layer2.0.conv1", "layer2.0.bn1": "layer2.0.bn1", "layer3": "layer3"},
     "densenet121": {"features.denseblock2": "features.denseblock2", "features.norm5": "features.norm5"},
 }
-LARGE = ("vgg16", "vgg16_bn")  # a batch of 32 takes half a minute
+LARGE = ("vgg16", "vgg16_bn", "densenet121")  # a batch of 32 takes half a minute
 
 
 def images(side: int, count: int = 2) -> list[Image.Image]:
@@ -127,7 +127,7 @@ def same(ours: np.ndarray, reference: Tensor, what: str) -> None:
     assert np.abs(ours - expected).max() <= 5e-6 * scale, what
 
 
-# The VGGs, with AlexNet and three networks with BatchNorm beside them, are among the slow ones below.
+# These, with AlexNet and networks with BatchNorm beside them, are among the slow ones below.
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in LARGE])
 def test_every_named_layer_is_what_torchvision_computes(name, monkeypatch):
     compare_every_layer(name, monkeypatch)
@@ -135,7 +135,7 @@ def test_every_named_layer_is_what_torchvision_computes(name, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LARGE)
-def test_every_named_layer_of_vgg_is_what_torchvision_computes(name, monkeypatch):
+def test_every_named_layer_of_large_networks_is_what_torchvision_computes(name, monkeypatch):
     compare_every_layer(name, monkeypatch)
 
 
