@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from featx.commands.check import CheckReport, check_source
     from featx.commands.compare.fuse import fuse_heads
     from featx.commands.compare.pairs import compare_pairs
+    from featx.commands.compare.rdm import representational_dissimilarity
+    from featx.commands.compare.similarity import compare_representations
     from featx.commands.evaluate import EvaluateReport, evaluate_head
     from featx.commands.exchange.average import average_features
     from featx.commands.exchange.concat import ConcatReport, concat_features
@@ -58,6 +60,7 @@ if TYPE_CHECKING:
     from featx.heads.estimators import LinearSVM, Softmax
     from featx.heads.linear_head import LinearHead
     from featx.networks.external.code import trust_code
+    from featx.options.comparing import RdmConfig, SimilarityConfig
     from featx.options.exchange import AverageConfig, ExportConfig
     from featx.options.extraction import (
         CheckConfig,
@@ -174,6 +177,10 @@ _HOME = {
     "predict_with_heads": "featx.commands.predict",
     "average_features": "featx.commands.exchange.average",
     "fuse_heads": "featx.commands.compare.fuse",
+    "representational_dissimilarity": "featx.commands.compare.rdm",
+    "compare_representations": "featx.commands.compare.similarity",
+    "RdmConfig": "featx.options.comparing",
+    "SimilarityConfig": "featx.options.comparing",
     "AverageConfig": "featx.options.exchange",
     "FuseConfig": "featx.options.heads",
     "PredictionsReport": "featx.commands.predict",
@@ -228,9 +235,11 @@ __all__ = [
     "ProbeConfig",
     "ProbeReport",
     "RayReport",
+    "RdmConfig",
     "ReportConfig",
     "SaliencyConfig",
     "ServeConfig",
+    "SimilarityConfig",
     "Softmax",
     "TopConfig",
     "VerifyConfig",
@@ -239,6 +248,7 @@ __all__ = [
     "average_features",
     "check_source",
     "compare_pairs",
+    "compare_representations",
     "concat_features",
     "evaluate_head",
     "export_features",
@@ -257,6 +267,7 @@ __all__ = [
     "predict_images",
     "predict_with_heads",
     "probe_layers",
+    "representational_dissimilarity",
     "show_class_image",
     "show_correspondence",
     "show_evolution",

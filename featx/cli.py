@@ -21,6 +21,7 @@ import click
 from featx import __version__
 from featx.errors import DiskError, FeatxError, OutOfMemory, UsageError, VerificationFailed
 from featx.options.click_options import PATH, common, options_of, output_option
+from featx.options.comparing import RdmConfig, SimilarityConfig
 from featx.options.exchange import AverageConfig, ExportConfig
 from featx.options.extraction import (
     CheckConfig,
@@ -698,6 +699,39 @@ def pairs_command(features: Path, pairs: Path, output: Path, config: PairsConfig
     from featx.commands.compare.pairs import compare_pairs
 
     show(compare_pairs(features, pairs, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("rdm")
+@click.argument("features", type=PATH)
+@output_option("Folder for matrices and pictures.", metavar="FOLDER", required=True)
+@options_of(RdmConfig)
+@common
+def rdm_command(features: Path, output: Path, config: RdmConfig, as_json: bool) -> None:
+    """Compute how different the layers of FEATURES find every two images (representational dissimilarity).
+
+    \b
+    featx rdm stimuli.h5 -l conv5,fc7 -o rdm/
+    """
+    from featx.commands.compare.rdm import representational_dissimilarity
+
+    show(representational_dissimilarity(features, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("similarity")
+@click.argument("features", type=PATH)
+@click.argument("others", type=PATH)
+@output_option("Folder for table and picture.", metavar="FOLDER", required=True)
+@options_of(SimilarityConfig)
+@common
+def similarity_command(features: Path, others: Path, output: Path, config: SimilarityConfig, as_json: bool) -> None:
+    """Compare the layers of FEATURES with those of OTHERS, of the same images: CKA, RSA or Procrustes.
+
+    \b
+    featx similarity alexnet.h5 vgg16.h5 --metric cka -o similarity/
+    """
+    from featx.commands.compare.similarity import compare_representations
+
+    show(compare_representations(features, others, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("serve")

@@ -54,6 +54,8 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         "pairs",
         "average",
         "fuse",
+        "rdm",
+        "similarity",
         "import",
     }  # which have tests of their own
     for step in steps:

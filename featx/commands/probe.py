@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import math
 import os
 import time
@@ -18,7 +17,7 @@ from featx.artifacts.artifact import plan_of
 from featx.artifacts.head_rows import kept_together
 from featx.artifacts.journal import JOURNAL, Journal, Outcome
 from featx.artifacts.probe_folder import ProbeFolder, ProbeReport, ProbeRow, save_probe
-from featx.errors import FileFormatError, LabelError, NonFiniteRow, UnknownLayer, UsageError
+from featx.errors import FileFormatError, LabelError, NonFiniteRow, UsageError
 from featx.extraction.gpu.device_cache import DeviceCache
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
@@ -29,7 +28,7 @@ from featx.options.heads import ProbeConfig
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
 from featx.runtime.progress import SILENT, Reporter
-from featx.store.open import Paths, open_features, paths_of
+from featx.store.open import Paths, named_layers, open_features, paths_of
 from featx.store.reader import Features
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ def probe_layers(
     folder = None if output is None else Path(output)
     cache = DeviceCache()
     features, given = _features_of(paths_of(source), folder, config, cache, reporter)
-    layers = _layers_of(features.path, list(features), config.layers if given else "all")
+    layers = named_layers(features, config.layers if given else "all")
     heads = list(dict.fromkeys(config.heads.split(",")))
     rows = features.usable()
     classes = [features.classes[label] for label in np.unique(features.labels[rows])]
@@ -166,28 +165,6 @@ def _features_of(
         device=config.device,
     )
     return extract(source, folder / "features.h5", wanted, cache=cache, reporter=reporter), False
-
-
-def _layers_of(path: Path, held: list[str], spec: str) -> list[str]:
-    """The layers of a file that names, ranges (in the file's order) and globs stand for, in the file's order.
-
-    Raises:
-        UnknownLayer: one that the file does not hold.
-    """
-    if spec == "all":
-        return held
-    chosen: set[str] = set()
-    for word in (word.strip() for word in spec.split(",")):
-        first, _, last = word.partition("-")
-        if word in held:
-            chosen.add(word)
-        elif first in held and last in held:
-            chosen |= set(held[held.index(first) : held.index(last) + 1])
-        elif matching := fnmatch.filter(held, word):
-            chosen |= set(matching)
-        else:
-            raise UnknownLayer(f"{path} holds no layer {word!r}; it holds {', '.join(held)}")
-    return [name for name in held if name in chosen]
 
 
 def _one(

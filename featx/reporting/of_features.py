@@ -18,8 +18,8 @@ from featx.explain.patches import patches_of
 from featx.explain.sources import Pictures, subject_of_features
 from featx.explain.units import chosen_units, largest_activations, projection_of, strongest, unit_axis
 from featx.figures.bars import draw_bars
-from featx.figures.confusion import draw_confusion
 from featx.figures.map_page import map_page
+from featx.figures.matrices import draw_confusion
 from featx.figures.sheets import Tile, draw_sheet, unit_tiles
 from featx.figures.thumbnails import thumbnails
 from featx.heads.splits import copies_of

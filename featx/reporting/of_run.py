@@ -10,8 +10,8 @@ import numpy as np
 from featx.artifacts.finetuned_run import FinetunedRun
 from featx.artifacts.probe_folder import ProbeFolder
 from featx.errors import FileFormatError
-from featx.figures.confusion import draw_confusion
 from featx.figures.layer_accuracy import draw_layers
+from featx.figures.matrices import draw_confusion
 from featx.figures.training_curves import draw_curves
 from featx.networks.run_folder import read_run
 from featx.reporting.page import Section, paragraph, picture, table

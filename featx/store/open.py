@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featx.errors import FileFormatError, PlanMismatch
+from featx.errors import FileFormatError, PlanMismatch, UnknownLayer
 from featx.runtime.text import in_order
 from featx.status import Status
 from featx.store.reader import Features, flat_rows
@@ -61,6 +62,29 @@ def open_features(
 def paths_of(given: Paths) -> list[Path]:
     """One path or several, as a list."""
     return [Path(given)] if isinstance(given, str | os.PathLike) else [Path(one) for one in given]
+
+
+def named_layers(features: Features, spec: str) -> list[str]:
+    """The layers of a file that names, ranges (in the file's order) and globs stand for, in the file's order.
+
+    Raises:
+        UnknownLayer: one that the file does not hold.
+    """
+    held = list(features)
+    if spec == "all":
+        return held
+    chosen: set[str] = set()
+    for word in (word.strip() for word in spec.split(",")):
+        first, _, last = word.partition("-")
+        if word in held:
+            chosen.add(word)
+        elif first in held and last in held:
+            chosen |= set(held[held.index(first) : held.index(last) + 1])
+        elif matching := fnmatch.filter(held, word):
+            chosen |= set(matching)
+        else:
+            raise UnknownLayer(f"{features.path} holds no layer {word!r}; it holds {', '.join(held)}")
+    return [name for name in held if name in chosen]
 
 
 class JoinedFeatures(Features):

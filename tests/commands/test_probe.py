@@ -17,11 +17,12 @@ from sklearn.svm import LinearSVC
 
 from featx.artifacts.journal import JOURNAL
 from featx.commands import probe
-from featx.commands.probe import _layers_of, probe_layers
+from featx.commands.probe import probe_layers
 from featx.errors import FileFormatError, LabelError, PlanMismatch, UnknownLayer, UsageError
 from featx.figures.layer_accuracy import draw_layers
 from featx.heads.splits import split_per_class
 from featx.options.heads import ProbeConfig
+from featx.store.open import named_layers
 
 
 def test_accuracies_are_those_of_scikit_learn_on_the_same_splits(tmp_path):
@@ -123,12 +124,15 @@ def test_the_picture_shows_the_accuracies_of_the_table(tmp_path):
 
 
 def test_layers_of_a_file_are_chosen_by_name_range_and_glob(tmp_path):
-    held = ["conv1", "conv2", "conv3", "fc6", "fc7"]
-    assert _layers_of(tmp_path, held, "all") == held
-    assert _layers_of(tmp_path, held, "fc7,conv1-conv2") == ["conv1", "conv2", "fc7"]
-    assert _layers_of(tmp_path, held, "conv*") == ["conv1", "conv2", "conv3"]
+    class Held(dict):
+        path = tmp_path
+
+    held = Held.fromkeys(["conv1", "conv2", "conv3", "fc6", "fc7"])
+    assert named_layers(held, "all") == list(held)
+    assert named_layers(held, "fc7,conv1-conv2") == ["conv1", "conv2", "fc7"]
+    assert named_layers(held, "conv*") == ["conv1", "conv2", "conv3"]
     with pytest.raises(UnknownLayer, match="holds no layer 'fc8'; it holds conv1, conv2"):
-        _layers_of(tmp_path, held, "fc7,fc8")
+        named_layers(held, "fc7,fc8")
 
 
 def test_too_few_images_are_said(tmp_path):
