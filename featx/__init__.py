@@ -18,15 +18,17 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from featx.artifacts.evaluation import EvaluateReport
     from featx.artifacts.finetuned_run import FinetuneReport
     from featx.artifacts.head_file import FitReport
     from featx.artifacts.probe_folder import ProbeReport
     from featx.commands.check import CheckReport, check_source
     from featx.commands.compare.fuse import fuse_heads
+    from featx.commands.compare.heads import compare_heads
     from featx.commands.compare.pairs import compare_pairs
     from featx.commands.compare.rdm import representational_dissimilarity
     from featx.commands.compare.similarity import compare_representations
-    from featx.commands.evaluate import EvaluateReport, evaluate_head
+    from featx.commands.evaluate import evaluate_head
     from featx.commands.exchange.average import average_features
     from featx.commands.exchange.concat import ConcatReport, concat_features
     from featx.commands.exchange.export import ExportReport, export_features
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from featx.commands.inspect import InspectReport, inspect_file
     from featx.commands.layers import LayersReport, list_layers
     from featx.commands.merge import MergeReport, merge_shards
-    from featx.commands.predict import PredictionsReport, PredictReport, predict_images, predict_with_heads
+    from featx.commands.predict import PredictReport, predict_images, predict_with_heads
     from featx.commands.probe import probe_layers
     from featx.commands.show.class_image import show_class_image
     from featx.commands.show.correspondence import show_correspondence
@@ -60,7 +62,7 @@ if TYPE_CHECKING:
     from featx.heads.estimators import LinearSVM, Softmax
     from featx.heads.linear_head import LinearHead
     from featx.networks.external.code import trust_code
-    from featx.options.comparing import RdmConfig, SimilarityConfig
+    from featx.options.comparing import CompareConfig, RdmConfig, SimilarityConfig
     from featx.options.exchange import AverageConfig, ExportConfig
     from featx.options.extraction import (
         CheckConfig,
@@ -108,7 +110,7 @@ _HOME = {
     "export_features": "featx.commands.exchange.export",
     "ExportConfig": "featx.options.exchange",
     "EvaluateConfig": "featx.options.extraction",
-    "EvaluateReport": "featx.commands.evaluate",
+    "EvaluateReport": "featx.artifacts.evaluation",
     "ExtractConfig": "featx.options.extraction",
     "ExtractReport": "featx.commands.extract",
     "Extractor": "featx.extraction.in_memory.extractor",
@@ -180,10 +182,11 @@ _HOME = {
     "representational_dissimilarity": "featx.commands.compare.rdm",
     "compare_representations": "featx.commands.compare.similarity",
     "RdmConfig": "featx.options.comparing",
+    "CompareConfig": "featx.options.comparing",
+    "compare_heads": "featx.commands.compare.heads",
     "SimilarityConfig": "featx.options.comparing",
     "AverageConfig": "featx.options.exchange",
     "FuseConfig": "featx.options.heads",
-    "PredictionsReport": "featx.commands.predict",
     "probe_layers": "featx.commands.probe",
     "verify_file": "featx.commands.verify",
 }
@@ -193,6 +196,7 @@ __all__ = [
     "CheckReport",
     "ClassImageConfig",
     "Client",
+    "CompareConfig",
     "ConcatReport",
     "CorrespondenceConfig",
     "EvaluateConfig",
@@ -230,7 +234,6 @@ __all__ = [
     "PredictConfig",
     "PredictReport",
     "Prediction",
-    "PredictionsReport",
     "Predictor",
     "ProbeConfig",
     "ProbeReport",
@@ -247,6 +250,7 @@ __all__ = [
     "__version__",
     "average_features",
     "check_source",
+    "compare_heads",
     "compare_pairs",
     "compare_representations",
     "concat_features",

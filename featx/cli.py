@@ -21,7 +21,7 @@ import click
 from featx import __version__
 from featx.errors import DiskError, FeatxError, OutOfMemory, UsageError, VerificationFailed
 from featx.options.click_options import PATH, common, options_of, output_option
-from featx.options.comparing import RdmConfig, SimilarityConfig
+from featx.options.comparing import CompareConfig, RdmConfig, SimilarityConfig
 from featx.options.exchange import AverageConfig, ExportConfig
 from featx.options.extraction import (
     CheckConfig,
@@ -444,6 +444,25 @@ def evaluate_command(
     from featx.commands.evaluate import evaluate_head
 
     show(evaluate_head(head, features, config, output=output, reporter=StderrReporter()), as_json)
+
+
+@commands.command("compare")
+@click.argument("first", type=PATH)
+@click.argument("second", type=PATH)
+@click.argument("features", type=PATH, nargs=-1, required=True)
+@options_of(CompareConfig)
+@common
+def compare_command(
+    first: Path, second: Path, features: tuple[Path, ...], config: CompareConfig, as_json: bool
+) -> None:
+    """Compare two heads on labelled FEATURES: which images each gets right, and whether that is chance (McNemar).
+
+    \b
+    featx compare fc6.safetensors fc7.safetensors test-photos.h5
+    """
+    from featx.commands.compare.heads import compare_heads
+
+    show(compare_heads(first, second, features, config), as_json)
 
 
 @commands.command("fuse")

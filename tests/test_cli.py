@@ -54,6 +54,7 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         "pairs",
         "average",
         "fuse",
+        "compare",
         "rdm",
         "similarity",
         "import",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files
 from featx.errors import FileFormatError
-from featx.heads.metrics import LabelMetrics, Metrics, metric_lines, read_metrics
+from featx.heads.quality.metrics import LabelMetrics, Metrics, metric_lines, read_metrics
 from featx.networks.run_folder import DESCRIPTION, REPORT, TRAINED_ON, WEIGHTS, read_run
 from featx.options.training import FinetuneConfig
 from featx.runtime.report import Report

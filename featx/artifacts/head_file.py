@@ -9,7 +9,7 @@ from typing import Any
 from featx.artifacts.artifact import Artifact, Stored
 from featx.heads.excluded import excluded_text
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import GridPoint, LabelMetrics, Metrics, metric_lines, read_metrics
+from featx.heads.quality.metrics import GridPoint, LabelMetrics, Metrics, metric_lines, read_metrics
 from featx.options.heads import HEADS, FitConfig
 from featx.runtime.report import Report
 from featx.runtime.stored import build

@@ -7,7 +7,7 @@ import numpy as np
 from featx.errors import LabelError
 from featx.heads.labels import labels_among
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import LabelMetrics, Metrics
+from featx.heads.quality.metrics import LabelMetrics, Metrics
 from featx.heads.splits import Rows, copies_of, split_by_name, split_by_share, split_per_class
 from featx.images.contents import clips_among
 from featx.options.heads import FitConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ import numpy as np
 import numpy.typing as npt
 
 from featx import __version__
-from featx.artifacts.artifact import Artifact, Stored, write_json
+from featx.artifacts.artifact import write_json
+from featx.artifacts.evaluation import FORMAT, EvaluateReport, Evaluation
 from featx.artifacts.head_file import plan_in
-from featx.errors import FileFormatError, LabelError, TooManyBadImages, UsageError
+from featx.errors import LabelError, TooManyBadImages, UsageError
 from featx.extraction.model import Model, layer_for, load_model
 from featx.extraction.scoring import StoredScores, score_images
-from featx.heads.excluded import count_excluded, excluded_text
+from featx.heads.excluded import count_excluded
 from featx.heads.labels import Labels, is_known, labels_among
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import LabelMetrics, Metrics, measure, metric_lines, read_metrics
+from featx.heads.quality.measures import detailed
+from featx.heads.quality.metrics import LabelMetrics, Metrics, measure
 from featx.heads.trained_on import count_among
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
@@ -29,80 +31,12 @@ from featx.networks.run_folder import trained_on
 from featx.options.extraction import EvaluateConfig, PredictConfig
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
-from featx.runtime.files import disk_errors, is_hdf5, refuse_special_file
+from featx.runtime.files import is_hdf5
 from featx.runtime.progress import SILENT, Reporter
-from featx.runtime.report import Report
-from featx.runtime.stored import build, convert, read_json_file
 from featx.runtime.text import plural
 from featx.status import Status
 from featx.store.open import Paths, open_features, paths_of
 from featx.store.reader import Features
-
-FORMAT = "featx evaluation"
-
-
-@dataclass(frozen=True)
-class EvaluateReport(Report):
-    """A head's quality on a features file.
-
-    Attributes:
-        left_out: images that are not measured.
-        excluded: these by reason.
-        lesion: units that were silent; empty for the network as it is.
-        trained_on: measured images that the head was trained on, by their bytes; None where the head does not say.
-    """
-
-    head: Path
-    features: Path
-    kind: str
-    layer: str
-    images: int
-    left_out: int
-    metrics: Metrics | LabelMetrics
-    excluded: dict[str, int] = field(default_factory=dict)
-    trained_on: int | None = None
-    lesion: str = ""
-
-    def lines(self) -> list[str]:
-        images = plural(self.images, "image")
-        text = [
-            f"{self.head} ({self.kind} on {self.layer}) on {images} of {self.features}{excluded_text(self.excluded)}",
-            *metric_lines(self.metrics),
-        ]
-        if self.lesion:
-            text.insert(1, f"with silent units, --lesion {self.lesion}: it is not the network as it was trained")
-        if self.trained_on:
-            text.append(
-                f"note: {self.trained_on:,} of these images are among those it was trained on, so this says little "
-                f"of images it has not seen"
-            )
-        return text
-
-
-class Evaluation(Artifact[EvaluateReport]):
-    """A report, stored as JSON."""
-
-    noun = "report"
-    endings = (".json",)
-
-    def read(self) -> Stored[EvaluateReport] | None:
-        with disk_errors(self.path):
-            if not os.path.lexists(self.path):
-                return None
-            refuse_special_file(self.path)
-        try:
-            found = read_json_file(self.path)
-            if not isinstance(found, dict) or found.get("format") != FORMAT:
-                raise FileFormatError("it has another format")
-            where = f"{self.path}, report"
-            plan = convert(found.get("plan"), dict[str, Any], f"{self.path}, plan")
-            report = convert(found.get("report"), dict[str, Any], where)
-            metrics = read_metrics(report.get("metrics"), f"{where}, metrics")
-            return Stored(plan, build(EvaluateReport, report, where, metrics=metrics), found.get("files") or None)
-        except FileFormatError as error:
-            raise UsageError(
-                f"{self.path} exists and is not a report of featx evaluate; choose another name with -o ({error})"
-            ) from error
 
 
 def evaluate_head(
@@ -166,7 +100,7 @@ def _evaluate(
         if finished is not None:
             return finished
         assert model.head is not None
-        report = _evaluate_head(model.head, Path(head), opened, config.split, reporter)
+        report = _evaluate_head(model.head, Path(head), opened, config, reporter)
         files: dict[str, str] = {}
     else:
         manifest = scan(first, follow_links=config.follow_links)
@@ -186,7 +120,7 @@ def _evaluate(
                 stored.discard()  # left there if the run was killed at its very end
             return finished
         wanted = _wanted(model, manifest, config.split)
-        report, files = _evaluate_images(model, manifest, wanted, asked, config.split, reporter, stored)
+        report, files = _evaluate_images(model, manifest, wanted, asked, config, reporter, stored)
         report = replace(report, head=head, lesion=config.lesion or "")
     if kept is not None:
         write_json(kept.path, {"format": FORMAT, "plan": plan, "report": report.to_json(), "files": files})
@@ -197,12 +131,14 @@ def _evaluate(
 
 def _plan(model: Model, images: str, config: EvaluateConfig) -> dict[str, Any]:
     lesion = {} if config.lesion is None else {"lesion": config.lesion, "seed": config.seed}
-    return {"head": model.digest, "images": images, "split": config.split, "featx": __version__, **lesion}
+    asked = {"split": config.split, "bootstrap": config.bootstrap}
+    return {"head": model.digest, "images": images, **asked, "featx": __version__, **lesion}
 
 
 def _evaluate_head(
-    loaded: LinearHead, head: Path, opened: Features, split: str | None, reporter: Reporter
+    loaded: LinearHead, head: Path, opened: Features, config: EvaluateConfig, reporter: Reporter
 ) -> EvaluateReport:
+    split = config.split
     layer = layer_for(loaded, opened)
     same_file = split is None and plan_in(loaded.report).get("features") == opened.digest
     if same_file and loaded.trained_on is None:
@@ -216,7 +152,7 @@ def _evaluate_head(
         raise LabelError(
             f"{opened.path} has no image of the classes the head knows ({', '.join(map(repr, loaded.classes[:5]))})"
         )
-    values = opened[layer].reshape(len(opened), -1)
+    scores = loaded.scores(opened[layer].reshape(len(opened), -1)[rows])
     return EvaluateReport(
         head=head,
         features=opened.path,
@@ -224,7 +160,8 @@ def _evaluate_head(
         layer=layer,
         images=len(rows),
         left_out=len(opened) - len(rows),
-        metrics=loaded.measure(values[rows], labels),
+        metrics=loaded.measure_scores(scores, labels),
+        measures=detailed(loaded.rule, scores, labels, config.bootstrap),
         excluded=count_excluded(
             opened.status, opened.labels, opened.classes, rows, known=known,
             in_split=None if split is None else opened.split_of == opened.splits.index(split),
@@ -237,15 +174,15 @@ def _evaluate_images(
     model: Model,
     manifest: Manifest,
     rows: npt.NDArray[np.intp],
-    config: PredictConfig,
-    split: str | None,
+    asked: PredictConfig,
+    config: EvaluateConfig,
     reporter: Reporter,
     stored: StoredScores | None,
 ) -> tuple[EvaluateReport, dict[str, str]]:
-    source, classes = Path(manifest.source), list(manifest.classes)
+    source, classes, split = Path(manifest.source), list(manifest.classes), config.split
     labels = labels_among(model.classes, classes, np.array(manifest.labels), model.rule.multilabel)
     wanted = manifest.part(rows.tolist())
-    scored = score_images(model, wanted, config, reporter) if stored is None else stored.of_images(wanted)
+    scored = score_images(model, wanted, asked, reporter) if stored is None else stored.of_images(wanted)
     scored.refuse_too_many_bad(config.max_bad)
     good = np.array([row not in scored.errors for row in range(len(rows))])
     if not good.any():
@@ -261,6 +198,7 @@ def _evaluate_images(
         images=int(good.sum()),
         left_out=len(manifest) - int(good.sum()),
         metrics=_measure(model, scored.scores[good], labels[rows[good]]),
+        measures=detailed(model.rule, scored.scores[good], labels[rows[good]], config.bootstrap),
         excluded=count_excluded(
             status, np.array(manifest.labels), classes, rows[good], known=is_known(labels),
             in_split=None if split is None else np.array(manifest.split_of) == manifest.splits.index(split),

@@ -19,7 +19,7 @@ from featx.heads.calibration import Calibration, calibrate
 from featx.heads.excluded import count_excluded
 from featx.heads.labels import Labels, classes_of, is_known, is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import LabelMetrics, Metrics
+from featx.heads.quality.metrics import LabelMetrics, Metrics
 from featx.heads.splits import Rows
 from featx.heads.trained_on import count_among, remember
 from featx.options.heads import FitConfig

@@ -21,7 +21,7 @@ from featx.errors import FileFormatError, LabelError, NonFiniteRow, UsageError
 from featx.extraction.gpu.device_cache import DeviceCache
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import measure
+from featx.heads.quality.metrics import measure
 from featx.heads.splits import Rows, split_per_class
 from featx.options.extraction import ExtractConfig
 from featx.options.heads import ProbeConfig

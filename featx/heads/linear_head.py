@@ -21,8 +21,8 @@ from featx.errors import DiskError, FeaturesMismatch, FileFormatError, UsageErro
 from featx.heads.calibration import Calibration
 from featx.heads.decision import DecisionRule
 from featx.heads.labels import Labels
-from featx.heads.metrics import LabelMetrics, Metrics, measure, measure_labels
 from featx.heads.normalize import Array, l2_normalized
+from featx.heads.quality.metrics import LabelMetrics, Metrics, measure, measure_labels
 from featx.options.extraction import ExtractConfig
 from featx.options.option import known_command
 from featx.runtime.files import is_hdf5, refuse_special_file, replacing

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from featx.errors import LabelError, NonFiniteRow
 from featx.heads.labels import Labels
-from featx.heads.metrics import GridPoint, measure_labels
+from featx.heads.quality.metrics import GridPoint, measure_labels
 from featx.heads.solver.certificate import Solution, Uncertified
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.linear_algebra.readers import Values, normalizer_for

@@ -12,6 +12,15 @@ SIMILARITIES = ("cka", "cka-unbiased", "rsa", "rsa-kendall", "procrustes")
 
 
 @dataclass(frozen=True)
+class CompareConfig(Config):
+    """Options of `featx compare`."""
+
+    split: str | None = option(None, "Only the images of this split, as stored in the file.", metavar="NAME")
+    bootstrap: int = option(1000, "Draws of the images behind the 95 % interval.", low=100, metavar="N")
+    seed: int = seed_option("the draws")
+
+
+@dataclass(frozen=True)
 class RdmConfig(Config):
     """Options of `featx rdm`."""
 

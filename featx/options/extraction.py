@@ -204,6 +204,9 @@ class EvaluateConfig(Config):
         None, "Of a fine-tuned network: with units of these layers silent, all or a share, as conv3=0.5,fc6.",
         metavar="LAYERS",
     )  # fmt: skip
+    bootstrap: int = option(
+        1000, "Draws of the images behind 95 % intervals of the accuracy; 0 for none.", low=0, metavar="N"
+    )
     seed: int = option(0, "Which units --lesion LAYER=SHARE silences.", low=0, high=2**32 - 1, metavar="N")
     device: str = device_option()
     batch_size: int | None = batch_size_option()

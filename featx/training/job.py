@@ -20,7 +20,7 @@ from featx.artifacts.finetuned_run import FinetuneReport, LayerChange
 from featx.distributed.process_group import ProcessGroup, together
 from featx.errors import Interrupted, UsageError
 from featx.figures.training_curves import draw_curves
-from featx.heads.metrics import Metrics, measure
+from featx.heads.quality.metrics import Metrics, measure
 from featx.images.contents import copies_in
 from featx.images.manifest import Manifest
 from featx.images.sources.video.clips import refuse_unsuited

@@ -15,7 +15,7 @@ from featx.errors import FileFormatError, VerificationFailed
 from featx.extraction.model import load_model
 from featx.extraction.scoring import score_images
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import Metrics, measure
+from featx.heads.quality.metrics import Metrics, measure
 from featx.images.contents import copies_in
 from featx.images.sources.scan import scan
 from featx.networks.run_folder import read_run

@@ -22,9 +22,9 @@ from sklearn.svm import LinearSVC
 
 from featx.errors import DiskError, FeaturesMismatch, FileFormatError, LabelError
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import measure
 from featx.heads.model_selection import fit_heads, folds_of, grid_for
 from featx.heads.normalize import Normalizer
+from featx.heads.quality.metrics import measure
 from featx.heads.solver.solver import solve
 from featx.heads.splits import split_by_name, split_by_share, split_per_class
 

@@ -16,8 +16,8 @@ from featx.errors import LabelError, UsageError
 from featx.extraction.model import layer_for
 from featx.heads.labels import labels_among
 from featx.heads.linear_head import LinearHead
-from featx.heads.metrics import Metrics, measure
 from featx.heads.normalize import l2_normalized
+from featx.heads.quality.metrics import Metrics, measure
 from featx.options.heads import FitConfig, FuseConfig
 from featx.runtime.files import replacing
 from featx.runtime.progress import SILENT, Reporter

@@ -44,9 +44,7 @@ def measure(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], c
     as that other one.
     """
     count, rows = len(classes), np.arange(len(labels))
-    others = np.array(scores, np.float64)
-    others[rows, labels] = -np.inf
-    predicted = np.where(scores[rows, labels] > others.max(axis=1), labels, others.argmax(axis=1))
+    predicted, others = _decided(scores, labels)
     confusion = np.zeros((count, count), np.int64)
     np.add.at(confusion, (labels, predicted), 1)
     totals, right = confusion.sum(axis=1), np.diag(confusion)
@@ -63,6 +61,20 @@ def measure(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer], c
         per_class=dict(zip(classes, shares, strict=True)),
         confusion=confusion.tolist(),
     )
+
+
+def decisions(scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]) -> npt.NDArray[np.intp]:
+    """(n,) what scores (n, K) decide for, as `measure` counts it: of equal scores against the label."""
+    return _decided(scores, labels)[0]
+
+
+def _decided(
+    scores: npt.NDArray[np.floating], labels: npt.NDArray[np.integer]
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.float64]]:
+    """The decisions, and the scores of the other classes: -inf in the place of the label's."""
+    rows, others = np.arange(len(labels)), np.array(scores, np.float64)
+    others[rows, labels] = -np.inf
+    return np.where(scores[rows, labels] > others.max(axis=1), labels, others.argmax(axis=1)), others
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""How good heads are: accuracies, and what else is said of scores."""
