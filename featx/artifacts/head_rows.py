@@ -8,20 +8,23 @@ from featx.errors import LabelError
 from featx.heads.labels import labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import LabelMetrics, Metrics
-from featx.heads.splits import Rows, copies_of, split_by_name, split_by_share, split_per_class
-from featx.images.contents import clips_among
+from featx.heads.splits import Rows, copies_of, split_by_name, split_by_share, split_per_class, united
+from featx.images.contents import clips_among, groups_among
 from featx.options.heads import FitConfig
 from featx.store.reader import Features, flat_rows
 
 DEFAULT_TEST = 0.2
 
 
-def kept_together(features: Features, rows: Rows) -> Rows:
-    """(n,) which rows must not be on two sides of a split, of the same bytes or the same clip: the first of them."""
-    if features.source_kind == "video":
-        paths = features.raw_paths
-        return clips_among([paths[row] for row in rows.tolist()])
-    return copies_of(features.sha256[rows])
+def kept_together(features: Features, rows: Rows, by: str | None = None) -> Rows:
+    """(n,) which rows must not be on two sides of a split, of the same bytes, clip or group: the first of them.
+
+    Args:
+        by: the pattern of `--group-by`.
+    """
+    paths = [features.raw_paths[row] for row in rows.tolist()]
+    alike = united(copies_of(features.sha256[rows]), clips_among(paths))
+    return alike if by is None else united(alike, groups_among(paths, by))
 
 
 def split_rows(
@@ -52,7 +55,7 @@ def split_rows(
 def measure_again(head: LinearHead, features: Features, config: FitConfig) -> Metrics | LabelMetrics | None:
     """The measure of a head's report, computed again; None if there was nothing to test on."""
     rows = features.usable()
-    _, test = split_rows(features, rows, kept_together(features, rows), config, head.multilabel)
+    _, test = split_rows(features, rows, kept_together(features, rows, config.group_by), config, head.multilabel)
     labels = labels_among(head.classes, features.classes, features.labels, head.multilabel)
     known = test if head.multilabel else test[labels[test] >= 0]
     if not len(known):

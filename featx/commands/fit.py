@@ -91,7 +91,7 @@ def _fit(
 
     rows = features.usable()
     multilabel = is_multilabel([features.classes[k] for k in np.unique(features.labels[rows])], features.source_kind)
-    copies = kept_together(features, rows)
+    copies = kept_together(features, rows, config.group_by)
     train, test = split_rows(features, rows, copies, config, multilabel)
     if multilabel:
         _refuse_what_needs_one_class(kind, config, features.path)
@@ -112,7 +112,7 @@ def _fit(
             device=device,
             memory_bytes=config.memory or free_memory(device) // 2,
             keep_scores=config.calibrate != "none",
-            copies=kept_together(features, train),
+            copies=kept_together(features, train, config.group_by),
             reporter=reporter,
         )
     except NonFiniteRow as error:

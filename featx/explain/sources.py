@@ -35,6 +35,9 @@ def subject_of_features(
     Raises:
         WeightsMismatch: it has other weights now.
     """
+    for made, what in (("reduction", "made with --reduce: its values are no units"), ("averaged", "means of others")):
+        if features.provenance.get(made):
+            raise UsageError(f"{features.path}: its rows are {what}; use the features they were made from")
     described = describe_layer(features.provenance, layer, "none")
     recipe = Recipe.from_dict(
         described, layer=layer, weights=weights_file, device=device, batch_size=None, decode="cpu", whole=True

@@ -96,6 +96,8 @@ class Engine:
         recipe = self.recipe
         loaded: LoadedNetwork = load_network(recipe.backbone.name, recipe.weights, progress)
         self.weights_sha256 = loaded.sha256
+        if recipe.reduction is not None:
+            recipe.reduction.refuse_other_features(recipe.to_dict(loaded.sha256))
         network = loaded.capture(recipe.layers)
         network.to(recipe.device, self._type).to(memory_format=torch.channels_last)
         self._network: fx.GraphModule = network.eval()
@@ -182,8 +184,7 @@ class Engine:
         if self._project:
             on = {name: torch.from_numpy(values).to(self.recipe.device) for name, values in found.items()}
             found = {name: values.cpu().numpy() for name, values in self._projected(on).items()}
-        stored = {name: values.astype(self.recipe.dtype, copy=False) for name, values in found.items()}
-        return self._scored(stored)
+        return self._scored({name: v.astype(self.recipe.dtype, copy=False) for name, v in found.items()})
 
     def _scored(self, features: Arrays) -> Arrays:
         return {name: head.scores(features[head.layer]) for name, head in self._heads.items()} or features
@@ -229,8 +230,7 @@ class Engine:
     def _compute_on_cpu(self, pixels: npt.NDArray[np.uint8]) -> Arrays:
         with torch.inference_mode():
             found = self._pooled(self._pixels(pixels))
-            features = {name: self._finish(name, values) for name, values in found.items()}
-        return self._scored(features)
+            return self._scored({name: self._finish(name, values) for name, values in found.items()})
 
     def _pooled(self, images: Tensor) -> dict[str, Tensor]:
         activations: dict[str, Tensor] = self._network(images)

@@ -19,7 +19,6 @@ from featx.heads.decision import Scores
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
 from featx.images.sources.video.clips import refuse_unsuited
-from featx.networks.registry import takes_flow
 from featx.options.extraction import PredictConfig
 from featx.runtime.files import disk_errors
 from featx.runtime.progress import Reporter
@@ -84,6 +83,7 @@ class StoredScores:
         from featx.extraction.engine import score_names
         from featx.extraction.pipeline import stream_features
         from featx.extraction.provenance import hardware, versions
+        from featx.networks.registry import takes_flow
         from featx.store.writer import FeatureWriter
 
         models, config = self._models, self._config

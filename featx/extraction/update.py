@@ -59,6 +59,8 @@ def older_version(path: Path, plan: FilePlan) -> Features | None:
     old = open_features(path)
     if old.fingerprint == plan.fingerprint:
         return None
+    if old.provenance.get("reduction") and {layer.name for layer in plan.layers} - {*old}:
+        raise PlanMismatch(f"{path} was made with --reduce: layers cannot be added; choose another output with -o")
     mine, theirs = essence(plan.provenance), essence(old.provenance)
     for given in (mine, theirs):
         for key in _MAY_DIFFER:

@@ -25,6 +25,24 @@ def copies_of(sha256: npt.NDArray[np.uint8]) -> Rows:
     return found
 
 
+def united(first: Rows, second: Rows) -> Rows:
+    """(n,) which rows belong together where either says so, the first of them; both as `copies_of` gives them."""
+    count = len(first)
+    if np.array_equal(first, np.arange(count)):
+        return second
+    if np.array_equal(second, np.arange(count)):
+        return first
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows = np.arange(count)
+    ends = np.concatenate([rows, rows]), np.concatenate([first, second])
+    parts = connected_components(coo_array((np.ones(2 * count), ends), (count, count)), directed=False)[1]
+    _, places, number = np.unique(parts, return_index=True, return_inverse=True)
+    found: Rows = places[number]
+    return found
+
+
 def split_by_share(
     labels: npt.NDArray[np.int32], share: float, seed: int, copies: Rows | None = None
 ) -> tuple[Rows, Rows]:

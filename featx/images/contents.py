@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import threading
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,11 +18,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import numpy.typing as npt
 
+from featx.errors import UsageError
 from featx.images.bad_image import BadImage
 from featx.images.manifest import Manifest
 from featx.images.sources.containers import Container, open_container
-from featx.images.sources.video.clips import clip_of
+from featx.images.sources.video.clips import clip_of, clips_of
+from featx.runtime.files import sha256_of_file
 from featx.runtime.progress import SILENT, Reporter
+from featx.runtime.text import printable
 
 _BITS = 128
 SAMPLED_FILES = 16  # files whose bytes are compared although nothing seems to have changed
@@ -64,7 +68,7 @@ def copies_in(manifest: Manifest, *, reporter: Reporter = SILENT) -> npt.NDArray
     """(N,) which images are of the same bytes: the row of the first of them; only files of equal size are read."""
     first = np.arange(len(manifest))
     if manifest.kind == "video":
-        return clips_among(manifest.paths)
+        return _clips_in(manifest)
     container = open_container(manifest.kind, manifest.root)
     states = [container.alike(path) for path in manifest.paths]
     container.close()
@@ -77,6 +81,50 @@ def copies_in(manifest: Manifest, *, reporter: Reporter = SILENT) -> npt.NDArray
     _, place, group = np.unique(hashes[readable], axis=0, return_index=True, return_inverse=True)
     first[alike[readable]] = alike[readable][place[group.reshape(-1)]]
     return first
+
+
+def _clips_in(manifest: Manifest) -> npt.NDArray[np.intp]:
+    """(N,) which rows are of the same clip, or of clips whose files have the same bytes."""
+    clips = clips_of(manifest.source)
+    assert clips is not None
+    folder, keys = clips.folder, dict[bytes, bytes]()
+    for path in manifest.paths:
+        if (clip := clip_of(path)) not in keys:
+            file = folder / os.fsdecode(clip)
+            keys[clip] = sha256_of_file(file).encode() if file.is_file() else clip
+    first: dict[bytes, int] = {}
+    return np.array([first.setdefault(keys[clip_of(p)], row) for row, p in enumerate(manifest.paths)], np.intp)
+
+
+def groups_among(paths: Sequence[bytes], by: str) -> npt.NDArray[np.intp]:
+    """(N,) which rows are of the same group, by what a pattern finds in their paths: the first of them.
+
+    Raises:
+        UsageError: it is no pattern, or finds nothing in a path.
+    """
+    first: dict[bytes, int] = {}
+    names = group_names(paths, by)
+    return np.array([first.setdefault(name, row) for row, name in enumerate(names)], np.intp)
+
+
+def group_names(paths: Sequence[bytes], by: str) -> list[bytes]:
+    """What a pattern finds in each path: its first group, or all of it.
+
+    Raises:
+        UsageError: as for `groups_among`.
+    """
+    try:
+        pattern = re.compile(os.fsencode(by))
+    except re.error as error:
+        raise UsageError(f"{by!r} is no regular expression: {error}") from error
+    names = []
+    for path in paths:
+        found = pattern.search(path)
+        name = None if found is None else found[1] if pattern.groups else found[0]
+        if name is None:
+            raise UsageError(f"{by!r} finds nothing in {printable(path)}")
+        names.append(name)
+    return names
 
 
 def clips_among(paths: Sequence[bytes]) -> npt.NDArray[np.intp]:

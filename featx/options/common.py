@@ -133,6 +133,13 @@ def grey_option() -> Any:
     return option(False, "Turn colours into grey (Rec. 601 luma), three times, after the resize.")
 
 
+def group_by_option() -> Any:
+    return option(
+        None, "What must not be torn apart by a split or fold: a regular expression, whose first group (or all it "
+        "finds) in a path names the patient, video or photographer.", metavar="REGEX",
+    )  # fmt: skip
+
+
 def exif_option() -> Any:
     return option(False, "Turn images as their EXIF orientation says.")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featx.errors import UsageError
-from featx.options.common import device_option, memory_option, preprocess_option
+from featx.options.common import device_option, group_by_option, memory_option, preprocess_option
 from featx.options.option import Config, option
 from featx.options.parsing import parse_c, parse_fraction
 
@@ -63,6 +63,7 @@ class FitConfig(Config):
     per_class: int | None = option(
         None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
     )
+    group_by: str | None = group_by_option()
     folds: int = _folds("--c auto and --calibrate")
     calibrate: str = option(
         "none",
@@ -86,6 +87,8 @@ class FitConfig(Config):
         ]
         if len(asked) > 1:
             raise UsageError(f"{' and '.join(asked)} are different splits; choose one")
+        if self.group_by is not None and (self.per_class is not None or self.split_column):
+            raise UsageError("--group-by is for a share that is held out at random, --test, and for folds")
 
 
 @dataclass(frozen=True)
@@ -104,6 +107,7 @@ class FuseConfig(Config):
     per_class: int | None = option(
         None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
     )
+    group_by: str | None = group_by_option()
     folds: int = _folds("--c auto")
     seed: int = option(0, "Seed of the split and of the folds.", low=0, high=2**32 - 1, metavar="N")
 

@@ -11,6 +11,7 @@ from featx.options.common import (
     fit_option,
     follow_links_option,
     grey_option,
+    group_by_option,
     interpolation_option,
     max_bad_option,
     mean_option,
@@ -85,6 +86,7 @@ class FinetuneConfig(Config):
         parse=parse_fraction,
         metavar="SHARE",
     )
+    group_by: str | None = group_by_option()
     split_column: bool = option(False, "Train on the source's split called train, validate on val or test.")
     patience: int | None = option(
         None, "Stop after so many epochs without a better validation accuracy.", low=1, metavar="EPOCHS"
@@ -130,6 +132,8 @@ class FinetuneConfig(Config):
         super().__post_init__()
         if self.split_column and self.val is not None:
             raise UsageError("--val and --split-column are different splits; choose one")
+        if self.split_column and self.group_by is not None:
+            raise UsageError("--group-by is for a share that is held out at random, --val; leave out --split-column")
         if self.snapshots is not None and parse_epochs(self.snapshots)[-1] > self.epochs:
             raise UsageError(f"--snapshots {self.snapshots}: the training ends after --epochs {self.epochs}")
         if not self.from_scratch and (self.without or self.widen):

@@ -226,6 +226,8 @@ class FeaturesPart:
         features = self.features
         of_maps = [name for name, spec in features.layers.items() if len(spec.shape) == 3 or spec.pooling != "none"]
         layer = self.layer if self.layer in of_maps else (of_maps or list(features))[-1]
+        if features.provenance.get("reduction") or features.provenance.get("averaged"):
+            return Section("Units", paragraph("The rows are projections or means: their values are no units."))
         subject = subject_of_features(
             features, layer, device=self.device, weights_file=self.weights_file, reporter=self.reporter
         )
@@ -239,12 +241,9 @@ class FeaturesPart:
         best = strongest(largest_activations(features, layer, axis), units, _K)
         arrays = patches_of(subject, one, Pictures(features, subject), units, best.rows)
         there = best.rows >= 0
+        of_units = zip(units, arrays["patches"], arrays["projections"], there, strict=True)
         tiles = [
-            tile
-            for unit, patches, signals, is_there in zip(
-                units, arrays["patches"], arrays["projections"], there, strict=True
-            )
-            for tile in unit_tiles(f"unit {unit}", patches, signals, is_there, 3)
+            tile for unit, p, signals, good in of_units for tile in unit_tiles(f"unit {unit}", p, signals, good, 3)
         ]
         by = "largest mean" if pooling == "avg" else "largest"
         text = (

@@ -57,6 +57,8 @@ def load_models(config: ServeConfig, metrics: Metrics) -> Models:
     of_index: dict[str, list[tuple[str, _Want]]] = {}
     for name, features in indexes:
         for layer in features.layers:
+            if features.provenance.get("reduction"):
+                raise UsageError(f"--index {name}={features.path} was made with --reduce; serve takes whole features")
             stored = describe_layer(features.provenance, layer, features.layers[layer].pooling)
             recipe = Recipe.from_dict(
                 stored, layer=layer, weights=None, device=config.device, batch_size=None, decode="cpu"

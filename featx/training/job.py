@@ -21,7 +21,8 @@ from featx.distributed.process_group import ProcessGroup, together
 from featx.errors import Interrupted, UsageError
 from featx.figures.training_curves import draw_curves
 from featx.heads.quality.metrics import Metrics, measure
-from featx.images.contents import copies_in
+from featx.heads.splits import united
+from featx.images.contents import copies_in, groups_among
 from featx.images.manifest import Manifest
 from featx.images.sources.video.clips import refuse_unsuited
 from featx.networks.registry import takes_flow
@@ -67,6 +68,8 @@ class FinetuningJob:
         self.device, self.group = device, group
         self.reporter = reporter if group.is_first else SILENT
         copies = group.from_first(lambda: copies_in(manifest, reporter=self.reporter))
+        if config.group_by is not None:
+            copies = united(copies, groups_among(manifest.paths, config.group_by))
         self.task = plan_task(
             manifest, val=config.val, split_column=config.split_column, seed=config.seed, copies=copies
         )

@@ -16,7 +16,8 @@ from featx.extraction.model import load_model
 from featx.extraction.scoring import score_images
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import Metrics, measure
-from featx.images.contents import copies_in
+from featx.heads.splits import united
+from featx.images.contents import copies_in, groups_among
 from featx.images.sources.scan import scan
 from featx.networks.run_folder import read_run
 from featx.options.extraction import PredictConfig, VerifyConfig
@@ -101,9 +102,11 @@ def verify_run(folder: Path, config: VerifyConfig, reporter: Reporter) -> ModelR
     if manifest.digest != run.plan.get("images"):
         checks.append(SelfCheck("metrics", f"{config.source} does not hold the images it was trained on"))
         return _finished(ModelReport(folder, checks))
+    copies = copies_in(manifest, reporter=reporter)
+    if asked.group_by is not None:
+        copies = united(copies, groups_among(manifest.paths, asked.group_by))
     task = plan_task(
-        manifest, val=asked.val, split_column=asked.split_column, seed=asked.seed,
-        copies=copies_in(manifest, reporter=reporter),
+        manifest, val=asked.val, split_column=asked.split_column, seed=asked.seed, copies=copies,
     )  # fmt: skip
     if stored.result.metrics is not None:
         scored = score_images(model, manifest.part(task.val.tolist()), PredictConfig(max_bad=1.0), reporter)

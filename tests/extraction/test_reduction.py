@@ -191,3 +191,20 @@ def test_a_projection_that_was_changed_is_found(reduced, tmp_path):
     head.write_bytes(content)
     with pytest.raises(FileFormatError):
         featx.Predictor(head, device="cpu")
+
+
+def test_a_projection_is_for_features_made_in_the_same_way(reduced, photos, tmp_path):
+    for options in ({"weights": "random:3"}, {"mirror": True}, {"pool": "max"}):
+        asked = {"backbone": NET, "layers": "conv5", "pool": "avg", "device": "cpu", "reduce": str(reduced.path)}
+        with pytest.raises(UsageError, match="its projection was fitted on features made with another"):
+            featx.extract_features(photos, tmp_path / "f.h5", featx.ExtractConfig(**{**asked, **options}))
+
+
+def test_components_are_no_units_and_layers_are_not_added(reduced, photos, tmp_path):
+    from featx.commands.show.top import show_top
+
+    with pytest.raises(UsageError, match="its values are no units"):
+        show_top(reduced.path, tmp_path / "top", featx.TopConfig(layers="fc7", units="0"))
+    (tmp_path / "f.h5").write_bytes(reduced.path.read_bytes())
+    with pytest.raises(PlanMismatch, match="layers cannot be added"):
+        featx.extract_features(photos, tmp_path / "f.h5", config(f"pca:{N}", layers="conv5,fc6,fc7", update=True))

@@ -18,6 +18,7 @@ from featx.heads.labels import labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.normalize import l2_normalized
 from featx.heads.quality.metrics import Metrics, measure
+from featx.heads.trained_on import count_among
 from featx.options.heads import FitConfig, FuseConfig
 from featx.runtime.files import replacing
 from featx.runtime.progress import SILENT, Reporter
@@ -68,7 +69,8 @@ def fuse_heads(
 
     Args:
         heads: (head, features) pairs; all features are of the same images, and all heads know the same classes. With
-            the options the heads were fitted with, the test rows are those that they were not trained on.
+            the options the heads were fitted with, the test rows are those that they were not trained on; a note says
+            so where they are.
         output: a CSV with path, label, part (train or test), the decisions of both ways, and that of each head; None
             to report only.
 
@@ -81,6 +83,9 @@ def fuse_heads(
     if len(heads) < 2:
         raise UsageError("fuse takes several heads: HEAD=FEATURES HEAD=FEATURES")
     _refuse_foreign(target)
+    names = [str(head) for head, _ in heads]
+    if len({*names, "average", "svm"}) < len(names) + 2:
+        raise UsageError(f"{', '.join(names)}: each head is named once, and none average or svm")
     loaded = [(LinearHead.load(head), open_features(features)) for head, features in heads]
     first, images = loaded[0]
     places = [_places(images, features) for _, features in loaded]
@@ -95,19 +100,28 @@ def fuse_heads(
     for (_, features), place in zip(loaded, places, strict=True):
         rows = rows[np.isin(place[rows], np.flatnonzero(features.status == 1))]
     asked = FitConfig(
-        test=config.test, split_column=config.split_column, per_class=config.per_class, seed=config.seed
-    )
-    train, test = split_rows(images, rows, kept_together(images, rows), asked, multilabel=False)
+        test=config.test, split_column=config.split_column, per_class=config.per_class, seed=config.seed,
+        group_by=config.group_by,
+    )  # fmt: skip
+    train, test = split_rows(images, rows, kept_together(images, rows, config.group_by), asked, multilabel=False)
     labels = labels_among(first.classes, images.classes, images.labels, multilabel=False).astype(np.int64)
     train, test = train[labels[train] >= 0], test[labels[test] >= 0]
+    for (path, _), (head, features), place in zip(heads, loaded, places, strict=True):
+        if seen := count_among(features.sha256[place[test]], head.trained_on):
+            reporter.note(
+                f"note: {seen:,} of {plural(len(test), 'test image')} have the bytes of images that {path} was "
+                f"trained on, so what is measured is too good"
+            )
     if not len(train) or not len(test):
         raise LabelError(f"{images.path}: {len(train)} rows to train on and {len(test)} to test on; both are needed")
-    scores = [
-        head.outputs(flat_rows(features[layer_for(head, features)])[place])
-        for (head, features), place in zip(loaded, places, strict=True)
-    ]
+    scores, used = [], np.concatenate([train, test])
+    for (head, features), place in zip(loaded, places, strict=True):
+        outputs = np.full((len(images), len(first.classes)), np.nan)
+        outputs[used] = head.outputs(flat_rows(features[layer_for(head, features)])[place[used]])
+        scores.append(outputs)
     mean = np.mean(scores, axis=0)
-    stacked: npt.NDArray[np.float64] = np.hstack([l2_normalized(one) for one in scores]).astype(np.float64)
+    stacked = np.zeros((len(images), len(scores) * len(first.classes)))
+    stacked[used] = np.hstack([l2_normalized(one[used]) for one in scores])
     fused = _svm(stacked, train, labels, first.classes, config, reporter)
     if target is not None:
         columns = {"average": mean, "svm": fused, **dict(zip([str(path) for path, _ in heads], scores, strict=True))}

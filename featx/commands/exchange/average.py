@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from featx.artifacts.features_file import FeaturesFile
 from featx.errors import Interrupted, UsageError
+from featx.images.contents import group_names
 from featx.images.manifest import Manifest
 from featx.images.sources.video.clips import clip_of
 from featx.options.exchange import AverageConfig
@@ -113,16 +113,7 @@ def _groups(features: Features, by: str | None) -> tuple[list[bytes], npt.NDArra
             raise UsageError(f"{features.path} is not of videos; say what belongs together: --by REGEX")
         names = [clip_of(path) for path in features.raw_paths]
     else:
-        try:
-            pattern = re.compile(os.fsencode(by))
-        except re.error as error:
-            raise UsageError(f"--by is {by!r}, which is no regular expression: {error}") from error
-        names = []
-        for path in features.raw_paths:
-            found = pattern.search(path)
-            if found is None:
-                raise UsageError(f"--by {by!r} finds nothing in {printable(path)}")
-            names.append(found[1] if pattern.groups else found[0])
+        names = group_names(features.raw_paths, by)
     number: dict[bytes, int] = {}
     group_of = np.array([number.setdefault(name, len(number)) for name in names], np.intp)
     return list(number), group_of

@@ -118,7 +118,7 @@ def _images(parts: Sequence[Features], joined: JoinedFeatures, output: Path) -> 
 def _seen_from(folder: Path, part: Features, path: bytes) -> bytes:
     """The path of an image, from a folder or, if it lies elsewhere, from the root."""
     source = Path(part.provenance["source"]["path"])
-    if part.source_kind in ("zip", "tar", "hdf5", "table", "remote"):
+    if part.source_kind in ("zip", "tar", "hdf5", "table", "remote", "video"):
         raise UsageError(
             f"the images of {part.path} are in {source}, and no list holds them beside others: unpack it"
         )

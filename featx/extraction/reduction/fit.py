@@ -117,14 +117,12 @@ def _principal_components(
     count = sample_size(reduction.components, len(manifest))
     rows = np.sort(np.random.default_rng(reduction.seed).permutation(len(manifest))[:count])
     engine = Engine(replace(recipe, reduction=None, dtype="float32"), reporter.download)
-    with disk_errors(output):
+    with disk_errors(output), contextlib.ExitStack() as stack:
         output.parent.mkdir(parents=True, exist_ok=True)
-        folder = tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.")
-    with folder as place:
-        kept = {
-            name: np.memmap(Path(place) / f"{index}.f32", np.float32, "w+", shape=(count, values))
-            for index, (name, values) in enumerate(_whole(recipe).items())
-        }
+        kept = {}
+        for name, values in _whole(recipe).items():  # files without names: they are gone with the process
+            file = stack.enter_context(tempfile.TemporaryFile(dir=output.parent))
+            kept[name] = np.memmap(file, np.float32, "w+", shape=(count, values))
         good = np.zeros(count, bool)
 
         def keep(block: Block, features: dict[str, npt.NDArray[Any]]) -> None:
@@ -156,7 +154,6 @@ def _principal_components(
                 f"{len(used)} to fit it on"
             )
         layers = {name: _pca(values, used, reduction.components, name, reporter) for name, values in kept.items()}
-        kept.clear()
     said = ", ".join(f"{share:.1%} of {name}" for name, share in explained(layers).items())
     reporter.note(f"PCA of {plural(len(used), 'image')}: {reduction.components} components have {said}'s variance")
     return replace(reduction, sample=len(used), layers=layers)

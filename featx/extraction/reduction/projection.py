@@ -6,7 +6,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -96,6 +96,7 @@ class Reduction:
         seed: of the sample that a PCA is fitted on, or of the random matrix.
         sample: how many images a PCA was fitted on.
         layers: name -> its projection; empty until a PCA is fitted.
+        fitted_on: of one that a file keeps, what made the features that it was fitted on.
     """
 
     method: str
@@ -103,6 +104,7 @@ class Reduction:
     seed: int = 0
     sample: int = 0
     layers: Mapping[str, Projection] = field(default_factory=dict)
+    fitted_on: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def describe(self) -> dict[str, Any]:
         """As plain values, for a file's provenance."""
@@ -120,6 +122,23 @@ class Reduction:
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """What a features file keeps, by its names there."""
         return {f"{PREFIX}{layer}/{name}": a for layer, one in self.layers.items() for name, a in one.arrays.items()}
+
+    def refuse_other_features(self, recipe: Mapping[str, Any]) -> None:
+        """Raise UsageError if the projection of a file was fitted on features that were made in another way.
+
+        Args:
+            recipe: as `Recipe.to_dict` gives it, with the hash of the weights.
+        """
+        for key in ("backbone", "weights", "preprocess", "pooling", "exif") if self.fitted_on else ():
+            mine, theirs = recipe[key], self.fitted_on[key]
+            if key == "weights":
+                mine, theirs = mine["sha256"], theirs["sha256"]
+            # Of a vector nothing is pooled; whether a map is shows in its number of values.
+            if mine != theirs and not (key == "pooling" and "none" in (mine, theirs)):
+                raise UsageError(
+                    f"--reduce {self.fitted_on['path']}: its projection was fitted on features made with another "
+                    f"{key}, so what it gives would mean nothing; featx inspect shows how they were made"
+                )
 
     def smaller(self, spec: LayerSpec) -> tuple[int, ...]:
         """The shape of a layer's rows.
@@ -172,7 +191,8 @@ def reduction_of_file(path: str | os.PathLike[str]) -> Reduction:
         found = None if not head.projection else from_described(head.recipe["reduction"], head.layer, head.projection)
     if found is None:
         raise UsageError(f"--reduce: {path} was made without --reduce and keeps no projection")
-    return found
+    made = Features(Path(path)).provenance if is_hdf5(Path(path)) else LinearHead.load(path).recipe
+    return replace(found, fitted_on={**made, "path": str(path)})
 
 
 def reduction_of(features: Features) -> Reduction | None:

@@ -80,9 +80,12 @@ class Files:
 
     def __init__(self, root: Path) -> None:
         self._root, self._address = root, url_of(root)
+        self._own = os.fsencode((self._address or "").partition("://")[0] + "://")
 
     def read(self, path: bytes, need: Need = no_turns) -> bytes:
         if is_url_in_list(path):
+            if self._address is not None and not path.startswith((b"http://", b"https://", self._own)):
+                raise BadImage(Status.UNREADABLE, "a list at an address names images at addresses of its kind")
             return fetch(os.fsdecode(path), need=need)
         if self._address is not None:
             return fetch(joined(self._address, os.fsdecode(path)), need=need)

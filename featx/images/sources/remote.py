@@ -203,7 +203,9 @@ def joined(root: str, path: str) -> str:
     scheme, _, rest = root.partition("://")
     if root.startswith(_WEB):
         path = urllib.parse.quote(os.fsencode(path))
-    return f"{scheme}://{posixpath.normpath(posixpath.join(rest, path.lstrip('/')))}"
+    host, _, below = rest.partition("/")
+    whole = posixpath.normpath(posixpath.join("/", below, path.lstrip("/")))  # .. ends at the host or bucket
+    return f"{scheme}://{host}{whole}"
 
 
 def _from_web(url: str, start: int | None, end: int | None) -> bytes:

@@ -258,13 +258,17 @@ def test_archives_and_lists_at_an_address_are_read_in_place(archives, expected, 
 
 
 def test_a_list_at_an_address_names_no_file_of_this_machine(archives, photos, tmp_path):
-    (tmp_path / "web" / "evil.txt").write_text(f"photos/a/0.jpg\n{photos}/a/0.jpg\n../../../../{photos}/a/0.jpg\n")
+    (tmp_path / "web" / "evil.txt").write_text(
+        f"photos/a/0.jpg\n{photos}/a/0.jpg\n../../../../{photos}/a/0.jpg\nfile://{photos}/a/0.jpg\n"
+    )
     featx.extract_features(f"{archives}/evil.txt", tmp_path / "f.h5", CONFIG)
     assert featx.open_features(tmp_path / "f.h5").status.tolist() == [
         Status.DONE,
         Status.UNREADABLE,
         Status.UNREADABLE,
+        Status.UNREADABLE,
     ]
+    assert remote.joined("http://host/lists", "../../../x.jpg") == "http://host/x.jpg"
 
 
 def test_a_listing_that_fails_is_asked_for_again(photos, monkeypatch):

@@ -8,11 +8,12 @@ import torch
 from PIL import Image
 
 import featx
-from featx.errors import SourceError, UsageError
+from featx.errors import PlanMismatch, SourceError, UsageError
 from featx.images.contents import copies_in
 from featx.images.sources.scan import scan
 from featx.networks.load import load_network
 from featx.networks.weights import weights_of
+from featx.runtime.progress import Reporter
 from featx.status import Status
 
 av = pytest.importorskip("av", reason="pip install 'featx[video]'")
@@ -183,7 +184,7 @@ def test_the_mean_of_each_clip_is_a_features_file(frames, tmp_path):
     featx.average_features(frames.path, tmp_path / "d.h5", featx.AverageConfig(by=r"^\w+/"))
     assert featx.open_features(tmp_path / "d.h5").paths == ["down/", "left/"]
     with pytest.raises(UsageError, match="has rows of several labels"):
-        featx.average_features(frames.path, tmp_path / "e.h5", featx.AverageConfig(by=r"(\d)\.mkv|broken|short"))
+        featx.average_features(frames.path, tmp_path / "e.h5", featx.AverageConfig(by=r"\d\.mkv|broken|short"))
     with pytest.raises(UsageError, match="finds nothing in down/broken"):
         featx.average_features(frames.path, tmp_path / "e.h5", featx.AverageConfig(by=r"(\d)\.mkv"))
 
@@ -230,3 +231,89 @@ def featx_heads(tmp_path):
         featx.fit_softmax(path, tmp_path / f"{number}.safetensors", featx.FitConfig(c=10.0, test=0.25))
         paths.append(path)
     return tmp_path / "0.safetensors", tmp_path / "1.safetensors", paths, labels
+
+
+# --- what an attack found
+
+
+def test_a_name_with_a_colon_is_a_name(clips, tmp_path, monkeypatch):
+    (tmp_path / "v").mkdir()
+    (tmp_path / "v" / "a.mkv").write_bytes((clips / "left" / "0.mkv").read_bytes())
+    (tmp_path / "v" / "file:a.mkv").write_bytes((clips / "left" / "1.mkv").read_bytes())
+    monkeypatch.chdir(tmp_path / "v")
+    featx.extract_features("frames:1:.", tmp_path / "f.h5", config())
+    found = featx.open_features(tmp_path / "f.h5")
+    assert found.paths == ["a.mkv#frame=0/1", "file:a.mkv#frame=0/1"]
+    assert np.abs(found["fc7"][0] - found["fc7"][1]).max() > 0.1
+
+
+def test_a_turned_clip_is_read_as_it_is_shown(tmp_path):
+    path = tmp_path / "t.mp4"
+    upright = texture(5)[:48]
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = SIDE, 48, "yuv420p", 4_000_000
+        for _ in range(3):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(upright), format="rgb24")))
+        container.mux(stream.encode())
+    content = bytearray(path.read_bytes())
+    place = content.find(b"tkhd") + 4 + 4 + 36  # of version 0: version and flags, then nine words to the matrix
+    assert content[place : place + 4] == b"\x00\x01\x00\x00"
+    turned = [0, 0x10000, 0, -0x10000, 0, 0, 0, 0, 0x40000000]  # a quarter clockwise
+    content[place : place + 36] = b"".join(value.to_bytes(4, "big", signed=True) for value in turned)
+    path.write_bytes(content)
+    capture = cv2.VideoCapture(str(path))
+    expected = cv2.cvtColor(capture.read()[1], cv2.COLOR_BGR2RGB)
+    assert expected.shape == (SIDE, 48, 3)
+    from featx.images.sources.video.decode import frames as frames_of
+
+    asked = []
+    found = frames_of(path, 40, asked.append)
+    pixels = np.frombuffer(found[0].split(b"\n", 3)[3], np.uint8).reshape(SIDE, 48, 3)
+    assert np.abs(pixels.astype(int) - expected).mean() < 3
+    assert len({id(one) for one in found}) == 3  # a short clip is kept once, however many frames are asked for
+
+
+def test_copies_of_a_clip_stay_together_and_videos_are_not_joined_into_lists(clips, frames, tmp_path):
+    folder = tmp_path / "d"
+    for name in ("x", "y"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "1.mkv").write_bytes((clips / "left" / "0.mkv").read_bytes())
+    (folder / "x" / "2.mkv").write_bytes((clips / "left" / "1.mkv").read_bytes())
+    manifest = scan(f"frames:2:{folder}")
+    assert [path.decode()[:7] for path in manifest.paths] == ["x/1.mkv"] * 2 + ["x/2.mkv"] * 2 + ["y/1.mkv"] * 2
+    assert copies_in(manifest).tolist() == [0, 0, 2, 2, 0, 0]
+    featx.extract_features(f"frames:2:{folder}", tmp_path / "f.h5", config())
+    from featx.artifacts.head_rows import kept_together
+
+    assert kept_together(featx.open_features(tmp_path / "f.h5"), np.arange(6)).tolist() == [0, 0, 2, 2, 0, 0]
+    with pytest.raises((UsageError, PlanMismatch)):
+        featx.concat_features([frames.path, tmp_path / "f.h5"], tmp_path / "all.h5")
+
+
+def test_fuse_works_beside_failed_rows_and_says_what_was_trained_on(featx_heads, tmp_path, capsys):
+    from conftest import write_features
+
+    _first, _second, features, labels = featx_heads
+    opened = [featx.open_features(path) for path in features]
+    hashes = np.random.default_rng(1).integers(1, 256, (120, 32), np.uint8)
+    made = []
+    for number, one in enumerate(opened):
+        path = tmp_path / f"again{number}.h5"
+        write_features(path, np.array(one["fc7"]), labels, tuple(one.classes), sha256=hashes, failed=(3, 70))
+        featx.fit_softmax(
+            path, tmp_path / f"again{number}.safetensors", featx.FitConfig(c=10.0, test=0.25, seed=number)
+        )
+        made.append((tmp_path / f"again{number}.safetensors", path))
+    notes = []
+
+    class Kept(Reporter):
+        def note(self, line):
+            notes.append(line)
+
+    report = featx.fuse_heads(made, None, featx.FuseConfig(test=0.25, c=10.0), reporter=Kept())
+    assert report.train + report.test == 118
+    assert len(notes) == 1  # the second was fitted with another seed
+    assert "have the bytes of images that" in notes[0]
+    with pytest.raises(UsageError, match="each head is named once"):
+        featx.fuse_heads([made[0], made[0]])

@@ -18,6 +18,7 @@ from featx.images.manifest import Manifest, Skipped, make_manifest
 from featx.images.processes.turns import Need, no_turns
 from featx.images.sources.folder import scan_folder
 from featx.images.sources.lists import scan_csv, scan_list
+from featx.images.sources.remote import url_of
 from featx.runtime.text import printable
 from featx.status import Status
 
@@ -44,10 +45,10 @@ class Clips:
     side: int
     place: Path
 
-    def source(self, place: str) -> str:
-        """The same for another place."""
-        size = f"x{self.side}" if self.what == "flow" else ""
-        return f"{self.what}:{self.count}{size}:{place}"
+    @property
+    def folder(self) -> Path:
+        """What the clips' paths are relative to."""
+        return self.place if self.place.is_dir() else self.place.parent
 
 
 class Sample(NamedTuple):
@@ -106,8 +107,13 @@ def scan_clips(source: Path, *, follow_links: bool) -> Manifest:
     assert clips is not None
     place = clips.place
     if place.is_dir():
-        found = scan_folder(place, follow_links, is_video_name)
+        try:
+            found = scan_folder(place, follow_links, is_video_name)
+        except SourceError as error:
+            raise SourceError(str(error).replace("no images in", "no videos in", 1)) from None
     elif not place.is_file():
+        if (url := url_of(place)) is not None:
+            raise SourceError(f"{url}: videos are read from this machine's disks; fetch them first")
         raise SourceError(f"{printable(str(place))}: no such folder or file")
     elif place.suffix.lower() in VIDEO_SUFFIXES:
         found = make_manifest("list", place, place.parent, [os.fsencode(place.name)], [None], [None], Skipped())
@@ -130,7 +136,7 @@ class ClipSamples:
         clips = clips_of(root)
         if clips is None:
             raise SourceError(f"{root} is no source of videos; write frames:N:PATH or flow:N:PATH")
-        self._folder = clips.place if clips.place.is_dir() else clips.place.parent
+        self._folder = clips.folder
         self._last: tuple[tuple[bytes, str, int, int], Sequence[bytes] | BadImage] | None = None
 
     def read(self, path: bytes, need: Need = no_turns) -> bytes:

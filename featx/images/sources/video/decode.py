@@ -39,7 +39,8 @@ def frames(file: Path, count: int, need: Need) -> list[bytes]:
     """
     wanted = places(_length(file), count)
     found = _picked(file, set(wanted), "rgb24", need)
-    return [_pnm(found[place]) for place in wanted]
+    files = {place: _pnm(pixels) for place, pixels in found.items()}
+    return [files[place] for place in wanted]  # of a short clip several are the same
 
 
 def flow_stacks(file: Path, count: int, side: int, need: Need) -> list[bytes]:
@@ -113,7 +114,8 @@ def _picked(file: Path, wanted: set[int], form: str, need: Need) -> dict[int, np
         if place in wanted:
             if not found:
                 need(3 * len(wanted) * frame.width * frame.height)
-            found[place] = frame.to_ndarray(format=form)
+            # As a player shows it: a phone writes which way it was held.
+            found[place] = np.rot90(frame.to_ndarray(format=form), round(frame.rotation / 90))
     return found
 
 
@@ -129,8 +131,11 @@ def _decoded(file: Path) -> Iterator[Any]:
         raise SourceError("videos need PyAV: pip install 'featx[video]'") from None
     if not file.is_file():
         raise BadImage(Status.MISSING, "no such file")
+    if not file.stat().st_size:
+        raise BadImage(Status.EMPTY, "the file has no bytes")
     try:
-        with av.open(str(file)) as container:
+        # Opened here: FFmpeg would take a name with a colon for an address.
+        with file.open("rb") as content, av.open(content, "r") as container:
             if not container.streams.video:
                 raise BadImage(Status.NOT_AN_IMAGE, "the file holds no video")
             stream = container.streams.video[0]
@@ -140,7 +145,10 @@ def _decoded(file: Path) -> Iterator[Any]:
                     raise BadImage(Status.TOO_LARGE, f"frame {number:,} of {frame.width} x {frame.height} pixels")
                 yield frame
     except (av.FFmpegError, ValueError) as error:
-        raise BadImage(Status.DAMAGED, f"the video cannot be decoded: {' '.join(str(error).split())}") from None
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise BadImage(Status.DAMAGED, f"the video cannot be decoded: {reason}") from None
+    except OSError as error:
+        raise BadImage(Status.UNREADABLE, error.strerror or str(error)) from None
 
 
 def _pnm(pixels: npt.NDArray[np.uint8]) -> bytes:
