@@ -21,7 +21,7 @@ from featx.options.extraction import ExtractConfig
 from featx.options.heads import FitConfig
 from featx.options.option import Config
 from featx.options.training import FinetuneConfig
-from featx.runtime.progress import StderrReporter
+from featx.runtime.progress import Log, StderrReporter
 
 DOCS = Path(__file__).parents[1]
 NET = ("-b", "squeezenet1_1", "-l", "classifier.1", "-w", "random:0", "--device", "cpu")
@@ -129,7 +129,7 @@ def test_flags_go_before_variables_before_the_file_before_defaults(tmp_path, mon
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour: red\n", "fit-svm has no option 'colour'; it has c, calibrate, device, folds, layer"),
+        ("colour: red\n", "fit-svm has no option 'colour'; it has c, calibrate, device, folds, group_by, layer"),
         ("- c\n", "must hold one mapping"),
         ("c: [\n", "cannot be read as YAML"),
         ("!!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),
@@ -274,17 +274,18 @@ def test_a_quiet_command_says_only_its_result_and_errors(photos, tmp_path):
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT[\d:.+]+ no file .*no\.h5\n", failed.stderr)
 
 
-def test_a_verbose_command_names_each_bad_image_and_where_an_error_happened(photos, tmp_path):
+def test_a_verbose_command_names_each_bad_image_and_where_an_error_happened(featx, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr("featx.runtime.progress._log", Log())  # the command sets it for the process
+    both = featx("-q", "-v", "inspect", tmp_path / "no.h5")
+    assert (both.status, both.err.count("\n")) == (2, 1)
     (photos / "a" / "zz.jpg").write_bytes(b"no image")
     asked = ["extract", photos, *NET, "--max-bad", "1", "-o"]
-    assert "failed: a/zz.jpg" not in run_featx(*asked, tmp_path / "e.h5").stderr
-    done = run_featx("-v", *asked, tmp_path / "f.h5")
-    assert (done.returncode, "failed: a/zz.jpg: " in done.stderr) == (0, True)
-    failed = run_featx("-v", "inspect", tmp_path / "no.h5")
-    assert "Traceback (most recent call last)" in failed.stderr
-    assert failed.stderr.splitlines()[-1].startswith("featx: no file ")
-    both = run_featx("-q", "-v", "inspect", tmp_path / "no.h5")
-    assert (both.returncode, both.stderr.count("\n")) == (2, 1)
+    assert "failed: a/zz.jpg" not in featx(*asked, tmp_path / "e.h5").err
+    done = featx("-v", *asked, tmp_path / "f.h5")
+    assert (done.status, "failed: a/zz.jpg: " in done.err) == (0, True)
+    failed = featx("-v", "inspect", tmp_path / "no.h5")
+    assert "Traceback (most recent call last)" in failed.err
+    assert failed.err.splitlines()[-1].startswith("featx: no file ")
 
 
 def test_progress_in_a_log_has_its_time(monkeypatch):

@@ -111,7 +111,7 @@ _SLOW = (
     "frozen-vs-finetuned",
     "pretrain",
     "two-stream",
-)  # ten fits, trainings of several networks
+)
 
 
 @pytest.mark.parametrize(

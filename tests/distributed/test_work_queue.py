@@ -263,6 +263,7 @@ def test_a_merge_of_shards_that_have_changed_since_is_refused(many, tmp_path):
         merge_shards([tmp_path], tmp_path / "f.h5")
 
 
+@pytest.mark.slow
 def test_a_process_that_starts_late_finds_the_file_finished(many, tmp_path):
     source, whole = many
     output = tmp_path / "f.h5"
@@ -272,6 +273,7 @@ def test_a_process_that_starts_late_finds_the_file_finished(many, tmp_path):
     assert output.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_two_files_one_after_the_other_in_the_same_processes(many, tmp_path):
     source, whole = many
     program = (

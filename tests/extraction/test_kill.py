@@ -34,12 +34,12 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
     return folder / "photos", (folder / "undisturbed.h5").read_bytes()
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_kills_at_random_moments_lose_nothing_and_change_nothing(many, tmp_path, seed):
+@pytest.mark.parametrize(("seed", "kills"), [(1, 25), pytest.param(2, 25, marks=pytest.mark.slow)])
+def test_kills_at_random_moments_lose_nothing_and_change_nothing(many, tmp_path, seed, kills):
     source, whole = many
     output = tmp_path / "f.h5"
     ran = subprocess.run(
-        [sys.executable, HERE / "killing.py", source, output, "25", str(seed)],
+        [sys.executable, HERE / "killing.py", source, output, str(kills), str(seed)],
         capture_output=True,
         text=True,
         check=True,
