@@ -21,6 +21,13 @@ from featx.images.sources.zip_file import scan_zip
 from featx.runtime.files import is_hdf5
 from featx.runtime.text import printable
 
+ACCEPTED = (
+    "a folder, a text list or CSV of paths, a zip, an uncompressed tar or shard-{000..099}.tar, FILE.h5:/DATASET, a "
+    ".parquet or .arrow file, frames:N:VIDEOS, an address as s3://bucket/folder, - for a list on standard input, or "
+    "one image"
+)
+_OF_LISTS = ("", ".txt", ".lst", ".list")
+
 
 def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manifest:
     """The manifest of a folder, a list, a zip, tars, an HDF5 dataset of images, an address, or one image.
@@ -60,7 +67,12 @@ def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manif
         raise SourceError(f"{path} is a video; say how many of its frames: frames:25:{path}")
     if path.suffix.lower() in IMAGE_SUFFIXES:
         return make_manifest("list", path, path.parent, [os.fsencode(path.name)], [None], [None], Skipped())
-    return scan_list(path)
+    try:
+        return scan_list(path)
+    except SourceError as error:
+        if path.suffix.lower() in _OF_LISTS:
+            raise
+        raise SourceError(f"{path} is not a source ({error}). It can be {ACCEPTED}") from None
 
 
 def _scan_container(path: Path) -> Manifest | None:

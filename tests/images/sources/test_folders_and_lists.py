@@ -352,3 +352,13 @@ def test_names_in_a_zip_that_say_no_encoding_are_utf8_or_refused_where_they_are_
         zipped(tmp_path / "chinese.zip", [french, chinese])
     inside = b"cat/" + "\u732b\u72d7.png".encode("gbk")  # only the file's own name: no class is wrong
     assert zipped(tmp_path / "file.zip", [inside]).paths == (inside,)
+
+
+def test_what_is_no_source_is_refused_with_what_is(tmp_path):
+    (tmp_path / "photos.rar").write_bytes(b"Rar!\x1a\x07\x00 binary \x00\x01")
+    with pytest.raises(SourceError, match=r"photos\.rar is not a source .*It can be a folder, .* or one image"):
+        scan(tmp_path / "photos.rar")
+    (tmp_path / "list.txt").write_text("nowhere.jpg\n")
+    with pytest.raises(SourceError, match="none of the 1 first entries is there") as refused:
+        scan(tmp_path / "list.txt")
+    assert "It can be" not in str(refused.value)
