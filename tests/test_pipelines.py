@@ -105,13 +105,8 @@ def command(folder: Path, data: Path, out: Path, tmp_path: Path) -> tuple[list[s
     return [str(folder / "run.sh"), str(data), str(out), *words], environment
 
 
-_SLOW = (
-    "digits",
-    "ablation",
-    "frozen-vs-finetuned",
-    "pretrain",
-    "two-stream",
-)
+# Ten fits, trainings of several networks; few-shot runs in the test of a kill.
+_SLOW = ("digits", "ablation", "few-shot", "frozen-vs-finetuned", "pretrain", "two-stream")
 
 
 @pytest.mark.parametrize(
