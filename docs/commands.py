@@ -19,9 +19,9 @@ variables, variables before the file.
 Before the command: `featx --trust CODE` lets code run that made a network ([networks.md](networks.md));
 `--log-format time` puts the time before every line of standard error, `json` makes each an object with time, level,
 and message, progress with numbers of its own; `-q` leaves errors alone, `-v` says each bad image at once and where
-an error happened; `--metrics-file FILE` keeps the progress for Prometheus' textfile collector. Their variables are
-`FEATX_LOG_FORMAT`, `FEATX_QUIET`, `FEATX_VERBOSE`, `FEATX_METRICS_FILE`. With `--json` an error is an object on
-standard output too.
+an error happened; progress in a log has its time in any case; `--metrics-file FILE` keeps the progress for
+Prometheus' textfile collector. Their variables are `FEATX_LOG_FORMAT`, `FEATX_QUIET`,
+`FEATX_VERBOSE`, `FEATX_METRICS_FILE`. With `--json` an error is an object on standard output too.
 
 Exit status: 0 done; 1 unexpected, or a download failed; 2 the request cannot be carried out; 3 too many bad images;
 4 the output was made with other settings, or a hash does not match; 5 verification failed; 74 the disk is full or

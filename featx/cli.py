@@ -293,7 +293,7 @@ def check_command(source: Path, config: CheckConfig, as_json: bool) -> None:
 
     report = check_source(source, config, reporter=StderrReporter())
     show(report, as_json)
-    report.refuse_too_many_bad(config.max_bad)
+    report.refuse_too_many_bad(0.0 if config.strict else config.max_bad)
 
 
 @commands.command("inspect")

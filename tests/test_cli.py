@@ -295,3 +295,13 @@ def test_progress_in_a_log_has_its_time(monkeypatch):
     reporter.begin("extract", 10)
     reporter.advance(5)
     assert re.match(r"\d{4}-\d\d-\d\dT[\d:.]+\+00:00 extract: 5 of 10 \(50%\)", stream.getvalue())
+
+
+def test_check_is_strict_where_that_is_asked_for(featx, photos):
+    (photos / "a" / "zz.jpg").write_bytes(b"no image")
+    asked = ["check", photos, "-b", "alexnet-mini", "--max-bad", "0.5"]
+    assert featx(*asked).status == 0
+    strict = featx(*asked, "--strict")
+    assert (strict.status, "1 of 12 images cannot be used, --max-bad 0 allows 0" in strict.err) == (3, True)
+    (photos / "a" / "zz.jpg").unlink()
+    assert featx(*asked, "--strict").status == 0

@@ -17,6 +17,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from featx.heads.calibration import Calibration
 from featx.heads.normalize import Normalizer
+from featx.heads.solver.certificate import Solution
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.solver import TOLERANCE, Solver
 from featx.heads.solver.targets import Targets
@@ -83,14 +84,16 @@ class _LinearEstimator(ClassifierMixin, BaseEstimator):  # type: ignore[misc]  #
                 ConvergenceWarning,
                 stacklevel=2,
             )
+        self._keep(found, solver.steps)
+        return self
+
+    def _keep(self, found: Solution, steps: int) -> None:
+        """What was fitted, as attributes; of two classes one row, which speaks for the second, as in scikit-learn."""
         self.coef_, self.intercept_ = found.weights, found.bias
         if len(self.classes_) == 2:
-            # As in scikit-learn: one row, which speaks for the second class.
             factor = 1.0 if self._kind == "svm" else 2.0
             self.coef_, self.intercept_ = factor * found.weights[1:], factor * found.bias[1:]
-        self.dual_gap_ = found.gaps
-        self.n_iter_ = solver.steps
-        return self
+        self.dual_gap_, self.n_iter_ = found.gaps, steps
 
     def _intercept(self) -> tuple[str, float]:
         return ("free" if self.fit_intercept else "none"), 1.0

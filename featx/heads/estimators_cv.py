@@ -76,11 +76,7 @@ class _ChoosesC:
                 stacklevel=2,
             )
         self.C_, self.Cs_, self.scores_ = best[1], np.array(grid), scores
-        factor = 1.0 if self._kind == "svm" else 2.0
-        two = len(self.classes_) == 2
-        self.coef_ = factor * found.weights[1:] if two else found.weights
-        self.intercept_ = factor * found.bias[1:] if two else found.bias
-        self.dual_gap_, self.n_iter_ = found.gaps, solver.steps
+        self._keep(found, solver.steps)
         return self
 
 

@@ -145,6 +145,7 @@ class CheckConfig(Config):
     )
     follow_links: bool = follow_links_option()
     max_bad: float = max_bad_option()
+    strict: bool = option(False, "Exit with status 3 for a single bad image, as with --max-bad 0.")
     workers: int | None = workers_option()
 
 
