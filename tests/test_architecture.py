@@ -248,6 +248,13 @@ def test_help_loads_neither_torch_nor_anything_else_that_is_slow():
     assert ran.stdout.splitlines()[-1] == ""
 
 
+def test_an_extraction_does_not_wait_for_what_it_does_not_need():
+    heavy = ("sklearn.decomposition", "sklearn.linear_model", "scipy.stats", "pandas", "matplotlib", "av", "cv2")
+    program = f"import sys, featx.extraction.job; print(*(m for m in {heavy} if m in sys.modules))"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ""
+
+
 def test_everything_public_is_there_by_name_and_documented():
     for name in featx.__all__:
         thing = getattr(featx, name)

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.decomposition import IncrementalPCA
-from sklearn.random_projection import SparseRandomProjection
 
 from featx.errors import FeatxError, Interrupted, UsageError
 from featx.extraction.engine import Engine
@@ -76,6 +74,8 @@ def _whole(recipe: Recipe) -> dict[str, int]:
 
 def _random(recipe: Recipe, reduction: Reduction) -> dict[str, Projection]:
     """Sparse random projections (Li, Hastie & Church 2006, density 1/sqrt(D)), as scikit-learn's of that seed."""
+    from sklearn.random_projection import SparseRandomProjection  # a second that most extractions need not wait
+
     found = {}
     for layer, values in _whole(recipe).items():
         made = SparseRandomProjection(n_components=reduction.components, random_state=reduction.seed)
@@ -168,6 +168,8 @@ def _pca(
     values: npt.NDArray[np.float32], rows: npt.NDArray[np.intp], components: int, name: str, reporter: Reporter
 ) -> Projection:
     """Principal components of some rows, in parts that fit into memory (Ross et al. 2008)."""
+    from sklearn.decomposition import IncrementalPCA
+
     at_once = max(components, _CHUNK_BYTES // (8 * values.shape[1]))
     # None of the parts may have fewer rows than there are components.
     parts = np.array_split(rows, max(1, len(rows) // max(1, at_once)))
