@@ -36,7 +36,7 @@ from featx.commands.verify import verify_file
 from featx.errors import VerificationFailed
 from featx.extraction.engine import Engine
 from featx.extraction.recipe import Recipe
-from featx.heads.model_selection import fit_heads
+from featx.heads.selection.search import fit_heads
 from featx.heads.solver.solver import solve
 from featx.images.device_decode import DeviceDecoder
 from featx.images.processes.pool import decoding

@@ -22,8 +22,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
-from featx.heads.model_selection import fit_heads, folds_of, grid_for
 from featx.heads.normalize import Normalizer
+from featx.heads.selection.search import fit_heads, folds_of, grid_for
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.solver import Solver, solve
 from featx.heads.solver.targets import Targets

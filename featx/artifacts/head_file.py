@@ -10,6 +10,7 @@ from featx.artifacts.artifact import Artifact, Stored
 from featx.heads.excluded import excluded_text
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import GridPoint, LabelMetrics, Metrics, metric_lines, read_metrics
+from featx.heads.selection.scoring import SCORES
 from featx.options.heads import HEADS, FitConfig
 from featx.runtime.report import Report
 from featx.runtime.stored import build
@@ -25,7 +26,8 @@ class FitReport(Report):
     Attributes:
         left_out: images that neither train nor test.
         excluded: these by reason.
-        curve: cross-validated accuracy for every C that was tried; empty if C was given.
+        curve: cross-validated score for every C that was tried; empty if C was given.
+        score: what that is, see `heads.selection.scoring`.
         metrics: on the test rows; None if there are none.
         gap: proven bound on how far the objective is above its optimum, relative to it; the worst class.
         uncertified: what could not be proven to the solver's tolerance: class, C and fold, with its gap.
@@ -47,6 +49,7 @@ class FitReport(Report):
     notes: list[str]
     seconds: float
     excluded: dict[str, int] = field(default_factory=dict)
+    score: str = "accuracy"
 
     def lines(self) -> list[str]:
         text = [
@@ -70,7 +73,7 @@ class FitReport(Report):
         return text
 
     def _curve_lines(self) -> list[str]:
-        measured = "mean average precision" if isinstance(self.metrics, LabelMetrics) else "accuracy"
+        measured = SCORES["ap" if isinstance(self.metrics, LabelMetrics) else self.score]
         rows = [
             [f"{p.c:g}", f"{p.accuracy:.1%}", f"± {p.deviation:.1%}", "chosen" if p.c == self.c else ""]
             for p in self.curve

@@ -20,6 +20,8 @@ from featx.heads.excluded import count_excluded
 from featx.heads.labels import Labels, classes_of, is_known, is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import LabelMetrics, Metrics
+from featx.heads.selection.class_weights import class_weights_of, recorded_weights
+from featx.heads.selection.scoring import chosen_score
 from featx.heads.splits import Rows
 from featx.heads.trained_on import count_among, remember
 from featx.options.heads import FitConfig
@@ -31,7 +33,7 @@ from featx.store.open import Paths, open_features, paths_of
 from featx.store.reader import Features
 
 if TYPE_CHECKING:
-    from featx.heads.model_selection import Found
+    from featx.heads.selection.search import Found
     from featx.heads.solver.certificate import Uncertified
 
 
@@ -81,11 +83,14 @@ def _fit(
         raise UsageError("a softmax gives probabilities as it is; --calibrate is for featx fit-svm")
     features = open_features(*paths_of(given))
     layer = features.only_layer(config.layer)
+    weighted = recorded_weights(config.class_weight)
     plan = plan_of(config, without=("device", "layer"), kind=kind, features=features.digest, layer=layer)
+    plan["request"]["class_weight"] = weighted
     finished = None if output is None else HeadFile(Path(output), reporter).take_finished(plan)
     if finished is not None:
         return finished
-    from featx.heads.model_selection import fit_heads
+    from featx.heads.selection.folds import rare_classes
+    from featx.heads.selection.search import fit_heads
     from featx.runtime.device import choose_device
     from featx.runtime.memory import free_memory
 
@@ -97,6 +102,8 @@ def _fit(
         _refuse_what_needs_one_class(kind, config, features.path)
     classes, labels = _labels_to_train_on(features, train, multilabel)
     values = features[layer].reshape(len(features), -1)
+    score = chosen_score(config.score, config.class_weight is not None, multilabel)
+    weights = None if multilabel else class_weights_of(config.class_weight, labels[train].astype(np.int32), classes)
     device = choose_device(config.device)
     try:
         found = fit_heads(
@@ -113,6 +120,8 @@ def _fit(
             memory_bytes=config.memory or free_memory(device) // 2,
             keep_scores=config.calibrate != "none",
             copies=kept_together(features, train, config.group_by),
+            class_weights=weights,
+            score=score,
             reporter=reporter,
         )
     except NonFiniteRow as error:
@@ -132,6 +141,9 @@ def _fit(
     )
     known = test if multilabel else test[labels[test] >= 0]
     metrics = head.measure(values[known], labels[known]) if len(known) else None
+    notes = _notes(features, config, classes, metrics, train, known)
+    if config.c is None or config.calibrate != "none":
+        notes += _rare(rare_classes(labels[train], config.folds, classes), config.folds)
     report = FitReport(
         output=Path(output) if output is not None else None,
         kind=kind,
@@ -146,8 +158,9 @@ def _fit(
         metrics=metrics,
         gap=found.solution.gap,
         uncertified=[_describe(one, classes, kind) for one in found.uncertified],
-        notes=_notes(features, config, classes, metrics, train, known),
+        notes=notes,
         seconds=time.perf_counter() - started,
+        score=score,
         excluded=_excluded(features, classes, np.concatenate([train, known]), config, multilabel),
     )
     if output is not None:
@@ -160,7 +173,18 @@ def _fit(
 def _calibrated(found: Found, labels: Labels, config: FitConfig) -> Calibration | None:
     if found.held_out_scores is None:
         return None
-    return calibrate(config.calibrate, found.held_out_scores, labels.astype(np.int32))
+    known = ~np.isnan(found.held_out_scores).any(axis=1)  # a class's only image is held out by no fold
+    return calibrate(config.calibrate, found.held_out_scores[known], labels[known].astype(np.int32))
+
+
+def _rare(names: list[str], folds: int) -> list[str]:
+    if not names:
+        return []
+    shown = ", ".join(printable(name) for name in names[:SHOWN_CONFUSIONS])
+    return [
+        f"{plural(len(names), 'class', 'classes')} with fewer images to train on than --folds {folds}: not every "
+        f"fold tests on {shown}"
+    ]
 
 
 def _describe(one: Uncertified, classes: list[str], kind: str) -> str:
@@ -218,6 +242,10 @@ def _refuse_what_needs_one_class(kind: str, config: FitConfig, path: Path) -> No
     found = f"images of {path} have several classes (a|b)"
     if kind == "softmax":
         raise LabelError(f"{found}; a softmax gives each image one. Every class against the rest: featx fit-svm")
+    if config.class_weight is not None:
+        raise UsageError(f"{found}; --class-weight is for one class per image")
+    if config.score not in (None, "ap"):
+        raise UsageError(f"{found}; C is chosen by the mean average precision: leave out --score {config.score}")
     if config.calibrate != "none":
         raise UsageError(f"{found}; --calibrate makes probabilities of one class per image")
     if config.per_class is not None:

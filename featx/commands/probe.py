@@ -186,7 +186,7 @@ def _one(
         train, test: rows of the file.
     """
     from featx.heads.device_head import HeadOnDevice
-    from featx.heads.model_selection import fit_heads
+    from featx.heads.selection.search import fit_heads
     from featx.runtime.device import choose_device
     from featx.runtime.memory import free_memory
 

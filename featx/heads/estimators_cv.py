@@ -16,8 +16,8 @@ from sklearn.utils.validation import validate_data
 from torch import Tensor
 
 from featx.heads.estimators import LinearSVM, Softmax, _array
-from featx.heads.model_selection import grid_for
 from featx.heads.normalize import Normalizer
+from featx.heads.selection.search import grid_for
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.solver import TOLERANCE, Solver
 from featx.heads.solver.targets import Targets

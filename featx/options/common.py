@@ -73,6 +73,20 @@ def follow_links_option() -> Any:
     return option(False, "Follow links to folders (off: a link can lead in circles).")
 
 
+def class_weight_option() -> Any:
+    return option(
+        None, "How much the images of each class count: balanced, as much for every class; or a CSV file with the "
+        "columns class,weight; by default all images the same.", metavar="balanced|FILE",
+    )  # fmt: skip
+
+
+def score_option(what: str) -> Any:
+    return option(
+        None, f"What {what} is chosen by: accuracy; balanced, the mean accuracy per class; ap, the mean average "
+        f"precision; by default accuracy, with --class-weight balanced.", choices=("accuracy", "balanced", "ap"),
+    )  # fmt: skip
+
+
 def preprocess_option() -> Any:
     return option(
         None,

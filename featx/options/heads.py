@@ -6,7 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from featx.errors import UsageError
-from featx.options.common import device_option, group_by_option, memory_option, preprocess_option
+from featx.options.common import (
+    class_weight_option,
+    device_option,
+    group_by_option,
+    memory_option,
+    preprocess_option,
+    score_option,
+)
 from featx.options.option import Config, option
 from featx.options.parsing import parse_c, parse_fraction
 
@@ -64,6 +71,8 @@ class FitConfig(Config):
         None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
     )
     group_by: str | None = group_by_option()
+    class_weight: str | None = class_weight_option()
+    score: str | None = score_option("C")
     folds: int = _folds("--c auto and --calibrate")
     calibrate: str = option(
         "none",

@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from featx.heads.calibration import calibrate
-from featx.heads.model_selection import Found, fit_heads
 from featx.heads.normalize import Normalizer
+from featx.heads.selection.search import Found, fit_heads
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.linear_algebra.readers import Values
 from featx.networks.build import final_layer

@@ -143,7 +143,7 @@ def test_classes_without_a_training_image_are_not_learned_and_two_are_enough(tmp
     [
         ([-1] * 9, {}, "no labelled images: put them into one folder per class"),
         ([0] * 9, {}, "a head needs at least two classes.*to train on: 'ant'"),
-        ([0] * 8 + [1], {"c": None}, "class 'bee' has 1 images to train on; --c auto"),
+        ([0] * 5 + [1] * 4, {"c": None}, "largest class, 'ant', has 4 images to train on; --folds 5"),
         ([0] * 5 + [1] * 4, {"per_class": 5}, "class 'bee' has 4 usable images"),
         ([0] * 5 + [1] * 4, {"split_column": True}, "needs splits called train and test"),
     ],

@@ -15,8 +15,8 @@ from featx.commands.fit import fit_svm
 from featx.commands.probe import probe_layers
 from featx.heads.calibration import calibrate
 from featx.heads.linear_head import LinearHead
-from featx.heads.model_selection import folds_of
 from featx.heads.quality.metrics import measure
+from featx.heads.selection.folds import folds_of
 from featx.heads.splits import copies_of, split_by_share, split_per_class
 from featx.options.heads import FitConfig, ProbeConfig
 

@@ -12,7 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 import featx
 from featx.artifacts.head_rows import kept_together, split_rows
 from featx.errors import UsageError
-from featx.heads.model_selection import folds_of
+from featx.heads.selection.folds import folds_of
 from featx.heads.splits import united
 from featx.images.sources.scan import scan
 from featx.training.task import plan_task

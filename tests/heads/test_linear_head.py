@@ -22,9 +22,10 @@ from sklearn.svm import LinearSVC
 
 from featx.errors import DiskError, FeaturesMismatch, FileFormatError, LabelError
 from featx.heads.linear_head import LinearHead
-from featx.heads.model_selection import fit_heads, folds_of, grid_for
 from featx.heads.normalize import Normalizer
 from featx.heads.quality.metrics import measure
+from featx.heads.selection.folds import folds_of
+from featx.heads.selection.search import fit_heads, grid_for
 from featx.heads.solver.solver import solve
 from featx.heads.splits import split_by_name, split_by_share, split_per_class
 
@@ -190,10 +191,17 @@ def test_scaling_the_features_moves_the_grid_and_nothing_else():
     assert len(grid) == 7
 
 
-def test_a_class_with_fewer_images_than_folds_is_named():
-    labels = np.array([0] * 10 + [1] * 3, np.int32)
-    with pytest.raises(LabelError, match="class 'dog' has 3 images to train on; --c auto with --folds 5 needs 5"):
-        folds_of(labels, 5, 0, ["cat", "dog"])
+def test_a_class_with_fewer_images_than_folds_blocks_nothing():
+    labels = np.array([0] * 10 + [1] * 3 + [2], np.int32)
+    held_out = folds_of(labels, 5, 0, ["cat", "dog", "owl"])
+    for fold in held_out:
+        assert set(labels[~fold]) == {0, 1, 2}  # every fold trains on every class
+    assert held_out.sum(0).tolist() == [1] * 13 + [0]
+    together = np.array([*range(10), 10, 10, 10, 13])  # all dogs are one group, which no fold can leave out
+    held_out = folds_of(labels, 5, 0, ["cat", "dog", "owl"], together)
+    assert held_out.sum(0).tolist() == [1] * 10 + [0] * 4
+    with pytest.raises(LabelError, match="the largest class, 'cat', has 3 images to train on; --folds 5 needs 5"):
+        folds_of(np.array([0, 0, 0, 1], np.int32), 5, 0, ["cat", "dog"])
 
 
 # --- the head and its file

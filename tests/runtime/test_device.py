@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import clusters
 
-from featx.heads.model_selection import fit_heads
+from featx.heads.selection.search import fit_heads
 from featx.heads.solver.solver import solve
 from featx.runtime.device import strict_precision
 from featx.runtime.progress import Reporter

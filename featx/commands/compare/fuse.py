@@ -159,7 +159,7 @@ def _svm(
     """(N, K) decision values of a linear SVM on scores (N, D)."""
     import torch
 
-    from featx.heads.model_selection import fit_heads
+    from featx.heads.selection.search import fit_heads
 
     found = fit_heads(
         "svm", stacked, train, labels[train].astype(np.int32), classes, c=config.c, folds=config.folds,

@@ -12,8 +12,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.svm import LinearSVC
 
 from featx.errors import NonFiniteRow, UsageError
-from featx.heads.model_selection import fit_heads
 from featx.heads.normalize import Normalizer
+from featx.heads.selection.search import fit_heads
 from featx.heads.solver.conjugate_gradients import conjugate_gradients
 from featx.heads.solver.extrapolation import extrapolate
 from featx.heads.solver.linear_algebra.blocks import Blocks

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, StratifiedKFold
 from torch import Tensor
 
-from featx.errors import LabelError, NonFiniteRow
+from featx.errors import NonFiniteRow
 from featx.heads.labels import Labels
-from featx.heads.quality.metrics import GridPoint, measure_labels
+from featx.heads.quality.metrics import GridPoint
+from featx.heads.selection.folds import folds_of
+from featx.heads.selection.scoring import score_of
 from featx.heads.solver.certificate import Solution, Uncertified
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.linear_algebra.readers import Values, normalizer_for
@@ -36,7 +37,8 @@ class Found:
         solution: for normalised features.
         weights, bias: (K, D) and (K,) of the solution, for features of which only the rows' length is normalised.
         uncertified: what could not be proven, of all classes, values of C and folds.
-        held_out_scores: (n, K) of each row by the heads of the fold that left it out; None if not asked for.
+        held_out_scores: (n, K) of each row by the heads of the fold that left it out, NaN where none did; None if
+            not asked for.
     """
 
     c: float
@@ -61,35 +63,6 @@ def grid_for(variance: float) -> list[float]:
     return [10.0 ** (centre + decade) for decade in GRID_DECADES]
 
 
-def folds_of(
-    labels: Labels, folds: int, seed: int, classes: list[str], copies: npt.NDArray[np.intp] | None = None
-) -> npt.NDArray[np.bool_]:
-    """(F, n): which rows each fold holds out, the same share of every class where an image has only one.
-
-    Args:
-        copies: (n,) from `splits.copies_of`: rows of the same bytes are in the same fold.
-
-    Raises:
-        LabelError: a class has fewer rows than folds.
-    """
-    counts = labels.sum(axis=0) if labels.ndim == 2 else np.bincount(labels)
-    rarest = int(counts.argmin())
-    if counts[rarest] < folds:
-        raise LabelError(
-            f"class {classes[rarest]!r} has {counts[rarest]} images to train on; --c auto with --folds {folds} needs "
-            f"{folds}. Give a value with --c, or fewer --folds"
-        )
-    held_out = np.zeros((folds, len(labels)), bool)
-    if copies is None or len(np.unique(copies)) == len(copies):
-        copies, kind = None, KFold if labels.ndim == 2 else StratifiedKFold
-    else:
-        kind = GroupKFold if labels.ndim == 2 else StratifiedGroupKFold
-    splitter = kind(folds, shuffle=True, random_state=seed)
-    for fold, (_, test) in enumerate(splitter.split(labels, labels, copies)):
-        held_out[fold, test] = True
-    return held_out
-
-
 @strict_precision()
 def fit_heads(
     kind: str,
@@ -106,6 +79,8 @@ def fit_heads(
     memory_bytes: int,
     keep_scores: bool = False,
     copies: npt.NDArray[np.intp] | None = None,
+    class_weights: npt.NDArray[np.float64] | None = None,
+    score: str = "accuracy",
     reporter: Reporter = SILENT,
 ) -> Found:
     """Heads of one kind for some rows of features.
@@ -117,13 +92,15 @@ def fit_heads(
         labels: (n,) of these rows, 0..K-1, or membership (n, K).
         c: None to choose it by cross-validation.
         copies: (n,) which of these rows are of the same bytes, see `folds_of`.
+        class_weights: (K,) factors on C for the images of each class, see `Targets`.
+        score: of `scoring.SCORES`, by which C is chosen.
         keep_scores: also return scores of each row by heads that were trained without it.
 
     Raises:
-        LabelError: a class has fewer rows than folds.
+        LabelError: there are too few rows for the folds.
         NonFiniteRow: a row of `values` holds NaN or infinite values.
     """
-    targets = Targets(kind, labels, len(classes))
+    targets = Targets(kind, labels, len(classes), None, class_weights)
 
     def blocks_of(of: npt.NDArray[np.bool_] | None) -> Blocks:
         normalizer = normalizer_for(normalize, values, rows if of is None else rows[of])
@@ -139,6 +116,7 @@ def fit_heads(
                 shared=normalize != "standard",
                 memory_bytes=memory_bytes // 2,
                 keep_scores=keep_scores,
+                score=score,
                 reporter=reporter,
             )
         else:
@@ -161,9 +139,10 @@ def _search(
     shared: bool,
     memory_bytes: int,
     keep_scores: bool,
+    score: str,
     reporter: Reporter,
 ) -> tuple[float, list[GridPoint], Solution, list[Uncertified], npt.NDArray[np.float32] | None]:
-    """The C with the best mean accuracy over folds, of equals the smallest; and the heads there.
+    """The C with the best mean score over folds, of equals the smallest; and the heads there.
 
     Args:
         blocks_of: the features, normalised by what can be learnt from some of the rows (n,), None for all of them.
@@ -171,16 +150,20 @@ def _search(
         grid: values of C to try; by default `grid_for` the features.
         shared: normalisation learns nothing from the rows, so that all folds can share one set of features.
     """
+    held_out = held_out[held_out.any(axis=1)]  # of very few images a fold can be left without any
     blocks = blocks_of(None)
     grid = grid or grid_for(blocks.variance)
-    kept = np.zeros((len(grid), len(targets.labels), targets.classes), np.float32) if keep_scores else None
+    kept = np.full((len(grid), len(targets.labels), targets.classes), np.nan, np.float32) if keep_scores else None
     reporter.begin("choosing C", len(grid) * (1 if shared else 1 + len(held_out)))
-    accuracy = np.zeros((len(grid), len(held_out)))
+    reached = np.zeros((len(grid), len(held_out)))
     uncertified: list[Uncertified] = []
 
     def note(index: int, fold: int, scores: Tensor) -> None:
         found = scores[:, torch.from_numpy(held_out[fold]).to(scores.device)].T.cpu().numpy()
-        accuracy[index, fold] = _accuracy(found, targets.labels[held_out[fold]])
+        given = found
+        if score == "ap" and targets.kind == "softmax":  # images are ranked by their probabilities
+            given = torch.softmax(torch.from_numpy(found).double(), 1).numpy()
+        reached[index, fold] = score_of(score, given, targets.labels[held_out[fold]])
         if kept is not None:
             kept[index, held_out[fold]] = found
 
@@ -201,8 +184,8 @@ def _search(
         reporter.advance(1)
         for fold in range(len(held_out) if shared else 0):
             note(index, fold, solver.scores(1 + fold))
-        if best is None or accuracy[index].mean() > best[0]:
-            best = float(accuracy[index].mean()), c, solver.coef()
+        if best is None or reached[index].mean() > best[0]:
+            best = float(reached[index].mean()), c, solver.coef()
     reporter.end()
     assert best is not None
     _, chosen, coef = best
@@ -210,12 +193,5 @@ def _search(
     # The heads that are kept have a proof of their own, on the features themselves.
     uncertified += [one for one in solver.uncertified if (one.c, one.fold) != (chosen, None)]
     uncertified += solution.uncertified(chosen)
-    curve = [GridPoint(c, float(row.mean()), float(row.std())) for c, row in zip(grid, accuracy, strict=True)]
+    curve = [GridPoint(c, float(row.mean()), float(row.std())) for c, row in zip(grid, reached, strict=True)]
     return chosen, curve, solution, uncertified, None if kept is None else kept[grid.index(chosen)]
-
-
-def _accuracy(scores: npt.NDArray[np.floating], labels: Labels) -> float:
-    if labels.ndim == 2:
-        names = [str(k) for k in range(labels.shape[1])]
-        return measure_labels(scores, labels.astype(bool), names).mean_average_precision
-    return float((scores.argmax(axis=1) == labels).mean())

@@ -1,0 +1,1 @@
+"""Heads at a C that is given or chosen: folds, scores, weights of classes, and the search."""
