@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from featx.commands.compare.pairs import compare_pairs
     from featx.commands.compare.rdm import representational_dissimilarity
     from featx.commands.compare.similarity import compare_representations
+    from featx.commands.data.clean import clean_list
+    from featx.commands.data.suspects import find_suspects
     from featx.commands.evaluate import evaluate_head
     from featx.commands.exchange.average import average_features
     from featx.commands.exchange.concat import ConcatReport, concat_features
@@ -63,7 +65,7 @@ if TYPE_CHECKING:
     from featx.heads.estimators_cv import LinearSVMCV, SoftmaxCV
     from featx.heads.linear_head import LinearHead
     from featx.networks.external.code import trust_code
-    from featx.options.comparing import CompareConfig, RdmConfig, SimilarityConfig
+    from featx.options.analysis import CompareConfig, RdmConfig, SimilarityConfig, SuspectsConfig
     from featx.options.exchange import AverageConfig, ExportConfig
     from featx.options.extraction import (
         CheckConfig,
@@ -106,6 +108,8 @@ _MODULES = {  # module -> what of it is the library's
     "featx.commands.compare.pairs": "compare_pairs",
     "featx.commands.compare.rdm": "representational_dissimilarity",
     "featx.commands.compare.similarity": "compare_representations",
+    "featx.commands.data.clean": "clean_list",
+    "featx.commands.data.suspects": "find_suspects",
     "featx.commands.evaluate": "evaluate_head",
     "featx.commands.exchange.average": "average_features",
     "featx.commands.exchange.concat": "ConcatReport concat_features",
@@ -141,7 +145,7 @@ _MODULES = {  # module -> what of it is the library's
     "featx.heads.estimators_cv": "LinearSVMCV SoftmaxCV",
     "featx.heads.linear_head": "LinearHead",
     "featx.networks.external.code": "trust_code",
-    "featx.options.comparing": "CompareConfig RdmConfig SimilarityConfig",
+    "featx.options.analysis": "CompareConfig RdmConfig SimilarityConfig SuspectsConfig",
     "featx.options.exchange": "AverageConfig ExportConfig",
     "featx.options.extraction": "CheckConfig EvaluateConfig ExtractConfig LayersConfig PredictConfig VerifyConfig",
     "featx.options.heads": "FitConfig FuseConfig ProbeConfig",
@@ -210,12 +214,14 @@ __all__ = [
     "SimilarityConfig",
     "Softmax",
     "SoftmaxCV",
+    "SuspectsConfig",
     "TopConfig",
     "VerifyConfig",
     "VerifyReport",
     "__version__",
     "average_features",
     "check_source",
+    "clean_list",
     "compare_heads",
     "compare_pairs",
     "compare_representations",
@@ -225,6 +231,7 @@ __all__ = [
     "export_onnx",
     "extract_features",
     "extract_with_ray",
+    "find_suspects",
     "finetune_network",
     "fit_softmax",
     "fit_svm",

@@ -20,8 +20,8 @@ import click
 
 from featx import __version__
 from featx.errors import DiskError, FeatxError, OutOfMemory, UsageError, VerificationFailed
+from featx.options.analysis import CompareConfig, RdmConfig, SimilarityConfig, SuspectsConfig
 from featx.options.click_options import PATH, common, options_of, output_option
-from featx.options.comparing import CompareConfig, RdmConfig, SimilarityConfig
 from featx.options.exchange import AverageConfig, ExportConfig
 from featx.options.extraction import (
     CheckConfig,
@@ -463,6 +463,38 @@ def compare_command(
     from featx.commands.compare.heads import compare_heads
 
     show(compare_heads(first, second, features, config), as_json)
+
+
+@commands.command("suspects")
+@click.argument("features", type=PATH)
+@output_option("Folder for table and page.", metavar="FOLDER", required=True)
+@options_of(SuspectsConfig)
+@common
+def suspects_command(features: Path, output: Path, config: SuspectsConfig, as_json: bool) -> None:
+    """Find wrong labels, near-duplicates, outliers and poor photographs among the images of FEATURES.
+
+    \b
+    featx suspects photos.h5 -l fc7 -o suspects/
+    """
+    from featx.commands.data.suspects import find_suspects
+
+    show(find_suspects(features, output, config, reporter=StderrReporter()), as_json)
+
+
+@commands.command("clean")
+@click.argument("features", type=PATH)
+@click.argument("suspects", type=PATH)
+@output_option("The list to write, a CSV file.", required=True)
+@common
+def clean_command(features: Path, suspects: Path, output: Path, as_json: bool) -> None:
+    """List the images of FEATURES without those ticked in SUSPECTS, the table of featx suspects.
+
+    \b
+    featx clean photos.h5 suspects/suspects.csv -o clean.csv
+    """
+    from featx.commands.data.clean import clean_list
+
+    show(clean_list(features, suspects, output), as_json)
 
 
 @commands.command("fuse")

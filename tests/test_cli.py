@@ -58,6 +58,8 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         "rdm",
         "similarity",
         "import",
+        "suspects",
+        "clean",
     }  # which have tests of their own
     for step in steps:
         for form in ((), ("--json",)):
@@ -129,7 +131,10 @@ def test_flags_go_before_variables_before_the_file_before_defaults(tmp_path, mon
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("colour: red\n", "fit-svm has no option 'colour'; it has c, calibrate, class_weight, device, folds, group_by, layer"),
+        (
+            "colour: red\n",
+            "fit-svm has no option 'colour'; it has c, calibrate, class_weight, device, folds, group_by, layer",
+        ),
         ("- c\n", "must hold one mapping"),
         ("c: [\n", "cannot be read as YAML"),
         ("!!python/object/apply:os.system ['true']\n", "cannot be read as YAML"),

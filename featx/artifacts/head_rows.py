@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from featx.errors import LabelError
+from featx.errors import LabelError, UsageError
 from featx.heads.labels import labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import LabelMetrics, Metrics
-from featx.heads.splits import Rows, copies_of, split_by_name, split_by_share, split_per_class, united
+from featx.heads.splits import Rows, copies_of, joined, split_by_name, split_by_share, split_per_class, united
 from featx.images.contents import clips_among, groups_among
 from featx.options.heads import FitConfig
 from featx.store.reader import Features, flat_rows
@@ -16,15 +16,31 @@ from featx.store.reader import Features, flat_rows
 DEFAULT_TEST = 0.2
 
 
-def kept_together(features: Features, rows: Rows, by: str | None = None) -> Rows:
+def kept_together(
+    features: Features, rows: Rows, by: str | None = None, *, near: float | None = None, layer: str = ""
+) -> Rows:
     """(n,) which rows must not be on two sides of a split, of the same bytes, clip or group: the first of them.
 
     Args:
         by: the pattern of `--group-by`.
+        near: the cosine of `--near-duplicates`, of the features of `layer`.
     """
     paths = [features.raw_paths[row] for row in rows.tolist()]
     alike = united(copies_of(features.sha256[rows]), clips_among(paths))
-    return alike if by is None else united(alike, groups_among(paths, by))
+    if by is not None:
+        alike = united(alike, groups_among(paths, by))
+    if near is None:
+        return alike
+    from featx.heads.selection.near_duplicates import MOST_PAIRS, neighbourhood
+    from featx.runtime.device import choose_device
+
+    pairs = neighbourhood(flat_rows(features[layer]), rows, near, 0, choose_device("auto")).pairs
+    if len(pairs) == MOST_PAIRS:
+        raise UsageError(
+            f"--near-duplicates {near:g}: {features.path} has more than {MOST_PAIRS:,} pairs as similar in {layer}; "
+            f"give a higher cosine"
+        )
+    return united(alike, joined(pairs, len(rows)))
 
 
 def split_rows(
@@ -55,7 +71,8 @@ def split_rows(
 def measure_again(head: LinearHead, features: Features, config: FitConfig) -> Metrics | LabelMetrics | None:
     """The measure of a head's report, computed again; None if there was nothing to test on."""
     rows = features.usable()
-    _, test = split_rows(features, rows, kept_together(features, rows, config.group_by), config, head.multilabel)
+    together = kept_together(features, rows, config.group_by, near=config.near_duplicates, layer=head.layer)
+    _, test = split_rows(features, rows, together, config, head.multilabel)
     labels = labels_among(head.classes, features.classes, features.labels, head.multilabel)
     known = test if head.multilabel else test[labels[test] >= 0]
     if not len(known):

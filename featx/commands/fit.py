@@ -96,7 +96,7 @@ def _fit(
 
     rows = features.usable()
     multilabel = is_multilabel([features.classes[k] for k in np.unique(features.labels[rows])], features.source_kind)
-    copies = kept_together(features, rows, config.group_by)
+    copies = kept_together(features, rows, config.group_by, near=config.near_duplicates, layer=layer)
     train, test = split_rows(features, rows, copies, config, multilabel)
     if multilabel:
         _refuse_what_needs_one_class(kind, config, features.path)
@@ -119,7 +119,7 @@ def _fit(
             device=device,
             memory_bytes=config.memory or free_memory(device) // 2,
             keep_scores=config.calibrate != "none",
-            copies=kept_together(features, train, config.group_by),
+            copies=copies[np.searchsorted(rows, train)],
             class_weights=weights,
             score=score,
             reporter=reporter,

@@ -32,12 +32,19 @@ def united(first: Rows, second: Rows) -> Rows:
         return second
     if np.array_equal(second, np.arange(count)):
         return first
+    rows = np.arange(count)
+    return joined(np.concatenate([np.stack([rows, first], 1), np.stack([rows, second], 1)]), count)
+
+
+def joined(pairs: npt.NDArray[np.integer], count: int) -> Rows:
+    """(n,) which rows a chain of pairs (P, 2) holds together: the first of them."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
-    rows = np.arange(count)
-    ends = np.concatenate([rows, rows]), np.concatenate([first, second])
-    parts = connected_components(coo_array((np.ones(2 * count), ends), (count, count)), directed=False)[1]
+    if not len(pairs):
+        return np.arange(count)
+    graph = coo_array((np.ones(len(pairs)), (pairs[:, 0], pairs[:, 1])), (count, count))
+    parts = connected_components(graph, directed=False)[1]
     _, places, number = np.unique(parts, return_index=True, return_inverse=True)
     found: Rows = places[number]
     return found

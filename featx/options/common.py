@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from featx.options.option import option
-from featx.options.parsing import parse_bytes, parse_fraction, parse_mean, parse_pad_color, parse_std
+from featx.options.parsing import parse_bytes, parse_c, parse_fraction, parse_mean, parse_pad_color, parse_std
 
 # The options that say how an image becomes the pixels that a network sees.
 PREPARATION = (
@@ -71,6 +71,13 @@ def max_bad_option() -> Any:
 
 def follow_links_option() -> Any:
     return option(False, "Follow links to folders (off: a link can lead in circles).")
+
+
+def c_option(when: str = "") -> Any:
+    return option(
+        None, f"Inverse regularisation as scikit-learn means it, or auto: cross-validated{when}.", parse=parse_c,
+        metavar="C|auto",
+    )  # fmt: skip
 
 
 def class_weight_option() -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 
 from featx.errors import UsageError
 from featx.options.common import (
+    c_option,
     class_weight_option,
     device_option,
     group_by_option,
@@ -32,15 +33,6 @@ def parse_heads(text: Any) -> str:
     return str(text)
 
 
-def _c(when: str = "") -> Any:
-    return option(
-        None,
-        f"Inverse regularisation as scikit-learn means it, or auto: cross-validated{when}.",
-        parse=parse_c,
-        metavar="C|auto",
-    )
-
-
 def _folds(behind: str) -> Any:
     return option(5, f"Folds of the cross-validation behind {behind}.", low=2, metavar="N")
 
@@ -58,7 +50,7 @@ class FitConfig(Config):
     layer: str | None = option(
         None, "Layer of the file to train on; may be left out if there is only one.", "-l", metavar="LAYER"
     )
-    c: float | None = _c()
+    c: float | None = c_option()
     normalize: str = _normalize()
     test: float | None = option(
         None,
@@ -71,6 +63,10 @@ class FitConfig(Config):
         None, "Train on this many images of every class, test on the rest.", low=1, metavar="N"
     )
     group_by: str | None = group_by_option()
+    near_duplicates: float | None = option(
+        None, "Keep images together whose features have this cosine or more, as 0.95, the mean of all taken first; "
+        "of such a group all train, or none.", low=0.0, high=1.0, metavar="COSINE",
+    )  # fmt: skip
     class_weight: str | None = class_weight_option()
     score: str | None = score_option("C")
     folds: int = _folds("--c auto and --calibrate")
@@ -130,7 +126,7 @@ class ProbeConfig(Config):
     per_class: int = option(30, "Images of every class to train on.", low=1, metavar="N")
     test_per_class: int = option(50, "At most this many others of every class to test on.", low=1, metavar="N")
     repeats: int = option(10, "Random splits.", low=1, high=1000, metavar="N")
-    c: float | None = _c(" in every repeat")
+    c: float | None = c_option(" in every repeat")
     folds: int = _folds("--c auto")
     normalize: str = _normalize()
     backbone: str = option("alexnet", "Network, if images are given.", "-b", metavar="NET")

@@ -15,7 +15,7 @@ from featx.heads.linear_head import LinearHead
 from featx.heads.quality.measures import McNemar, mcnemar
 from featx.heads.quality.metrics import decisions
 from featx.heads.trained_on import count_among
-from featx.options.comparing import CompareConfig
+from featx.options.analysis import CompareConfig
 from featx.runtime.report import Report
 from featx.runtime.text import plural
 from featx.store.open import Paths, open_features, paths_of

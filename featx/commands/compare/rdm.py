@@ -15,7 +15,7 @@ from featx.artifacts.artifact import plan_of
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import LabelError, UsageError
 from featx.figures.matrices import draw_rdm
-from featx.options.comparing import RdmConfig
+from featx.options.analysis import RdmConfig
 from featx.runtime.files import disk_errors, replacing
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.text import plural, printable

@@ -14,7 +14,7 @@ from featx.artifacts.artifact import plan_of
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
 from featx.figures.matrices import draw_matrix
-from featx.options.comparing import SimilarityConfig
+from featx.options.analysis import SimilarityConfig
 from featx.runtime.files import replacing
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.text import plural

@@ -15,7 +15,8 @@ from featx.errors import PlanMismatch, UsageError
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest, Skipped, make_manifest
 from featx.images.sources.containers import root_of
-from featx.images.sources.remote import is_url_in_list, joined, place_of, url_of
+from featx.images.sources.remote import place_of
+from featx.images.sources.reopen import listed_path
 from featx.runtime.files import replacing
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
 from featx.runtime.report import Report
@@ -111,25 +112,12 @@ def _images(parts: Sequence[Features], joined: JoinedFeatures, output: Path) -> 
         paths = [path for part in parts for path in part.raw_paths]
         return make_manifest(kind, place, root, paths, labels, splits, Skipped()), None
     listed = output.absolute().with_suffix(".csv")
-    paths = [_seen_from(listed.parent, part, path) for part in parts for path in part.raw_paths]
+    paths = [
+        listed_path(listed.parent, part.source_kind, Path(part.provenance["source"]["path"]), path, str(part.path))
+        for part in parts
+        for path in part.raw_paths
+    ]
     return make_manifest("csv", listed, listed.parent, paths, labels, splits, Skipped()), listed
-
-
-def _seen_from(folder: Path, part: Features, path: bytes) -> bytes:
-    """The path of an image, from a folder or, if it lies elsewhere, from the root."""
-    source = Path(part.provenance["source"]["path"])
-    if part.source_kind in ("zip", "tar", "hdf5", "table", "remote", "video"):
-        raise UsageError(
-            f"the images of {part.path} are in {source}, and no list holds them beside others: unpack it"
-        )
-    if is_url_in_list(path):
-        return path
-    root = root_of(part.source_kind, source)
-    if (address := url_of(root)) is not None:
-        return os.fsencode(joined(address, os.fsdecode(path)))
-    whole = os.path.normpath(os.path.join(os.fsencode(root), path))
-    inside = os.fsencode(folder) + b"/"
-    return whole[len(inside) :] if whole.startswith(inside) else whole
 
 
 def _plan(parts: Sequence[Features], joined: JoinedFeatures, images: Manifest) -> FilePlan:

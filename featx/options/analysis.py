@@ -1,9 +1,10 @@
-"""Options of the commands that compare representations: `featx rdm` and `featx similarity`."""
+"""Options of the commands that ask what features say: compare, rdm, similarity, suspects, clean."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from featx.options.common import c_option, device_option, group_by_option, memory_option
 from featx.options.option import Config, option
 from featx.options.show import format_option, seed_option
 
@@ -47,3 +48,23 @@ class SimilarityConfig(Config):
     most: int = option(2000, "Of more images so many are chosen at random.", low=4, metavar="N")
     seed: int = seed_option("the choice, the batches and the bootstrap")
     format: str = format_option()
+
+
+@dataclass(frozen=True)
+class SuspectsConfig(Config):
+    """Options of `featx suspects`."""
+
+    layer: str | None = option(None, "Layer to look at; may be left out if there is only one.", "-l", metavar="LAYER")
+    near: float = option(
+        0.95, "Cosine from which two images are near-duplicates, the mean of all features taken first.", low=0.0,
+        high=1.0, metavar="COSINE",
+    )  # fmt: skip
+    neighbors: int = option(10, "Nearest images that say whether one is an outlier.", low=1, high=100, metavar="K")
+    c: float | None = c_option(" for the probabilities of the labels")
+    folds: int = option(5, "Heads behind these probabilities: each is asked for a fold it has not seen.", low=2,
+                        metavar="N")  # fmt: skip
+    group_by: str | None = group_by_option()
+    no_photos: bool = option(False, "Do not read the images again for dark, blurred and odd-sized ones.")
+    device: str = device_option()
+    memory: int | None = memory_option()
+    seed: int = seed_option("the folds")
