@@ -49,7 +49,9 @@ def main() -> None:
         given[wrong] = (true[wrong] + generator.integers(1, len(classes), len(wrong))) % len(classes)
         is_wrong = np.isin(np.arange(len(rows)), wrong)
 
-        def say(name: str, quality: np.ndarray, seconds: float, is_wrong: np.ndarray = is_wrong) -> None:
+        def say(
+            name: str, quality: np.ndarray, seconds: float, is_wrong: np.ndarray = is_wrong, seed: int = seed
+        ) -> None:
             first = np.argsort(quality, kind="stable")[: is_wrong.sum()]
             print(f"seed {seed}  {name:42s} precision at {is_wrong.sum()}: {is_wrong[first].mean():.3f}  "
                   f"AUC {roc_auc_score(is_wrong, -quality):.4f}  {seconds:6.1f} s")  # fmt: skip

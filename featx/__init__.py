@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from featx.artifacts.head_file import FitReport
     from featx.artifacts.probe_folder import ProbeReport
     from featx.commands.check import CheckReport, check_source
+    from featx.commands.compare.encode import encode_responses
     from featx.commands.compare.fuse import fuse_heads
     from featx.commands.compare.heads import compare_heads
     from featx.commands.compare.pairs import compare_pairs
@@ -65,7 +66,7 @@ if TYPE_CHECKING:
     from featx.heads.estimators_cv import LinearSVMCV, SoftmaxCV
     from featx.heads.linear_head import LinearHead
     from featx.networks.external.code import trust_code
-    from featx.options.analysis import CompareConfig, RdmConfig, SimilarityConfig, SuspectsConfig
+    from featx.options.analysis import CompareConfig, EncodeConfig, RdmConfig, SimilarityConfig, SuspectsConfig
     from featx.options.exchange import AverageConfig, ExportConfig
     from featx.options.extraction import (
         CheckConfig,
@@ -103,6 +104,7 @@ _MODULES = {  # module -> what of it is the library's
     "featx.artifacts.head_file": "FitReport",
     "featx.artifacts.probe_folder": "ProbeReport",
     "featx.commands.check": "CheckReport check_source",
+    "featx.commands.compare.encode": "encode_responses",
     "featx.commands.compare.fuse": "fuse_heads",
     "featx.commands.compare.heads": "compare_heads",
     "featx.commands.compare.pairs": "compare_pairs",
@@ -145,7 +147,7 @@ _MODULES = {  # module -> what of it is the library's
     "featx.heads.estimators_cv": "LinearSVMCV SoftmaxCV",
     "featx.heads.linear_head": "LinearHead",
     "featx.networks.external.code": "trust_code",
-    "featx.options.analysis": "CompareConfig RdmConfig SimilarityConfig SuspectsConfig",
+    "featx.options.analysis": "CompareConfig EncodeConfig RdmConfig SimilarityConfig SuspectsConfig",
     "featx.options.exchange": "AverageConfig ExportConfig",
     "featx.options.extraction": "CheckConfig EvaluateConfig ExtractConfig LayersConfig PredictConfig VerifyConfig",
     "featx.options.heads": "FitConfig FuseConfig ProbeConfig",
@@ -167,6 +169,7 @@ __all__ = [
     "CompareConfig",
     "ConcatReport",
     "CorrespondenceConfig",
+    "EncodeConfig",
     "EvaluateConfig",
     "EvaluateReport",
     "EvolutionConfig",
@@ -226,6 +229,7 @@ __all__ = [
     "compare_pairs",
     "compare_representations",
     "concat_features",
+    "encode_responses",
     "evaluate_head",
     "export_features",
     "export_onnx",

@@ -20,7 +20,7 @@ import click
 
 from featx import __version__
 from featx.errors import DiskError, FeatxError, OutOfMemory, UsageError, VerificationFailed
-from featx.options.analysis import CompareConfig, RdmConfig, SimilarityConfig, SuspectsConfig
+from featx.options.analysis import CompareConfig, EncodeConfig, RdmConfig, SimilarityConfig, SuspectsConfig
 from featx.options.click_options import PATH, common, options_of, output_option
 from featx.options.exchange import AverageConfig, ExportConfig
 from featx.options.extraction import (
@@ -463,6 +463,23 @@ def compare_command(
     from featx.commands.compare.heads import compare_heads
 
     show(compare_heads(first, second, features, config), as_json)
+
+
+@commands.command("encode")
+@click.argument("features", type=PATH)
+@click.argument("responses", type=PATH)
+@output_option("Folder for table, numbers and picture.", metavar="FOLDER", required=True)
+@options_of(EncodeConfig)
+@common
+def encode_command(features: Path, responses: Path, output: Path, config: EncodeConfig, as_json: bool) -> None:
+    """Predict RESPONSES to the images (.npy, .h5, .csv) from each layer of FEATURES by ridge regression.
+
+    \b
+    featx encode stimuli.h5 voxels.npy -l conv1-fc7 -o encoding/
+    """
+    from featx.commands.compare.encode import encode_responses
+
+    show(encode_responses(features, responses, output, config, reporter=StderrReporter()), as_json)
 
 
 @commands.command("suspects")

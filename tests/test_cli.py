@@ -60,6 +60,7 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         "import",
         "suspects",
         "clean",
+        "encode",
     }  # which have tests of their own
     for step in steps:
         for form in ((), ("--json",)):

@@ -68,3 +68,15 @@ class SuspectsConfig(Config):
     device: str = device_option()
     memory: int | None = memory_option()
     seed: int = seed_option("the folds")
+
+
+@dataclass(frozen=True)
+class EncodeConfig(Config):
+    """Options of `featx encode`."""
+
+    layers: str = option("all", "Layers: names, ranges and globs, separated by commas.", "-l", metavar="LAYERS")
+    folds: int = option(5, "Parts of the images that are predicted in turn from the others.", low=2, metavar="N")
+    group_by: str | None = group_by_option()
+    device: str = device_option()
+    seed: int = seed_option("the folds")
+    format: str = format_option()

@@ -1,0 +1,160 @@
+"""featx encode against scikit-learn's RidgeCV in every fold, and noise ceilings against simulated ones."""
+
+from __future__ import annotations
+
+import csv
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from conftest import write_features
+from sklearn.linear_model import RidgeCV
+from sklearn.metrics import r2_score
+from sklearn.model_selection import KFold
+
+import featx
+from featx.analysis.encoding import by_values, encode, grid_for, noise_ceiling
+from featx.errors import FileFormatError, PlanMismatch, UsageError
+
+
+def data(images, width, responses=5, seed=0):
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=(images, width)) + 2
+    noise = np.array([1, 10, 30, 60, 90][:responses])
+    return values, values @ generator.normal(size=(width, responses)) + noise * generator.normal(
+        size=(images, responses)
+    )
+
+
+def expected(values, responses, folds, alphas):
+    """r, R^2 and alphas, fold by fold."""
+    r, r2, chosen = [], [], []
+    for train, test in folds:
+        model = RidgeCV(alphas, alpha_per_target=True).fit(values[train], responses[train])
+        predicted = model.predict(values[test])
+        pairs = list(zip(predicted.T, responses[test].T, strict=True))
+        r.append([np.corrcoef(one, other)[0, 1] for one, other in pairs])
+        r2.append([r2_score(other, one) for one, other in pairs])
+        chosen.append(model.alpha_)
+    return np.mean(r, 0), np.mean(r2, 0), np.array(chosen)
+
+
+@pytest.mark.parametrize(("images", "width", "small"), [(60, 200, False), (61, 40, False), (120, 20, True)])
+def test_it_is_ridge_cv_in_every_fold(images, width, small):
+    values, responses = data(images, width)
+    assert by_values(images, width) is small
+    folds = list(KFold(4, shuffle=True, random_state=0).split(values))
+    held_out = np.zeros((4, images), bool)
+    for fold, (_, test) in enumerate(folds):
+        held_out[fold, test] = True
+    alphas = grid_for(values)
+    found = encode(values, responses, held_out, alphas, torch.device("cpu"))
+    r, r2, chosen = expected(values, responses, folds, alphas)
+    np.testing.assert_allclose(found.r, r, atol=1e-8)
+    np.testing.assert_allclose(found.r2, r2, atol=1e-8)
+    assert (found.alphas == chosen).all()
+    assert len(np.unique(chosen)) > 1
+
+
+def test_a_response_that_does_not_vary_has_no_correlation():
+    values, responses = data(40, 8, 2)
+    responses[:, 1] = 3.0
+    held_out = np.arange(40) % 4 == np.arange(4)[:, None]
+    found = encode(values, responses, held_out, grid_for(values), torch.device("cpu"))
+    assert np.isfinite(found.r[0])
+    assert np.isnan(found.r[1])
+    assert np.isnan(found.r2[1])
+
+
+def test_the_ceiling_is_what_the_true_signal_reaches():
+    generator = np.random.default_rng(0)
+    signal = generator.normal(size=(5000, 3))
+    repeats = signal + np.array([0.5, 2.0, 4.0]) * generator.normal(size=(4, 5000, 3))
+    reached = [np.corrcoef(signal[:, k], repeats.mean(0)[:, k])[0, 1] for k in range(3)]
+    np.testing.assert_allclose(noise_ceiling(repeats), reached, atol=0.02)
+    assert noise_ceiling(generator.normal(size=(3, 200, 1))).item() < 0.35  # nothing but noise
+
+
+@pytest.fixture
+def run(request):
+    return request.getfixturevalue("featx")  # the library has the name here
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory):
+    values, responses = data(60, 30)
+    path = write_features(
+        tmp_path_factory.mktemp("f") / "f.h5", values.astype(np.float32), np.zeros(60, np.int32), ("a",), failed=(7,)
+    )
+    return path, responses
+
+
+def test_the_command_predicts_as_scikit_learn_does(tmp_path, file, run):
+    path, responses = file
+    np.save(tmp_path / "r.npy", responses)
+    result = run("encode", path, tmp_path / "r.npy", "-o", tmp_path / "out", "--folds", 3)
+    assert result.status == 0, result.err
+    assert "1 image failed, or have no responses" in result.err
+    features = featx.open_features(path)
+    layer = features.only_layer(None)
+    kept = np.delete(np.arange(60), 7)
+    values, given = features[layer][kept].astype(np.float64), responses[kept]
+    from featx.heads.selection.folds import folds_of
+
+    held_out = folds_of(np.zeros(59, np.int32), 3, 0, ["images"])
+    r, r2, _ = expected(values, given, [(~one, one) for one in held_out], grid_for(values))
+    numbers = np.load(tmp_path / "out" / "encoding.npz")
+    np.testing.assert_allclose(numbers["r"][0], r, atol=1e-8)
+    np.testing.assert_allclose(numbers["r2"][0], r2, atol=1e-8)
+    with (tmp_path / "out" / "encoding.csv").open() as lines:
+        table = list(csv.DictReader(lines))
+    assert [float(line["r"]) for line in table] == pytest.approx(r, abs=1e-6)
+    assert (tmp_path / "out" / "encoding.png").stat().st_size > 5000
+    with pytest.raises(PlanMismatch, match="--folds 3, now 4"):
+        featx.encode_responses(path, tmp_path / "r.npy", tmp_path / "out", featx.EncodeConfig(folds=4))
+
+
+def test_every_way_to_write_responses_is_the_same(tmp_path, file):
+    path, responses = file
+    paths = featx.open_features(path).paths
+    repeats = responses + np.random.default_rng(1).normal(size=(2, *responses.shape))
+    np.save(tmp_path / "r.npy", repeats)
+    with h5py.File(tmp_path / "r.h5", "w") as out:
+        out["one"], out["other"] = repeats, np.zeros(3)
+    with (tmp_path / "r.csv").open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["path", *(f"v{k}" for k in range(5))])
+        for place in np.random.default_rng(0).permutation(60):
+            writer.writerows([paths[place], *map(repr, one.tolist())] for one in repeats[:, place])
+    found = {}
+    for name in ("r.npy", "r.h5:/one", "r.csv"):
+        folder = tmp_path / name.replace(":/", "-")
+        report = featx.encode_responses(path, f"{tmp_path}/{name}", f"{folder}-out")
+        found[name] = np.load(f"{folder}-out/encoding.npz")
+        assert report.columns[-1] == "median r / ceiling"
+    for name in ("r.h5:/one", "r.csv"):
+        for key in ("r", "ceiling"):
+            np.testing.assert_allclose(found[name][key], found["r.npy"][key], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "error", "says"),
+    [
+        ("r.npy", lambda path: np.save(path, np.zeros((59, 2))), UsageError, "(59, 2)"),
+        ("r.npy", lambda path: np.save(path, np.full((60, 2), np.nan)), UsageError, "must be a finite number"),
+        ("r.npy", lambda path: np.save(path, np.array([["a"] * 2] * 60)), FileFormatError, "no numbers"),
+        ("r.npy", lambda path: path.write_bytes(b"no"), FileFormatError, "cannot be read as .npy"),
+        ("r.csv", lambda path: path.write_text("a,b\n"), FileFormatError, "needed are a column path"),
+        ("r.csv", lambda path: path.write_text("path,v\nnowhere.jpg,1\n"), UsageError, "has no image nowhere.jpg"),
+        ("r.csv", lambda path: path.write_text("path,v\nx\n"), FileFormatError, "line 2: 1 fields"),
+        ("gone.npy", lambda path: None, FileFormatError, "no file"),
+    ],
+)
+def test_bad_responses_are_one_line(tmp_path, file, name, make, error, says):
+    make(tmp_path / name)
+    with pytest.raises(error) as caught:
+        featx.encode_responses(file[0], tmp_path / name, tmp_path / "out")
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
