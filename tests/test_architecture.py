@@ -232,7 +232,12 @@ def test_torch_loads_weights_only_in_every_call():
         if isinstance(node, ast.Call)
         and ast.unparse(node.func) in ("torch.load", "yaml.load", "np.load", "numpy.load")
     ]
-    assert [name for name, _ in calls] == ["artifacts.shown_folder", "networks.checkpoints", "service.client"]
+    assert [name for name, _ in calls] == [
+        "artifacts.responses",
+        "artifacts.shown_folder",
+        "networks.checkpoints",
+        "service.client",
+    ]
     for _, node in calls:
         safe = ("allow_pickle", "False") if ast.unparse(node.func) == "np.load" else ("weights_only", "True")
         assert safe in {(k.arg, ast.unparse(k.value)) for k in node.keywords}

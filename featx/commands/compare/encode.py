@@ -12,10 +12,10 @@ import numpy.typing as npt
 
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.head_rows import kept_together
+from featx.artifacts.responses import Responses, read_responses
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
-from featx.commands.compare.responses import Responses, read_responses
 from featx.errors import UsageError
-from featx.figures.encoding import draw_encoding
+from featx.figures.bars import draw_encoding
 from featx.options.analysis import EncodeConfig
 from featx.runtime.files import replacing
 from featx.runtime.progress import SILENT, Reporter
