@@ -429,7 +429,7 @@ def predict_command(
 @commands.command("evaluate")
 @click.argument("head", type=PATH)
 @click.argument("features", type=PATH, nargs=-1, required=True)
-@output_option("Save the report here, as JSON.")
+@output_option("Save the report here, as JSON; NAME.html is a page, with the JSON beside it.")
 @options_of(EvaluateConfig)
 @common
 def evaluate_command(
@@ -439,7 +439,7 @@ def evaluate_command(
 
     \b
     featx evaluate head.safetensors test-photos.h5
-    featx evaluate run/ test-photos/ -o report.json
+    featx evaluate run/ test-photos/ -o report.html
     """
     from featx.commands.evaluate import evaluate_head
 

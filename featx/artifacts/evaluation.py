@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from featx.artifacts.artifact import Artifact, Stored
 from featx.errors import FileFormatError, UsageError
@@ -60,6 +64,25 @@ class EvaluateReport(Report):
                 f"of images it has not seen"
             )
         return text
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The images behind a report.
+
+    Attributes:
+        scores: (n, K), which decide.
+        outputs: (n, K), which rank the images: probabilities where there are some.
+        labels: (n,) indices, or membership (n, K).
+        paths: n.
+        content: position -> the image's file; BadImage if it cannot be read any more.
+    """
+
+    scores: npt.NDArray[np.float64]
+    outputs: npt.NDArray[np.float64]
+    labels: npt.NDArray[Any]
+    paths: Sequence[bytes]
+    content: Callable[[int], bytes]
 
 
 class Evaluation(Artifact[EvaluateReport]):

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from featx import __version__
 from featx.artifacts.artifact import write_json
-from featx.artifacts.evaluation import FORMAT, EvaluateReport, Evaluation
+from featx.artifacts.evaluation import FORMAT, EvaluateReport, Evaluation, Scored
 from featx.artifacts.head_file import plan_in
 from featx.errors import LabelError, TooManyBadImages, UsageError
 from featx.extraction.model import Model, layer_for, load_model
@@ -25,13 +25,15 @@ from featx.heads.quality.measures import detailed
 from featx.heads.quality.metrics import LabelMetrics, Metrics, measure
 from featx.heads.trained_on import count_among
 from featx.images.manifest import Manifest
+from featx.images.sources.remote import place_of
+from featx.images.sources.reopen import SourceImages
 from featx.images.sources.scan import scan
 from featx.networks.layer_names import PROB
 from featx.networks.run_folder import trained_on
 from featx.options.extraction import EvaluateConfig, PredictConfig
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
-from featx.runtime.files import is_hdf5
+from featx.runtime.files import is_hdf5, replacing
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.text import plural
 from featx.status import Status
@@ -54,7 +56,7 @@ def evaluate_head(
         features: a features file, or several as one; or images, as for `extract_features`, whose features are made
             as the head's were.
         output: where the report is kept as JSON. The same call again then reads it, or resumes where an interrupted
-            one has stopped.
+            one has stopped. NAME.html is a page beside it: confusion, classes, curves, the worst mistakes.
 
     Raises:
         FeaturesMismatch: the file holds other features than the head takes.
@@ -86,7 +88,14 @@ def _evaluate(
 ) -> EvaluateReport:
     """Evaluate a model, which is called `head` in the report if it is a copy."""
     head = model.path if head is None else Path(head)
-    kept = None if output is None else Evaluation(Path(output), reporter)
+    page = Path(output) if output is not None and Path(output).suffix.lower() in (".html", ".htm") else None
+    if page is not None:
+        from featx.reporting.page import refuse_foreign_page
+
+        refuse_foreign_page(page)
+        output = page.with_suffix(".json")
+    drawn = page is None or page.exists()
+    kept = None if output is None else Evaluation(Path(output), reporter if drawn else SILENT)
     stored: StoredScores | None = None
     given = paths_of(features)
     if len(given) > 1 and model.head is None:
@@ -97,10 +106,10 @@ def _evaluate(
         reporter.notes(notes_on(config, Facts(source_kind=None, model=model.kind)))
         plan = _plan(model, opened.digest, config)
         finished = None if kept is None else kept.take_finished(plan)
-        if finished is not None:
+        if finished is not None and drawn:
             return finished
         assert model.head is not None
-        report = _evaluate_head(model.head, Path(head), opened, config, reporter)
+        report, scored = _evaluate_head(model.head, Path(head), opened, config, reporter)
         files: dict[str, str] = {}
     else:
         manifest = scan(first, follow_links=config.follow_links)
@@ -115,13 +124,19 @@ def _evaluate(
             if kept is None
             else kept.take_finished(plan, lambda: manifest.part(_wanted(model, manifest, config.split).tolist()))
         )
-        if finished is not None:
+        if finished is not None and drawn:
             if stored is not None:
                 stored.discard()  # left there if the run was killed at its very end
             return finished
         wanted = _wanted(model, manifest, config.split)
-        report, files = _evaluate_images(model, manifest, wanted, asked, config, reporter, stored)
+        report, scored, files = _evaluate_images(model, manifest, wanted, asked, config, reporter, stored)
         report = replace(report, head=head, lesion=config.lesion or "")
+    if page is not None:
+        from featx.reporting.of_evaluation import evaluation_page
+
+        with replacing(page) as partial:
+            partial.write_text(evaluation_page(report, scored), encoding="utf-8")
+        reporter.note(f"{page}: open it in a browser")
     if kept is not None:
         write_json(kept.path, {"format": FORMAT, "plan": plan, "report": report.to_json(), "files": files})
         if stored is not None:
@@ -137,7 +152,7 @@ def _plan(model: Model, images: str, config: EvaluateConfig) -> dict[str, Any]:
 
 def _evaluate_head(
     loaded: LinearHead, head: Path, opened: Features, config: EvaluateConfig, reporter: Reporter
-) -> EvaluateReport:
+) -> tuple[EvaluateReport, Scored]:
     split = config.split
     layer = layer_for(loaded, opened)
     same_file = split is None and plan_in(loaded.report).get("features") == opened.digest
@@ -153,7 +168,7 @@ def _evaluate_head(
             f"{opened.path} has no image of the classes the head knows ({', '.join(map(repr, loaded.classes[:5]))})"
         )
     scores = loaded.scores(opened[layer].reshape(len(opened), -1)[rows])
-    return EvaluateReport(
+    report = EvaluateReport(
         head=head,
         features=opened.path,
         kind=loaded.kind,
@@ -168,6 +183,13 @@ def _evaluate_head(
         ),
         trained_on=count_among(opened.sha256[rows], loaded.trained_on),
     )  # fmt: skip
+    source = SourceImages(opened.provenance["source"])
+    paths = [opened.raw_paths[row] for row in rows.tolist()]
+    hashes = opened.sha256[rows]
+    outputs = loaded.rule.outputs(scores)
+    return report, Scored(
+        scores, outputs, labels, paths, lambda place: source.content(paths[place], hashes[place].tobytes())
+    )
 
 
 def _evaluate_images(
@@ -178,7 +200,7 @@ def _evaluate_images(
     config: EvaluateConfig,
     reporter: Reporter,
     stored: StoredScores | None,
-) -> tuple[EvaluateReport, dict[str, str]]:
+) -> tuple[EvaluateReport, Scored, dict[str, str]]:
     source, classes, split = Path(manifest.source), list(manifest.classes), config.split
     labels = labels_among(model.classes, classes, np.array(manifest.labels), model.rule.multilabel)
     wanted = manifest.part(rows.tolist())
@@ -205,7 +227,13 @@ def _evaluate_images(
         ),
         trained_on=count_among(scored.sha256[good], _trained_on(model)),
     )  # fmt: skip
-    return report, scored.images
+    pictures = SourceImages({"path": place_of(manifest.source), "kind": manifest.kind})
+    paths = [wanted.paths[place] for place in np.flatnonzero(good).tolist()]
+    scores = scored.scores[good]
+    shown = Scored(
+        scores, model.rule.outputs(scores), labels[rows[good]], paths, lambda place: pictures.content(paths[place])
+    )
+    return report, shown, scored.images
 
 
 def _measure(model: Model, scores: npt.NDArray[Any], labels: Labels) -> Metrics | LabelMetrics:

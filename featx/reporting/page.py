@@ -13,8 +13,19 @@ from string import Template
 import numpy as np
 import numpy.typing as npt
 
+from featx.errors import UsageError
 from featx.figures.map_page import data_url
 from featx.figures.thumbnails import jpeg
+
+_MARK = b"<!doctype html>"
+
+
+def refuse_foreign_page(path: Path) -> None:
+    """Raise UsageError unless a path is free for a page, or holds one."""
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"-o {path.name}: a page is written; call it {path.stem}.html")
+    if path.is_dir() or (path.exists() and not path.read_bytes()[:64].lower().startswith(_MARK)):
+        raise UsageError(f"{path} exists and is no page; choose another name with -o")
 
 
 @dataclass(frozen=True)

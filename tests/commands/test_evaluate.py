@@ -175,3 +175,30 @@ def test_a_head_is_measured_on_every_kind_of_source(tmp_path):
             archive.add(tmp_path / "photos", ".")
     for source in (tmp_path / "s.tar", tmp_path / "s-{0..0}.tar", f"file://{tmp_path}/photos"):
         assert evaluate_head(tmp_path / "h.safetensors", source).metrics == expected
+
+
+@pytest.mark.parametrize("model", ["run", "h.safetensors"])
+def test_the_page_shows_the_mistakes_and_the_report_lies_beside_it(trained, tmp_path, model):
+    page = tmp_path / "report.html"
+    of = trained / ("photos" if model == "run" else "f.h5")
+    report = evaluate_head(trained / model, of, replace(OPTIONS, split=None), output=page)
+    text = page.read_text()
+    titles = re.findall("<h2>(.*?)</h2>", text)
+    assert titles[:3] == ["Summary", "Confusion", "Classes"]
+    assert titles[-2:] == ["ROC", "Worst mistakes"]
+    assert ("Reliability" in titles) is (model == "run")  # an SVM has no probabilities
+    assert f"accuracy {report.metrics.accuracy:.1%}" in text
+    wrong = report.images - sum(np.diag(report.metrics.confusion))
+    shown = text[text.index("Worst mistakes</h2>") :].count("<li>")
+    assert shown == min(wrong, 36)
+    stored = json.loads((tmp_path / "report.json").read_text())
+    assert stored["report"]["metrics"]["accuracy"] == report.metrics.accuracy
+    before = page.stat().st_mtime_ns
+    assert evaluate_head(trained / model, of, OPTIONS, output=page) == report
+    assert page.stat().st_mtime_ns == before
+    page.unlink()  # drawn again, although the report is there
+    assert evaluate_head(trained / model, of, OPTIONS, output=page) == report
+    assert page.read_text() == text
+    (tmp_path / "other.html").write_text("mine")
+    with pytest.raises(UsageError, match="exists and is no page"):
+        evaluate_head(trained / model, of, OPTIONS, output=tmp_path / "other.html")

@@ -20,7 +20,6 @@ from featx.runtime.text import format_bytes, plural
 from featx.store.open import open_features
 
 _MOST_PHOTOS = 8
-_MARK = "<!doctype html>"
 
 
 @dataclass(frozen=True)
@@ -56,15 +55,13 @@ def write_report(
         UsageError and its children: no such layer; photos that cannot be used; the output is something else.
     """
     config, path = config or ReportConfig(), Path(output)
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"-o {path.name}: a page is written; call it {path.stem}.html")
-    if path.is_dir() or (path.exists() and not path.read_bytes()[:64].lower().startswith(_MARK.encode())):
-        raise UsageError(f"{path} exists and is no page; choose another name with -o")
+    from featx.reporting.page import Section, refuse_foreign_page, render
+
+    refuse_foreign_page(path)
     if not inputs:
         raise UsageError("name a features file, the folder of a training, or that of a probe")
     from featx.reporting.of_features import FeaturesPart, saliency_section
     from featx.reporting.of_run import probe_sections, run_sections
-    from featx.reporting.page import Section, render
 
     sections: list[Section] = []
     opened = None
