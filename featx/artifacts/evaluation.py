@@ -15,7 +15,7 @@ from featx.artifacts.artifact import Artifact, Stored
 from featx.errors import FileFormatError, UsageError
 from featx.heads.excluded import excluded_text
 from featx.heads.quality.measures import Measures
-from featx.heads.quality.metrics import LabelMetrics, Metrics, metric_lines, read_metrics
+from featx.heads.quality.metrics import AnyMetrics, metric_lines, read_metrics
 from featx.runtime.files import disk_errors, refuse_special_file
 from featx.runtime.report import Report
 from featx.runtime.stored import build, convert, read_json_file
@@ -42,7 +42,7 @@ class EvaluateReport(Report):
     layer: str
     images: int
     left_out: int
-    metrics: Metrics | LabelMetrics
+    metrics: AnyMetrics
     excluded: dict[str, int] = field(default_factory=dict)
     trained_on: int | None = None
     lesion: str = ""

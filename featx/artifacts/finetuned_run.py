@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files
-from featx.errors import FileFormatError
-from featx.heads.quality.metrics import LabelMetrics, Metrics, metric_lines, read_metrics
+from featx.heads.quality.metrics import AnyMetrics, LabelMetrics, ValueMetrics, metric_lines, read_metrics
 from featx.networks.run_folder import DESCRIPTION, REPORT, TRAINED_ON, WEIGHTS, read_run
 from featx.options.training import FinetuneConfig
 from featx.runtime.report import Report
@@ -52,7 +51,7 @@ class FinetuneReport(Report):
     failed: int
     epochs: int
     best_epoch: int
-    metrics: Metrics | None
+    metrics: AnyMetrics | None
     start: float | None
     layers: list[LayerChange]
     seconds: float
@@ -60,7 +59,7 @@ class FinetuneReport(Report):
 
     def lines(self) -> list[str]:
         text = [
-            f"{self.output}: {self.backbone} fine-tuned to {plural(len(self.classes), 'class', 'classes')} on "
+            f"{self.output}: {self.backbone} fine-tuned to {self._learnt()} on "
             f"{plural(self.train, 'image')}, validated on {self.val:,}; {plural(self.epochs, 'epoch')}, "
             f"{f'the best was {self.best_epoch}' if self.best_epoch else 'none better than the start'}; "
             f"{format_duration(self.seconds)}"
@@ -72,7 +71,8 @@ class FinetuneReport(Report):
         text += table(["layer", "parameters", "rate", "moved"], rows)
         if self.start is not None:
             text.append(
-                f"before: accuracy {self.start:.1%} on the validation images, with a head on the frozen features"
+                f"before: {'mean average precision' if isinstance(self.metrics, LabelMetrics) else 'accuracy'} "
+                f"{self.start:.1%} on the validation images, with a head on the frozen features"
             )
         if self.metrics:
             text += metric_lines(self.metrics)
@@ -84,6 +84,12 @@ class FinetuneReport(Report):
         run = shlex.quote(str(self.output))
         text.append(f"use it: featx extract IMAGES -b {run} -o new.h5; featx predict {run} IMAGES -o new.csv")
         return text
+
+    def _learnt(self) -> str:
+        count = len(self.classes)
+        return (
+            plural(count, "number") if isinstance(self.metrics, ValueMetrics) else plural(count, "class", "classes")
+        )
 
 
 class FinetunedRun(Artifact[FinetuneReport]):
@@ -110,6 +116,4 @@ def _report_in(folder: Path) -> FinetuneReport:
     path = folder / REPORT
     found = read_json_file(path)
     metrics = read_metrics(found.get("metrics"), f"{path}, metrics") if isinstance(found, dict) else None
-    if isinstance(metrics, LabelMetrics):
-        raise FileFormatError(f"{path}: its metrics are those of a head")
     return build(FinetuneReport, found, str(path), output=folder, metrics=metrics)

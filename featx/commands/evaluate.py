@@ -19,10 +19,9 @@ from featx.errors import LabelError, TooManyBadImages, UsageError
 from featx.extraction.model import Model, layer_for, load_model
 from featx.extraction.scoring import StoredScores, score_images
 from featx.heads.excluded import count_excluded
-from featx.heads.labels import Labels, is_known, labels_among
+from featx.heads.labels import is_known, labels_among, values_among
 from featx.heads.linear_head import LinearHead
-from featx.heads.quality.measures import detailed
-from featx.heads.quality.metrics import LabelMetrics, Metrics, measure
+from featx.heads.quality.measures import detailed, measured
 from featx.heads.trained_on import count_among
 from featx.images.manifest import Manifest
 from featx.images.sources.remote import place_of
@@ -202,7 +201,7 @@ def _evaluate_images(
     stored: StoredScores | None,
 ) -> tuple[EvaluateReport, Scored, dict[str, str]]:
     source, classes, split = Path(manifest.source), list(manifest.classes), config.split
-    labels = labels_among(model.classes, classes, np.array(manifest.labels), model.rule.multilabel)
+    labels, known = _labels_for(model, classes, np.array(manifest.labels), str(source))
     wanted = manifest.part(rows.tolist())
     scored = score_images(model, wanted, asked, reporter) if stored is None else stored.of_images(wanted)
     scored.refuse_too_many_bad(config.max_bad)
@@ -219,10 +218,10 @@ def _evaluate_images(
         layer=PROB if model.head is None else model.head.layer,
         images=int(good.sum()),
         left_out=len(manifest) - int(good.sum()),
-        metrics=_measure(model, scored.scores[good], labels[rows[good]]),
+        metrics=measured(model.rule, scored.scores[good], labels[rows[good]]),
         measures=detailed(model.rule, scored.scores[good], labels[rows[good]], config.bootstrap),
         excluded=count_excluded(
-            status, np.array(manifest.labels), classes, rows[good], known=is_known(labels),
+            status, np.array(manifest.labels), classes, rows[good], known=known,
             in_split=None if split is None else np.array(manifest.split_of) == manifest.splits.index(split),
         ),
         trained_on=count_among(scored.sha256[good], _trained_on(model)),
@@ -236,10 +235,19 @@ def _evaluate_images(
     return report, shown, scored.images
 
 
-def _measure(model: Model, scores: npt.NDArray[Any], labels: Labels) -> Metrics | LabelMetrics:
-    if model.head is not None:
-        return model.head.measure_scores(scores, labels)
-    return measure(scores, labels.astype(np.int64), model.classes)
+def _labels_for(
+    model: Model, names: list[str], labels: npt.NDArray[np.integer], where: str
+) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Labels as the model has them, and which of them it knows."""
+    if model.rule.kind == "value":
+        values = values_among(names, labels, where)
+        if values.shape[1] != len(model.classes):
+            raise LabelError(
+                f"{where}: labels are {values.shape[1]} numbers, and {model.path} predicts {len(model.classes)}"
+            )
+        return values, np.asarray(np.isfinite(values).all(axis=1))
+    among = labels_among(model.classes, names, labels, model.rule.multilabel)
+    return among, is_known(among)
 
 
 def _trained_on(model: Model) -> npt.NDArray[np.uint8] | None:
@@ -256,8 +264,8 @@ def _wanted(model: Model, manifest: Manifest, split: str | None) -> npt.NDArray[
             have = ", ".join(manifest.splits) or "none"
             raise LabelError(f"{source} has no split {split!r}; its splits: {have}")
         wanted = np.array(manifest.split_of) == manifest.splits.index(split)
-    labels = labels_among(model.classes, list(manifest.classes), np.array(manifest.labels), model.rule.multilabel)
-    rows = np.flatnonzero(wanted & is_known(labels))
+    _, known = _labels_for(model, list(manifest.classes), np.array(manifest.labels), str(source))
+    rows = np.flatnonzero(wanted & known)
     if not len(rows):
         raise LabelError(
             f"{source} has no image of the classes of {model.path} ({', '.join(model.classes[:5])}, ...)"

@@ -242,6 +242,8 @@ def _chosen(model: Model, scored: Scored) -> list[str | None]:
 
 
 def _refuse_top(model: Model, config: PredictConfig) -> None:
+    if config.top is not None and model.rule.kind == "value":
+        raise UsageError(f"--top is for classes; {model.path} predicts numbers")
     if config.top is not None and model.rule.multilabel:
         raise UsageError(f"--top is for one class per image; {model.path} gives several")
     if config.top is not None and config.top > len(model.classes):

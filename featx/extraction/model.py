@@ -56,7 +56,8 @@ class Model:
         """From its scores to classes and probabilities."""
         if self.head is not None:
             return self.head.rule
-        return DecisionRule("softmax", self._run.classes)
+        kind = {"classes": "softmax", "labels": "sigmoid", "values": "value"}[self._run.task]
+        return DecisionRule(kind, self._run.classes, multilabel=kind == "sigmoid")
 
     @property
     def classes(self) -> list[str]:

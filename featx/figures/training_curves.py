@@ -19,10 +19,16 @@ def draw_curves(metrics: Path, picture: Path) -> None:
     entries = [{name: value for name, value in entry.items() if value is not None} for entry in read]
     figure = Figure(figsize=(9.0, 3.6), layout="constrained", dpi=150)
     FigureCanvasAgg(figure)
-    for axes, key, factor, label in zip(
-        figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), ("loss", "accuracy (%)"), strict=True
-    ):
-        for name, marker, label_of_line in ((key, "o", "training"), (f"val_{key}", "s", "validation")):
+    numbers = any("val_r2" in entry for entry in entries)
+    quality = ("r2", 1, "R\u00b2") if numbers else ("accuracy", 100, "accuracy (%)")
+    for axes, (key, factor, label) in zip(figure.subplots(1, 2), (("loss", 1, "loss"), quality), strict=True):
+        lines_of = [(key, "o", "training"), (f"val_{key}", "s", "validation")]
+        if key == "accuracy":
+            lines_of += [
+                ("val_balanced", "^", "validation, mean per class"),
+                ("val_ap", "^", "validation, average precision"),
+            ]
+        for name, marker, label_of_line in lines_of:
             points = [(entry["epoch"], factor * entry[name]) for entry in entries if name in entry]
             if points:
                 axes.plot(*zip(*points, strict=True), marker=marker, markersize=3, label=label_of_line)
@@ -30,5 +36,6 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axes.set_ylabel(label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(linewidth=0.3)
-        axes.legend(fontsize=8)
+        if axes.lines:
+            axes.legend(fontsize=8)
     save_figure(figure, picture)

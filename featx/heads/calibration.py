@@ -47,7 +47,7 @@ def calibrate(kind: str, scores: npt.NDArray[np.floating], labels: npt.NDArray[n
     count = scores.shape[1]
     if kind == "temperature":
         return Calibration(kind, [_temperature(precise, labels)] * count, [0.0] * count)
-    pairs = [_platt(precise[:, k], labels == k) for k in range(count)]
+    pairs = [platt(precise[:, k], labels == k) for k in range(count)]
     return Calibration(kind, [slope for slope, _ in pairs], [offset for _, offset in pairs])
 
 
@@ -70,7 +70,7 @@ def _slope_gradient(scores: npt.NDArray[np.float64], own: npt.NDArray[np.float64
     return float((expected - own).mean())
 
 
-def _platt(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> tuple[float, float]:
+def platt(scores: npt.NDArray[np.float64], positive: npt.NDArray[np.bool_]) -> tuple[float, float]:
     """Slope and offset of a logistic regression of one variable, its targets drawn in from 0 and 1 as Platt does."""
     from scipy.special import expit
 

@@ -22,7 +22,8 @@ class DecisionRule:
     The class of a row is the one with the highest score, calibrated or not; of equal scores the first.
 
     Attributes:
-        kind: "svm" or "softmax", whose scores are logits.
+        kind: "svm"; "softmax" or "sigmoid", whose scores are logits, of one class or of several; "value", whose
+            scores are numbers that were predicted.
         classes: K names.
         calibration: makes probabilities of an SVM's scores; None without one.
         multilabel: a row can be of several classes, those whose score is above 0.
@@ -41,6 +42,10 @@ class DecisionRule:
             from scipy.special import softmax
 
             return np.asarray(softmax(scores.astype(np.float64), axis=1))
+        if self.kind == "sigmoid":
+            from scipy.special import expit
+
+            return np.asarray(expit(scores.astype(np.float64)))
         return None
 
     def outputs(self, scores: npt.NDArray[Any]) -> Scores:
@@ -53,7 +58,9 @@ class DecisionRule:
         return np.asarray(scores.argmax(axis=1))
 
     def names(self, scores: npt.NDArray[Any]) -> list[str]:
-        """The class of each row of scores (n, K); its classes joined by | where a row can be of several."""
+        """The class of each row of scores (n, K); its classes, or numbers, joined by | where there are several."""
+        if self.kind == "value":
+            return [SEPARATOR.join(f"{number:.6g}" for number in row) for row in scores]
         if self.multilabel:
             return [SEPARATOR.join(np.array(self.classes)[row > 0]) for row in scores]
         return [self.classes[best] for best in self.predicted(scores)]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from featx.runtime.text import class_name, in_order
+from featx.errors import LabelError
+from featx.runtime.text import class_name, in_order, printable
 
 SEPARATOR = "|"
 Labels = npt.NDArray[np.int32] | npt.NDArray[np.bool_]
@@ -64,3 +65,36 @@ def _parts(name: str) -> list[str]:
 def is_known(labels: Labels) -> npt.NDArray[np.bool_]:
     """(N,) whether rows belong to any of the classes, from `labels_among`."""
     return np.asarray(labels.any(axis=1) if labels.ndim == 2 else labels >= 0)
+
+
+def values_among(names: list[str], labels: npt.NDArray[np.integer], where: str) -> npt.NDArray[np.float32]:
+    """(N, K) numbers that labels are, written 1.5 or for several 1.5|20; NaN for label -1.
+
+    Args:
+        labels: (N,) indices into `names`, -1 for none.
+        where: the source, for messages.
+
+    Raises:
+        LabelError: one is no number, or they are not equally many.
+
+    >>> values_among(["1.5|2", "3|4"], np.array([1, 0, -1]), "photos.csv").tolist()
+    [[3.0, 4.0], [1.5, 2.0], [nan, nan]]
+    """
+    rows: list[list[float]] = []
+    for name in names:
+        try:
+            numbers = [float(part) for part in name.split(SEPARATOR)]
+        except ValueError:
+            numbers = []
+        if not numbers or not np.isfinite(numbers).all():
+            raise LabelError(f"{where}: the label {printable(name)!r} is no number; several are written 1.5|20")
+        if rows and len(numbers) != len(rows[0]):
+            raise LabelError(
+                f"{where}: the label {printable(name)!r} has {len(numbers)} numbers and {printable(names[0])!r} "
+                f"{len(rows[0])}; every image needs as many"
+            )
+        rows.append(numbers)
+    width = len(rows[0]) if rows else 1
+    table = np.array([*rows, [np.nan] * width], np.float32)
+    found: npt.NDArray[np.float32] = table[labels]
+    return found

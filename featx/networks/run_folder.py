@@ -30,6 +30,8 @@ class Run:
         classes: what its logits mean, in order.
         preprocess: as `Preprocess.values`.
         plan: everything the result depends on.
+        task: what its outputs are: logits of one class per image ("classes") or of several ("labels"), or numbers
+            ("values").
     """
 
     folder: Path
@@ -37,6 +39,7 @@ class Run:
     classes: list[str]
     preprocess: dict[str, Any]
     plan: dict[str, Any]
+    task: str = "classes"
 
     @property
     def published(self) -> str | None:
@@ -104,4 +107,11 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
             f"Use the version that wrote it"
         )
     convert(found, stored.Run, str(path))
-    return Run(Path(folder), found["backbone"], found["classes"], found["preprocess"], found["plan"])
+    return Run(
+        Path(folder),
+        found["backbone"],
+        found["classes"],
+        found["preprocess"],
+        found["plan"],
+        found.get("task", "classes"),
+    )

@@ -87,10 +87,10 @@ def class_weight_option() -> Any:
     )  # fmt: skip
 
 
-def score_option(what: str) -> Any:
+def score_option(what: str, weights: str = "--class-weight") -> Any:
     return option(
         None, f"What {what} is chosen by: accuracy; balanced, the mean accuracy per class; ap, the mean average "
-        f"precision; by default accuracy, with --class-weight balanced.", choices=("accuracy", "balanced", "ap"),
+        f"precision; by default accuracy, with {weights} balanced.", choices=("accuracy", "balanced", "ap"),
     )  # fmt: skip
 
 

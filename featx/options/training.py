@@ -18,6 +18,7 @@ from featx.options.common import (
     pad_color_option,
     preprocess_option,
     resize_option,
+    score_option,
     squash_option,
     std_option,
     workers_option,
@@ -63,7 +64,15 @@ class FinetuneConfig(Config):
     label_smoothing: float = option(
         0.0, "Share of every label spread over all classes.", low=0.0, high=0.9, metavar="S"
     )
-    class_weights: str = option("none", "balanced: rare classes count more.", choices=("none", "balanced"))
+    task: str = option(
+        "classes", "What labels are: classes, several of an image where they are written a|b; or values, numbers to "
+        "be predicted, as 1.5 or 1.5|20.", choices=("classes", "values"),
+    )  # fmt: skip
+    class_weights: str = option(
+        "none", "How much the images of each class count in the loss: balanced, as much for every class; or a CSV "
+        "file with the columns class,weight.", "--class-weight", metavar="none|balanced|FILE",
+    )  # fmt: skip
+    score: str | None = score_option("the best epoch", "--class-weights")
     dropout: float | None = option(None, "Instead of the network's own.", low=0.0, high=0.95, metavar="P")
     clip: float | None = option(None, "Longest gradient allowed.", low=1e-9, metavar="LENGTH")
     ema: float | None = option(

@@ -14,7 +14,7 @@ from featx.figures.matrices import draw_confusion
 from featx.figures.roc import draw_reliability, draw_roc
 from featx.figures.thumbnails import thumbnails
 from featx.heads.quality.measures import Measures
-from featx.heads.quality.metrics import LabelMetrics, Metrics, decisions, metric_lines
+from featx.heads.quality.metrics import LabelMetrics, Metrics, ValueMetrics, decisions, metric_lines
 from featx.reporting.page import Section, paragraph, photos, picture, render, table
 from featx.runtime.text import plural, printable
 
@@ -27,6 +27,9 @@ def evaluation_page(report: EvaluateReport, scored: Scored) -> str:
     """The page, in one file."""
     sections = [Section("Summary", "".join(paragraph(line) for line in _summary(report)))]
     metrics = report.metrics
+    if isinstance(metrics, ValueMetrics):
+        sections.append(Section("Values", "".join(paragraph(line) for line in metric_lines(metrics)[1:])))
+        return render(f"featx evaluate: {report.head.name}", sections, f"featx {__version__}")
     classes = [printable(name) for name in metrics.per_class]
     if isinstance(metrics, LabelMetrics):
         values = {"average precision": [100 * (value or 0.0) for value in metrics.per_class.values()]}

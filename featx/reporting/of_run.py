@@ -13,6 +13,7 @@ from featx.errors import FileFormatError
 from featx.figures.layer_accuracy import draw_layers
 from featx.figures.matrices import draw_confusion
 from featx.figures.training_curves import draw_curves
+from featx.heads.quality.metrics import Metrics, metric_lines
 from featx.networks.run_folder import read_run
 from featx.reporting.page import Section, paragraph, picture, table
 from featx.runtime.stored import convert, read_json_file
@@ -51,6 +52,8 @@ def run_sections(folder: Path) -> list[Section]:
         found.append(Section("Learning curves", drawn))
     if report.metrics is not None:
         metrics = report.metrics
+        if not isinstance(metrics, Metrics):
+            return [*found, Section("Validation", "".join(paragraph(line) for line in metric_lines(metrics)))]
         counts, names = np.array(metrics.confusion, np.int64), [printable(name) for name in report.classes]
         body = paragraph(f"{metrics.accuracy:.1%} of {plural(metrics.images, 'validation image')} are right.")
         if len(names) <= _MOST_CLASSES:

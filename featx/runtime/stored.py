@@ -198,6 +198,7 @@ class Run(Struct):
     classes: ClassNames
     preprocess: Preprocessing
     plan: RunPlan
+    task: Literal["classes", "labels", "values"] = "classes"
 
 
 class ProbeFit(Struct, array_like=True):

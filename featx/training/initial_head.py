@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from featx.heads.calibration import calibrate
+from featx.heads.calibration import calibrate, platt
+from featx.heads.labels import Labels
 from featx.heads.normalize import Normalizer
+from featx.heads.selection.scoring import score_of
 from featx.heads.selection.search import Found, fit_heads
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.linear_algebra.readers import Values
@@ -46,11 +49,12 @@ def fit_first_head(
         values: (N, D) of all rows of the manifest, an array or a tensor on the device.
     """
     rows, labels = task.train, task.labels[task.train]
+    several = labels.ndim == 2
     some = sample_of(labels, seed)
 
     def fit(part: npt.NDArray[np.intp], c: float | None, folds: int, *, keep_scores: bool = False) -> Found:
         return fit_heads(
-            kind,
+            "svm" if several else kind,
             values,
             rows[part],
             labels[part],
@@ -61,10 +65,13 @@ def fit_first_head(
             normalize="none",
             device=device,
             memory_bytes=free_memory(device) // 2,
-            keep_scores=keep_scores or (kind == "svm" and c is None),
+            keep_scores=keep_scores or ((kind == "svm" or several) and c is None),
             reporter=reporter,
         )
 
+    if labels.ndim == 2:
+        _fit_several(fit, labels, path)
+        return
     folds, slope, everything = min(FOLDS, int(np.bincount(labels).min())), 1.0, np.arange(len(rows))
     if folds < 2:
         # A class with one image cannot be cross-validated: the C at which data and regularisation weigh alike.
@@ -76,19 +83,34 @@ def fit_first_head(
             # An SVM's margins grow with the number of images: its slope is that of heads of about as many.
             found = fit(everything, found.c, folds, keep_scores=kind == "svm")
         if found.held_out_scores is not None:
-            slope = calibrate("temperature", found.held_out_scores, labels).slopes[0]
+            known = ~np.isnan(found.held_out_scores).any(axis=1)
+            slope = calibrate("temperature", found.held_out_scores[known], labels[known]).slopes[0]
     save_tensors(
         path, {"weights": torch.from_numpy(slope * found.weights), "bias": torch.from_numpy(slope * found.bias)}
     )
 
 
-def sample_of(labels: npt.NDArray[np.int32], seed: int) -> npt.NDArray[np.intp]:
+def _fit_several(fit: Callable[[npt.NDArray[np.intp], float | None, int], Found], labels: Labels, path: Path) -> None:
+    """An SVM of each class against the rest, whose margins Platt's sigmoid makes logits of."""
+    folds = min(FOLDS, int(labels.sum(axis=0).max()))
+    found = fit(np.arange(len(labels)), None, folds) if folds > 1 else fit(np.arange(len(labels)), 1.0, folds)
+    slopes, offsets = np.ones(labels.shape[1]), np.zeros(labels.shape[1])
+    if found.held_out_scores is not None:
+        known = ~np.isnan(found.held_out_scores).any(axis=1)
+        for place in range(labels.shape[1]):
+            scores = found.held_out_scores[known, place].astype(np.float64)
+            slopes[place], offsets[place] = platt(scores, labels[known, place].astype(bool))
+    weights, bias = slopes[:, None] * found.weights, slopes * found.bias + offsets
+    save_tensors(path, {"weights": torch.from_numpy(weights), "bias": torch.from_numpy(bias)})
+
+
+def sample_of(labels: Labels, seed: int) -> npt.NDArray[np.intp]:
     """Positions of the rows on which C is chosen: all, or about `SEARCHED` of them, sorted.
 
     Every class has the same share of them, but not fewer than there are folds. C weighs a sum over images against one
     regulariser, so that what is best for some of them is near what is best for all.
     """
-    if len(labels) <= SEARCHED:
+    if len(labels) <= SEARCHED or labels.ndim == 2:
         return np.arange(len(labels))
     generator, chosen = np.random.default_rng(seed), []
     for label in np.unique(labels):
@@ -107,4 +129,4 @@ def put_head(network: nn.Module, path: Path, values: npt.NDArray[Any], task: Tas
     if not len(task.val):
         return None
     scores = np.asarray(values[task.val], np.float64) @ head["weights"].T.numpy() + head["bias"].numpy()
-    return float((scores.argmax(1) == task.labels[task.val]).mean())
+    return score_of("accuracy", scores, task.labels[task.val])

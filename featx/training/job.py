@@ -17,14 +17,17 @@ from torch import Tensor, nn
 
 from featx.artifacts.artifact import write_json
 from featx.artifacts.finetuned_run import FinetuneReport, LayerChange
-from featx.distributed.process_group import ProcessGroup, together
+from featx.distributed.process_group import ProcessGroup
 from featx.errors import Interrupted, UsageError
 from featx.figures.training_curves import draw_curves
-from featx.heads.quality.metrics import Metrics, measure
+from featx.heads.quality.metrics import AnyMetrics
+from featx.heads.selection.class_weights import class_weights_of
+from featx.heads.selection.scoring import chosen_score
 from featx.heads.splits import united
 from featx.images.contents import copies_in, groups_among
 from featx.images.manifest import Manifest
 from featx.images.sources.video.clips import refuse_unsuited
+from featx.networks.build import auxiliary_layers, final_layer
 from featx.networks.registry import takes_flow
 from featx.networks.run_folder import REPORT, WEIGHTS, snapshot_path
 from featx.options.training import FinetuneConfig
@@ -40,6 +43,7 @@ from featx.training.checkpoint import Checkpoint, save_tensors
 from featx.training.data.augment import Augmentation, parse_augmentation
 from featx.training.data.precomputed import CACHE, Precomputed
 from featx.training.frozen_prefix import Cut, cut_before_head, cut_before_training
+from featx.training.goal import Goal, Numbers, OneClass, SeveralClasses
 from featx.training.learning_rates import Rate, assign_rates, expand_policy, rate_table
 from featx.training.run_record import describe_run, record_images
 from featx.training.start import starting_network
@@ -71,10 +75,12 @@ class FinetuningJob:
         if config.group_by is not None:
             copies = united(copies, groups_among(manifest.paths, config.group_by))
         self.task = plan_task(
-            manifest, val=config.val, split_column=config.split_column, seed=config.seed, copies=copies
-        )
+            manifest, val=config.val, split_column=config.split_column, seed=config.seed, copies=copies,
+            values=config.task == "values",
+        )  # fmt: skip
+        self.task.refuse_unsuited(config)
         self.reporter.notes(self.task.notes(copies, config))
-        self.wants_head = config.init_head != "random" and not config.from_scratch
+        self.wants_head = config.init_head != "random" and not config.from_scratch and self.task.kind != "values"
         self.start: float | None = None
         self.once = Precomputed(manifest, folder, config, self.task, device, group, self.reporter)
 
@@ -109,7 +115,7 @@ class FinetuningJob:
         if self.group.is_first:
             describe_run(
                 self.folder, config, self.manifest, classes=self.task.classes, preprocess=preprocess,
-                weights=begin.weights, lr=self.lr,
+                weights=begin.weights, lr=self.lr, task=self.task.kind,
             )  # fmt: skip
         self.group.wait()
         if nodes:
@@ -124,8 +130,10 @@ class FinetuningJob:
         data = self.once.data(cut, how, preprocess)
         part = network if cut is None else cut.rest
         training = Trainer(
-            network, part, rates, data, config, self.device, self.group, start_counts=self.start is not None
-        )
+            network, part, rates, data, config, self.device, self.group, goal=self._goal(),
+            start_counts=self.start is not None,
+        )  # fmt: skip
+        self.training = training
         if (self.folder / CHECKPOINT).exists():
             training.resume(self.folder / CHECKPOINT)
         # A GPU's steps need one core to be queued, and many for a moment's arithmetic only wait for each other.
@@ -143,6 +151,17 @@ class FinetuningJob:
         )
 
     # --- what it trains on
+
+    def _goal(self) -> Goal:
+        task, config = self.task, self.config
+        own = task.labels[task.train]
+        if task.kind == "values":
+            return Numbers(own)
+        if task.kind == "labels":
+            return SeveralClasses(config.label_smoothing)
+        given = None if config.class_weights == "none" else config.class_weights
+        weights = class_weights_of(given, own, task.classes)
+        return OneClass(chosen_score(config.score, weights is not None), weights, config.label_smoothing, self.device)
 
     def _policy(self) -> str:
         return SCRATCH_RATE if self.config.from_scratch and self.config.lr == "auto" else self.config.lr
@@ -200,15 +219,24 @@ class FinetuningJob:
             path = snapshot_path(self.folder, epoch)
             with disk_errors(path):
                 path.parent.mkdir(exist_ok=True)
-            save_tensors(path, {name: tensor.cpu().clone() for name, tensor in state.items()})
+            save_tensors(path, self._in_units({name: tensor.cpu().clone() for name, tensor in state.items()}))
+
+    def _in_units(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of a network that gives numbers as they are, not as they were trained on."""
+        goal = self.training.goal
+        if isinstance(goal, Numbers):
+            network = self.training.network
+            goal.in_units(state, [final_layer(network), *auxiliary_layers(network).values()])
+        return state
 
     def _finish(self, training: Trainer, rates: list[Rate], start: dict[str, Tensor]) -> FinetuneReport:
-        network, metrics = training.network, None
+        network = training.network
+        metrics: AnyMetrics | None = None
         with training.weights.averaged():
             if training.data.val is not None:
                 self.group.wait()
                 training.weights.put_back(load_file(self.folder / BEST), self.folder / BEST)
-                metrics = self._measure(training)
+                metrics = training.goal.report(*training.predict_all(), self.task.classes)
             state = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
         report = FinetuneReport(
             output=self.folder,
@@ -227,7 +255,7 @@ class FinetuningJob:
         )
         if self.group.is_first:
             last = self.folder / LAST
-            save_tensors(last, state)
+            save_tensors(last, self._in_units(state))
             report = replace(report, weights_sha256=sha256_of_file(last))
             kept = {name: value for name, value in report.to_json().items() if name != "output"}
             write_json(self.folder / REPORT, kept)
@@ -241,15 +269,6 @@ class FinetuningJob:
                 shutil.rmtree(self.folder / CACHE, ignore_errors=True)
         self.group.wait()
         return report
-
-    def _measure(self, training: Trainer) -> Metrics:
-        logits, labels = training.predict()
-        if self.group.world_size > 1:
-            parts: list[Any] = [None] * self.group.world_size
-            with together():
-                torch.distributed.all_gather_object(parts, (logits, labels))
-            logits, labels = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
-        return measure(logits.double().numpy(), labels.numpy(), self.task.classes)
 
 
 def _changes(rates: list[Rate], start: dict[str, Tensor], state: dict[str, Tensor]) -> list[LayerChange]:

@@ -31,6 +31,7 @@ def describe_run(
     preprocess: Preprocess,
     weights: dict[str, Any],
     lr: str,
+    task: str,
 ) -> None:
     """Write down what a run is, or see that it is the one that was begun.
 
@@ -38,6 +39,7 @@ def describe_run(
         weights: spec and sha256 of those it starts from, and torchvision's name if they are published ones: the
             construction of a vision transformer depends on them.
         lr: the specification of the rates, policies expanded.
+        task: see `Run`.
 
     Raises:
         PlanMismatch: the weights it began with are others now.
@@ -60,6 +62,7 @@ def describe_run(
         "schema": SCHEMA,
         "backbone": read_run(name).backbone if is_run(name) else name,
         "classes": classes,
+        **({} if task == "classes" else {"task": task}),
         "preprocess": preprocess.values(),
         "plan": {
             "request": config.recorded(),
@@ -90,7 +93,12 @@ def record_images(
     with replacing(folder / TRAINED_ON) as partial:
         partial.write_bytes(remember(hashes[train]).tobytes())
     described = {
-        "format": FORMAT, "schema": SCHEMA, "backbone": run.backbone, "classes": run.classes,
-        "preprocess": run.preprocess, "plan": {**run.plan, "files": record_of(state, hashes)},
-    }  # fmt: skip
+        "format": FORMAT,
+        "schema": SCHEMA,
+        "backbone": run.backbone,
+        "classes": run.classes,
+        **({} if run.task == "classes" else {"task": run.task}),
+        "preprocess": run.preprocess,
+        "plan": {**run.plan, "files": record_of(state, hashes)},
+    }
     write_json(folder / DESCRIPTION, described)

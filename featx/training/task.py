@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from featx.errors import LabelError
-from featx.heads.labels import is_multilabel
+from featx.errors import LabelError, UsageError
+from featx.heads.labels import classes_of, is_multilabel, labels_among, values_among
 from featx.heads.splits import Rows, split_by_name, split_by_share
 from featx.images.manifest import Manifest
 from featx.options.training import FinetuneConfig
@@ -27,17 +28,43 @@ class Task:
     """Labelled images of a manifest.
 
     Attributes:
-        labels: (N,) of all rows of the manifest, indices into `classes`, -1 for none of them.
-        classes: those that have images to train on.
+        labels: of all rows of the manifest: (N,) indices into `classes`, -1 for none of them; where images have
+            several classes their membership (N, K) of bool; numbers (N, K) of float32, NaN for none.
+        classes: those that have images to train on; of numbers their names.
         train, val: rows of the manifest.
         failed: images of these that could not be decoded and were taken out.
     """
 
-    labels: npt.NDArray[np.int32]
+    labels: npt.NDArray[Any]
     classes: list[str]
     train: Rows
     val: Rows
     failed: int = 0
+
+    @property
+    def kind(self) -> str:
+        """What is learnt, see `featx.networks.run_folder.Run`."""
+        if self.labels.ndim == 1:
+            return "classes"
+        return "labels" if self.labels.dtype == bool else "values"
+
+    def sizes(self) -> npt.NDArray[np.intp]:
+        """(K,) images to train on of each class."""
+        own = self.labels[self.train]
+        return own.sum(axis=0) if own.ndim == 2 else np.bincount(own, minlength=len(self.classes))
+
+    def refuse_unsuited(self, config: FinetuneConfig) -> None:
+        """Raise UsageError for options that are of other labels."""
+        if self.kind == "classes":
+            return
+        what = "images have several classes (a|b)" if self.kind == "labels" else "--task values learns numbers"
+        if config.class_weights != "none":
+            raise UsageError(f"{what}; --class-weights is for one class per image")
+        if config.score not in ((None, "ap") if self.kind == "labels" else (None,)):
+            chosen = "the mean average precision" if self.kind == "labels" else "R\u00b2"
+            raise UsageError(f"{what}; the best epoch is chosen by {chosen}: leave out --score {config.score}")
+        if self.kind == "values" and config.label_smoothing:
+            raise UsageError(f"{what}; --label-smoothing is for classes")
 
     def leave_out(self, bad: npt.NDArray[np.bool_]) -> None:
         """Take out the rows that `bad` (N,) marks.
@@ -47,9 +74,10 @@ class Task:
         """
         self.failed += int(bad[self.train].sum() + bad[self.val].sum())
         self.train, self.val = self.train[~bad[self.train]], self.val[~bad[self.val]]
-        left = np.unique(self.labels[self.train])
-        if len(left) < len(self.classes):
-            gone = next(name for label, name in enumerate(self.classes) if label not in left)
+        if not len(self.train):
+            raise LabelError("no image is left to train on: all of them failed")
+        if self.kind != "values" and not self.sizes().all():
+            gone = self.classes[int((self.sizes() == 0).argmax())]
             raise LabelError(f"no image of class {gone!r} is left to train on: all of them failed")
 
     def notes(self, copies: Rows, config: FinetuneConfig) -> list[str]:
@@ -90,7 +118,7 @@ class Task:
             steps=config.epochs * -(-len(self.train) // config.batch_size),
             train=len(self.train),
             val=len(self.val),
-            class_sizes=tuple(np.bincount(self.labels[self.train], minlength=len(self.classes)).tolist()),
+            class_sizes=tuple(self.sizes().tolist()) if self.kind == "classes" else (),
             trained_dropouts=len(dropouts),
             device=device,
             source_kind=source_kind,
@@ -98,7 +126,13 @@ class Task:
 
 
 def plan_task(
-    manifest: Manifest, *, val: float | None, split_column: bool, seed: int, copies: Rows | None = None
+    manifest: Manifest,
+    *,
+    val: float | None,
+    split_column: bool,
+    seed: int,
+    copies: Rows | None = None,
+    values: bool = False,
 ) -> Task:
     """Split a manifest's labelled images.
 
@@ -107,9 +141,10 @@ def plan_task(
             together, unless the manifest's own splits divide them.
         val: share of every class to validate on.
         split_column: use the manifest's own splits instead.
+        values: labels are numbers.
 
     Raises:
-        LabelError: no labels, one class only, several classes per image, no such splits.
+        LabelError: no labels, one class only, no numbers, no such splits.
     """
     labels = np.array(manifest.labels, np.int32)
     rows = np.flatnonzero(labels >= 0)
@@ -118,17 +153,17 @@ def plan_task(
             f"{manifest.source} has no labels: put the images into one folder per class, or list them in a CSV with "
             f"the columns path,label"
         )
-    if is_multilabel(list(manifest.classes), manifest.kind):
-        raise LabelError(
-            f"images of {manifest.source} have several classes (a|b); fine-tuning gives each one. Every class "
-            f"against the rest, on features: featx fit-svm"
-        )
+    several = not values and is_multilabel(list(manifest.classes), manifest.kind)
     if split_column:
         train, held_out = split_by_name(np.array(manifest.split_of, np.int32)[rows], list(manifest.splits))
     else:
         share = DEFAULT_VAL if val is None else val
-        train, held_out = split_by_share(labels[rows], share, seed, None if copies is None else copies[rows])
+        # Where images have several classes, or numbers, what they have in common is no class to hold a share of.
+        alike = np.zeros(len(rows), np.int32) if several or values else labels[rows]
+        train, held_out = split_by_share(alike, share, seed, None if copies is None else copies[rows])
     train, held_out = rows[train], rows[held_out]
+    if several or values:
+        return _several(manifest, labels, train, held_out, values=values)
     present = np.unique(labels[train])
     if len(present) < 2:
         named = ", ".join(repr(manifest.classes[label]) for label in present)
@@ -137,3 +172,18 @@ def plan_task(
     compact[present] = np.arange(len(present), dtype=np.int32)
     labels = compact[labels]
     return Task(labels, [manifest.classes[k] for k in present], train, held_out[labels[held_out] >= 0])
+
+
+def _several(manifest: Manifest, labels: npt.NDArray[np.int32], train: Rows, held_out: Rows, *, values: bool) -> Task:
+    """Of images with several classes each, or with numbers."""
+    names = list(manifest.classes)
+    if values:
+        numbers = values_among(names, labels, str(manifest.source))
+        count = numbers.shape[1]
+        return Task(
+            numbers, [f"value{place + 1}" if count > 1 else "value" for place in range(count)], train, held_out
+        )
+    classes = classes_of([names[label] for label in np.unique(labels[train])], multilabel=True)
+    if len(classes) < 2:
+        raise LabelError(f"{manifest.source}: two classes or more are needed; to train on: {classes[0]!r}")
+    return Task(labels_among(classes, names, labels, multilabel=True), classes, train, held_out)

@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from featx.distributed.process_group import ProcessGroup
+from featx.distributed.process_group import ProcessGroup, together
 from featx.errors import Diverged, UsageError
 from featx.networks.build import auxiliary_logits
 from featx.options.parsing import parse_epochs
@@ -34,13 +33,13 @@ from featx.runtime.text import plural
 from featx.training.checkpoint import Checkpoint
 from featx.training.data.augment import Draws
 from featx.training.data.inputs import Inputs
-from featx.training.data.mixing import mixed_cross_entropy
+from featx.training.goal import Goal, Numbers
 from featx.training.learning_rates import Rate, apply_modes, is_trained, trained_auxiliary_heads
 from featx.training.optimization.ema import TrainedWeights
 from featx.training.optimization.optimizer import make_optimiser, put_state, rate_factor, state_of
 from featx.training.optimization.sync_batchnorm import share_batch_norm
 
-Labels = npt.NDArray[np.int32]
+Labels = npt.NDArray[Any]
 Places = npt.NDArray[np.intp]
 _ALL = slice(None)
 _AUXILIARY_SHARE = 0.3  # of an auxiliary head's loss (Szegedy et al., Going deeper with convolutions, CVPR 2015)
@@ -51,7 +50,7 @@ _APART_S = 5.0  # between checkpoints at the ends of epochs: the shortest take l
 
 @dataclass(frozen=True)
 class Data:
-    """Inputs and labels to train on and to validate on.
+    """Inputs and labels to train on and to validate on, see `Task.labels`.
 
     Attributes:
         val: None without a validation.
@@ -90,6 +89,7 @@ class Trainer:
         device: torch.device,
         group: ProcessGroup,
         *,
+        goal: Goal,
         start_counts: bool = False,
     ) -> None:
         """Args:
@@ -100,6 +100,7 @@ class Trainer:
         """
         self._start_counts = start_counts and data.val is not None
         self.network, self.rates, self.data, self.config = network, rates, data, config
+        self.goal = goal
         self.device, self.group = device, group
         self._part = trained_part
         # Every image is seen once in an epoch: its steps have the same number of images, or one less.
@@ -115,8 +116,6 @@ class Trainer:
         self.weights = TrainedWeights(network, rates, config.ema)
         self.optimiser = make_optimiser(rates, self.weights.parameters, config)
         self._base_rates = [group["lr"] for group in self.optimiser.param_groups]
-        self._class_weights = _class_weights(config, data, device)
-        self._weight_of_class = None if self._class_weights is None else self._class_weights.cpu().numpy()
         self.epoch, self.step = 0, 0
         self._snapshots = () if config.snapshots is None else parse_epochs(config.snapshots)
         self.history: list[dict[str, Any]] = []
@@ -199,7 +198,7 @@ class Trainer:
     @property
     def best_epoch(self) -> int:
         """The epoch whose weights are kept: the best on the validation images (0: the start), or the last of all."""
-        best = self.history[-1] if self.data.val is None else max(self.history, key=_quality)
+        best = self.history[-1] if self.data.val is None else max(self.history, key=self._quality)
         return int(best["epoch"])
 
     def _take_step(self) -> None:
@@ -223,7 +222,7 @@ class Trainer:
         if self.config.clip is not None:
             nn.utils.clip_grad_norm_(self.weights.parameters.values(), self.config.clip)
         self.optimiser.step()
-        self.weights.step()
+        self.weights.step(self.epoch * self.steps_per_epoch + self.step)
         self.step += 1
 
     def _parts(self, images: int) -> list[slice]:
@@ -235,24 +234,24 @@ class Trainer:
         return found
 
     def _labels(self, places: Places) -> Tensor:
-        return upload(torch.from_numpy(self.data.train_labels[places].astype(np.int64)), self.device)
+        return upload(as_targets(self.data.train_labels[places]), self.device)
 
     def _loss(self, logits: Tensor, labels: Tensor, step: Step, rows: slice) -> Tensor:
-        smoothing = self.config.label_smoothing
         if step.draws is None or step.draws.mixes is None:
-            return F.cross_entropy(logits, labels, weight=self._class_weights, label_smoothing=smoothing)
+            return self.goal.loss(logits, labels)
         mixes = step.draws.mixes_of(rows)
         partners, shares = self._labels(step.places[mixes.partners.numpy()]), upload(mixes.shares, self.device)
-        return mixed_cross_entropy(logits, labels, partners, shares, smoothing)
+        return self.goal.mixed_loss(logits, labels, partners, shares)
 
     def _backward(self, inputs: Tensor, step: Step, rows: slice, weight: float, parts: int) -> None:
         places = step.places[rows]
         labels = self._labels(places)
         logits, auxiliary = self._forward(self._module, inputs)
         loss = self._loss(logits, labels, step, rows)
+        right = self.goal.right(logits.detach(), labels)
         self._sums += torch.stack([
             loss.detach().double() * len(places),
-            (logits.detach().argmax(1) == labels).sum().double(),
+            loss.new_zeros((), dtype=torch.float64) if right is None else right.double(),
             torch.full((), float(len(places)), dtype=torch.float64, device=self.device),
         ])  # fmt: skip
         for said in auxiliary:
@@ -264,9 +263,7 @@ class Trainer:
 
     def _weight_of(self, places: Places) -> float:
         """What the images of a mean count for together."""
-        if self._weight_of_class is None:
-            return float(len(places))
-        return float(self._weight_of_class[self.data.train_labels[places]].sum())
+        return self.goal.weight_of(self.data.train_labels[places])
 
     def _forward(self, module: nn.Module, inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
         """(B, K) logits, and those of the auxiliary heads that are trained."""
@@ -344,7 +341,7 @@ class Trainer:
         entry: dict[str, Any] = {
             "epoch": self.epoch + 1,
             "loss": sums[0] / sums[2],
-            "accuracy": sums[1] / sums[2],
+            **({} if isinstance(self.goal, Numbers) else {"accuracy": sums[1] / sums[2]}),
             "rate_factor": float(self.optimiser.param_groups[0]["lr"]) / self._base_rates[0],
         }
         with self.weights.averaged():
@@ -361,10 +358,10 @@ class Trainer:
             self._enter_epoch()
 
     def _is_best(self, entry: dict[str, Any]) -> bool:
-        return all(
-            (entry["val_accuracy"], -entry["val_loss"]) > (old["val_accuracy"], -old["val_loss"])
-            for old in self.history
-        )
+        return all(self._quality(entry) > self._quality(old) for old in self.history)
+
+    def _quality(self, entry: dict[str, Any]) -> tuple[float, float]:
+        return entry[self.goal.quality], -entry["val_loss"]
 
     def _has_run_out_of_patience(self) -> bool:
         if self.config.patience is None or self.data.val is None or not self.history:
@@ -372,13 +369,18 @@ class Trainer:
         return self.epoch - self.best_epoch >= self.config.patience
 
     def validate(self) -> dict[str, float]:
-        """Loss and accuracy on the validation images, all processes together."""
-        logits, labels = self.predict()
-        loss = F.cross_entropy(logits, labels, reduction="sum").double()
-        right = (logits.argmax(1) == labels).sum().double()
-        sums = self.group.sum(torch.stack([loss, right]).to(self.device)).tolist()
-        count = len(self.data.val_labels)
-        return {"val_loss": sums[0] / count, "val_accuracy": sums[1] / count}
+        """Loss, accuracy and what the best epoch is chosen by on the validation images, all processes together."""
+        return self.goal.validation(*self.predict_all())
+
+    def predict_all(self) -> tuple[Tensor, Tensor]:
+        """Outputs and targets of all validation images, on the CPU, in every process."""
+        outputs, targets = self.predict()
+        if self.group.world_size > 1:
+            parts: list[Any] = [None] * self.group.world_size
+            with together():
+                torch.distributed.all_gather_object(parts, (outputs, targets))
+            outputs, targets = torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+        return outputs, targets
 
     def predict(self) -> tuple[Tensor, Tensor]:
         """Logits and labels of this process's share of the validation images, on the CPU."""
@@ -395,7 +397,7 @@ class Trainer:
                     self.data.val.expect(following, _ALL, None)
                 found.append(self._forward(self._part, self.data.val.take(part, _ALL, None))[0].cpu())
         apply_modes(self.network, self.rates, self.epoch)
-        labels = torch.from_numpy(self.data.val_labels[places].astype(np.int64))
+        labels = as_targets(self.data.val_labels[places])
         return torch.cat(found) if found else torch.zeros(0, self.data.classes), labels
 
     def checkpoint(self) -> Checkpoint:
@@ -419,15 +421,9 @@ class Trainer:
             self._enter_epoch()
 
 
-def _class_weights(config: FinetuneConfig, data: Data, device: torch.device) -> Tensor | None:
-    if config.class_weights == "none":
-        return None
-    counts = np.bincount(data.train_labels, minlength=data.classes)
-    return torch.from_numpy(counts.sum() / (data.classes * np.maximum(counts, 1))).float().to(device)
-
-
-def _quality(entry: dict[str, Any]) -> tuple[float, float]:
-    return entry["val_accuracy"], -entry["val_loss"]
+def as_targets(labels: Labels) -> Tensor:
+    """Labels as losses take them: classes as int64, membership and numbers as float32."""
+    return torch.from_numpy(labels.astype(np.int64 if labels.ndim == 1 else np.float32))
 
 
 def _mix(*numbers: int) -> int:
@@ -436,7 +432,14 @@ def _mix(*numbers: int) -> int:
 
 
 def _epoch_line(entry: dict[str, Any], epochs: int) -> str:
-    text = f"epoch {entry['epoch']} of {epochs}: loss {entry['loss']:.3f}, accuracy {entry['accuracy']:.1%}"
-    if "val_accuracy" in entry:
-        text += f"; validation loss {entry['val_loss']:.3f}, accuracy {entry['val_accuracy']:.1%}"
+    text = f"epoch {entry['epoch']} of {epochs}: loss {entry['loss']:.3f}"
+    if "accuracy" in entry:
+        text += f", accuracy {entry['accuracy']:.1%}"
+    if "val_loss" in entry:
+        text += f"; validation loss {entry['val_loss']:.3f}"
+        text += "".join(f", {words} {entry[key]:.1%}" for key, words in _SHOWN.items() if key in entry)
+        text += f", R\u00b2 {entry['val_r2']:.3f}" if "val_r2" in entry else ""
     return text
+
+
+_SHOWN = {"val_accuracy": "accuracy", "val_balanced": "mean per class", "val_ap": "mean average precision"}

@@ -15,7 +15,7 @@ from featx.errors import FileFormatError, VerificationFailed
 from featx.extraction.model import load_model
 from featx.extraction.scoring import score_images
 from featx.heads.linear_head import LinearHead
-from featx.heads.quality.metrics import Metrics, measure
+from featx.heads.quality.measures import measured, quality
 from featx.heads.splits import united
 from featx.images.contents import copies_in, groups_among
 from featx.images.sources.scan import scan
@@ -107,15 +107,16 @@ def verify_run(folder: Path, config: VerifyConfig, reporter: Reporter) -> ModelR
         copies = united(copies, groups_among(manifest.paths, asked.group_by))
     task = plan_task(
         manifest, val=asked.val, split_column=asked.split_column, seed=asked.seed, copies=copies,
+        values=asked.task == "values",
     )  # fmt: skip
     if stored.result.metrics is not None:
         scored = score_images(model, manifest.part(task.val.tolist()), PredictConfig(max_bad=1.0), reporter)
         good = np.array([row not in scored.errors for row in range(len(task.val))])
-        labels = task.labels[task.val][good].astype(np.int64)
-        now: Metrics = measure(scored.scores[good], labels, task.classes)
-        close = abs(now.accuracy - stored.result.metrics.accuracy) <= 1.5 / max(1, now.images)
-        same = now.images == stored.result.metrics.images and close
-        found = f"accuracy {now.accuracy:.4f} of {now.images}, the report says {stored.result.metrics.accuracy:.4f}"
+        now = measured(model.rule, scored.scores[good], task.labels[task.val][good])
+        (what, value), (_, said) = quality(now), quality(stored.result.metrics)
+        # Another device's rounding can turn an image or two.
+        same = now.images == stored.result.metrics.images and abs(value - said) <= 1.5 / max(1, now.images)
+        found = f"{what} {value:.4f} of {now.images}, the report says {said:.4f}"
         checks.append(SelfCheck("metrics", "" if same else found))
     return _finished(ModelReport(folder, checks))
 

@@ -90,6 +90,8 @@ class _Classifier(nn.Module):
     def _probabilities(self, scores: Tensor) -> Tensor | None:
         calibration = self.rule.calibration
         if calibration is None:
+            if self.rule.kind == "sigmoid":
+                return torch.sigmoid(scores)
             return torch.softmax(scores, 1) if self.rule.kind == "softmax" else None
         logits = scores * torch.tensor(calibration.slopes) + torch.tensor(calibration.offsets)
         if calibration.kind == "temperature":

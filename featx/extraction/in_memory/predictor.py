@@ -99,7 +99,9 @@ class Predictor:
             if row in failed:
                 found.append(Prediction(None, None, {}))
                 continue
-            probability = None if probabilities is None else float(probabilities[row, best[row]])
+            probability = (
+                None if probabilities is None or self._rule.multilabel else float(probabilities[row, best[row]])
+            )
             found.append(Prediction(name, probability, self._best(scores[row], top)))
         return found
 

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from featx.heads.decision import DecisionRule
 from featx.heads.labels import Labels
-from featx.heads.quality.metrics import decisions
+from featx.heads.quality.metrics import (
+    AnyMetrics,
+    LabelMetrics,
+    ValueMetrics,
+    decisions,
+    measure,
+    measure_labels,
+    measure_values,
+)
 
 BINS = 15
 Floats = npt.NDArray[np.float64]
@@ -80,9 +89,28 @@ class Measures:
         return text
 
 
-def detailed(rule: DecisionRule, scores: Floats, labels: Labels, bootstrap: int) -> Measures | None:
-    """Everything of a model's scores; None where images are of several classes."""
+def measured(rule: DecisionRule, scores: Floats, labels: npt.NDArray[Any]) -> AnyMetrics:
+    """What scores (n, K) are worth, by what they mean."""
+    names = list(rule.classes)
+    if rule.kind == "value":
+        return measure_values(scores, labels.astype(np.float64), names)
     if rule.multilabel:
+        return measure_labels(scores, labels.astype(bool), names)
+    return measure(scores, labels.astype(np.int64), names)
+
+
+def quality(metrics: AnyMetrics) -> tuple[str, float]:
+    """The one number that metrics come down to, and what it is."""
+    if isinstance(metrics, ValueMetrics):
+        return "R\u00b2", metrics.mean_r2
+    if isinstance(metrics, LabelMetrics):
+        return "mean average precision", metrics.mean_average_precision
+    return "accuracy", metrics.accuracy
+
+
+def detailed(rule: DecisionRule, scores: Floats, labels: Labels, bootstrap: int) -> Measures | None:
+    """Everything of a model's scores; None where images are of several classes, or scores are numbers."""
+    if rule.multilabel or rule.kind == "value":
         return None
     truth = labels.astype(np.int64)
     return measures_of(

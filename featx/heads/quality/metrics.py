@@ -119,8 +119,48 @@ def measure_labels(
     return LabelMetrics(len(scores), mean, dict(zip(classes, found, strict=True)))
 
 
-def metric_lines(metrics: Metrics | LabelMetrics) -> list[str]:
-    """Accuracies, and the confusion matrix or what is confused most; or average precisions."""
+@dataclass(frozen=True)
+class ValueMetrics:
+    """Quality of predicted numbers.
+
+    Attributes:
+        mean_squared_error: name -> mean squared error, in the square of its unit.
+        r2: name -> 1 - squared error / variance; None where the numbers do not vary.
+        mean_r2: mean of those that are not None.
+    """
+
+    images: int
+    mean_r2: float
+    r2: dict[str, float | None]
+    mean_squared_error: dict[str, float]
+
+
+def measure_values(
+    predicted: npt.NDArray[np.floating], true: npt.NDArray[np.floating], names: list[str]
+) -> ValueMetrics:
+    """Compare predicted numbers (n, K) with true ones, n > 0."""
+    squared = np.square(predicted - true).mean(axis=0, dtype=np.float64)
+    variance = true.var(axis=0, dtype=np.float64)
+    shares = [None if v == 0 else float(1 - s / v) for s, v in zip(squared, variance, strict=True)]
+    known = [share for share in shares if share is not None]
+    mean = float(np.mean(known)) if known else 0.0
+    return ValueMetrics(
+        len(true), mean, dict(zip(names, shares, strict=True)),
+        dict(zip(names, squared.tolist(), strict=True)),
+    )  # fmt: skip
+
+
+AnyMetrics = Metrics | LabelMetrics | ValueMetrics
+
+
+def metric_lines(metrics: AnyMetrics) -> list[str]:
+    """Accuracies, and the confusion matrix or what is confused most; average precisions; or squared errors."""
+    if isinstance(metrics, ValueMetrics):
+        listed = [
+            [printable(name), "" if share is None else f"{share:.4f}", f"{metrics.mean_squared_error[name]:.6g}"]
+            for name, share in metrics.r2.items()
+        ]
+        return [f"R\u00b2 {metrics.mean_r2:.4f}", *table(["value", "R\u00b2", "mean squared error"], listed)]
     if isinstance(metrics, LabelMetrics):
         text = f"mean average precision {metrics.mean_average_precision:.1%}"
         ranked = sorted((value, name) for name, value in metrics.per_class.items() if value is not None)
@@ -142,7 +182,7 @@ def metric_lines(metrics: Metrics | LabelMetrics) -> list[str]:
     return [text, "most confused: " + ("; ".join(shown) or "nothing")]
 
 
-def read_metrics(value: Any, where: str) -> Metrics | LabelMetrics | None:
+def read_metrics(value: Any, where: str) -> AnyMetrics | None:
     """Metrics as they were written into a report.
 
     Raises:
@@ -150,5 +190,7 @@ def read_metrics(value: Any, where: str) -> Metrics | LabelMetrics | None:
     """
     if value is None:
         return None
+    if isinstance(value, dict) and "mean_squared_error" in value:
+        return build(ValueMetrics, value, where)
     several = isinstance(value, dict) and "mean_average_precision" in value
     return build(LabelMetrics, value, where) if several else build(Metrics, value, where)

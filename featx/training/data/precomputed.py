@@ -94,8 +94,9 @@ class Precomputed:
         accuracy = put_head(network, path, features[node].reshape(len(features), -1), self.task)
         if accuracy is not None:
             self.reporter.note(
-                f"the head starts at the optimum for the frozen features: accuracy {accuracy:.1%} on the validation "
-                f"images"
+                f"the head starts at the optimum for the frozen features: "
+                f"{'mean average precision' if self.task.kind == 'labels' else 'accuracy'} {accuracy:.1%} on the "
+                f"validation images"
             )
         return accuracy
 

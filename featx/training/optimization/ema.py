@@ -40,11 +40,16 @@ class TrainedWeights:
             name: tensor for name, tensor in buffers.items() if tensor.is_floating_point()
         }
 
-    def step(self) -> None:
-        """Update the average."""
+    def step(self, number: int) -> None:
+        """Update the average after a step, by its number from 0.
+
+        The memory grows to what was asked for, (1 + t) / (10 + t) in step t: else the average of a short training
+        stays near the start. TensorFlow's ExponentialMovingAverage(num_updates=t) does the same.
+        """
         if self._ema is not None:
             own = self._averaged_ones()
-            update = get_ema_multi_avg_fn(self._ema)  # type: ignore[no-untyped-call]  # torch has no type for it
+            memory = min(self._ema, (1 + number) / (10 + number))
+            update = get_ema_multi_avg_fn(memory)  # type: ignore[no-untyped-call]  # torch has no type for it
             update(list(self._average.values()), [own[name] for name in self._average], 0)
 
     def broken(self) -> list[str]:

@@ -106,13 +106,16 @@ def test_an_average_holds_batchnorms_statistics_too():
     network = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     rates = [Rate(name, "all", p.numel(), 0.1) for name, p in network.named_parameters()]
     weights, memory = TrainedWeights(network, rates, 0.75), {n: t.clone() for n, t in network.state_dict().items()}
-    for seed in range(3):
+    for seed, memory_of_step in enumerate((0.1, 2 / 11, 0.75)):  # it grows: (1 + t) / (10 + t), in step 100 all of it
         with torch.no_grad():
             for parameter in network.parameters():
                 parameter.add_(torch.randn(parameter.shape, generator=generator(seed)))
         network(torch.randn(8, 3, generator=generator(seed)))  # moves the statistics
-        weights.step()
-        memory = {name: 0.75 * old + 0.25 * network.state_dict()[name] for name, old in memory.items()}
+        weights.step(seed if seed < 2 else 100)
+        memory = {
+            name: memory_of_step * old + (1 - memory_of_step) * network.state_dict()[name]
+            for name, old in memory.items()
+        }
     own = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     with weights.averaged():
         for name, tensor in network.state_dict().items():
