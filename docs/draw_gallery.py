@@ -45,6 +45,15 @@ ENTRIES = (
      "featx show evolution run -l conv3 --units random:4 -o evolution", "evolution/evolution.png"),
     ("Probe", "Which layer transfers best.", "featx probe digits.h5 --per-class 10 --repeats 3 -o probe",
      "probe/probe.png"),
+    ("Augmentation", "What a training sees of images.",
+     "featx show augment photos --augment flip,crop,jitter:0.4,cutmix -b alexnet -o augment", "augment/augment.png"),
+    ("Learning rates", "The loss while all rates grow.",
+     "featx lr-find digits -b alexnet-mini --init-head random --lr conv1-conv4=0,conv5-fc7=1e-3,fc8=1e-2 -o lr",
+     "lr/lr.png"),
+    ("Dissimilarities", "How different a layer finds every two images.", "featx rdm digits.h5 -l fc7 -o rdm",
+     "rdm/fc7.png"),
+    ("Similarities", "How similar every two layers are: CKA.", "featx similarity digits.h5 digits.h5 -o similarity",
+     "similarity/similarity.png"),
 )  # fmt: skip
 INTRODUCTION = (
     "Every picture with its command, made by `python docs/draw_gallery.py` with the two small networks that featx",

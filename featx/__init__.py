@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from featx.commands.compare.fuse import fuse_heads
     from featx.commands.compare.heads import compare_heads
     from featx.commands.compare.pairs import compare_pairs
+    from featx.commands.compare.plot import plot_probes
     from featx.commands.compare.rdm import representational_dissimilarity
     from featx.commands.compare.similarity import compare_representations
+    from featx.commands.data.augment import show_augmentation
     from featx.commands.data.clean import clean_list
+    from featx.commands.data.lr_find import find_learning_rate
     from featx.commands.data.suspects import find_suspects
     from featx.commands.evaluate import evaluate_head
     from featx.commands.exchange.average import average_features
@@ -66,7 +69,14 @@ if TYPE_CHECKING:
     from featx.heads.estimators_cv import LinearSVMCV, SoftmaxCV
     from featx.heads.linear_head import LinearHead
     from featx.networks.external.code import trust_code
-    from featx.options.analysis import CompareConfig, EncodeConfig, RdmConfig, SimilarityConfig, SuspectsConfig
+    from featx.options.analysis import (
+        CompareConfig,
+        EncodeConfig,
+        PlotConfig,
+        RdmConfig,
+        SimilarityConfig,
+        SuspectsConfig,
+    )
     from featx.options.exchange import AverageConfig, ExportConfig
     from featx.options.extraction import (
         CheckConfig,
@@ -79,6 +89,7 @@ if TYPE_CHECKING:
     from featx.options.heads import FitConfig, FuseConfig, ProbeConfig
     from featx.options.serving import ServeConfig
     from featx.options.show import (
+        AugmentConfig,
         ClassImageConfig,
         CorrespondenceConfig,
         EvolutionConfig,
@@ -93,7 +104,7 @@ if TYPE_CHECKING:
         SaliencyConfig,
         TopConfig,
     )
-    from featx.options.training import FinetuneConfig
+    from featx.options.training import FinetuneConfig, LrFindConfig
     from featx.service.client import Client
     from featx.store.open import open_features
     from featx.store.reader import Features
@@ -108,9 +119,12 @@ _MODULES = {  # module -> what of it is the library's
     "featx.commands.compare.fuse": "fuse_heads",
     "featx.commands.compare.heads": "compare_heads",
     "featx.commands.compare.pairs": "compare_pairs",
+    "featx.commands.compare.plot": "plot_probes",
     "featx.commands.compare.rdm": "representational_dissimilarity",
     "featx.commands.compare.similarity": "compare_representations",
+    "featx.commands.data.augment": "show_augmentation",
     "featx.commands.data.clean": "clean_list",
+    "featx.commands.data.lr_find": "find_learning_rate",
     "featx.commands.data.suspects": "find_suspects",
     "featx.commands.evaluate": "evaluate_head",
     "featx.commands.exchange.average": "average_features",
@@ -147,20 +161,22 @@ _MODULES = {  # module -> what of it is the library's
     "featx.heads.estimators_cv": "LinearSVMCV SoftmaxCV",
     "featx.heads.linear_head": "LinearHead",
     "featx.networks.external.code": "trust_code",
-    "featx.options.analysis": "CompareConfig EncodeConfig RdmConfig SimilarityConfig SuspectsConfig",
+    "featx.options.analysis": "CompareConfig EncodeConfig PlotConfig RdmConfig SimilarityConfig SuspectsConfig",
     "featx.options.exchange": "AverageConfig ExportConfig",
     "featx.options.extraction": "CheckConfig EvaluateConfig ExtractConfig LayersConfig PredictConfig VerifyConfig",
     "featx.options.heads": "FitConfig FuseConfig ProbeConfig",
     "featx.options.serving": "ServeConfig",
-    "featx.options.show": "ClassImageConfig CorrespondenceConfig EvolutionConfig FiltersConfig InvarianceConfig "
-    "MapConfig MapsConfig NeighborsConfig OcclusionConfig PairsConfig ReportConfig SaliencyConfig TopConfig",
-    "featx.options.training": "FinetuneConfig",
+    "featx.options.show": "AugmentConfig ClassImageConfig CorrespondenceConfig EvolutionConfig FiltersConfig "
+    "InvarianceConfig MapConfig MapsConfig NeighborsConfig OcclusionConfig PairsConfig ReportConfig SaliencyConfig "
+    "TopConfig",
+    "featx.options.training": "FinetuneConfig LrFindConfig",
     "featx.service.client": "Client",
     "featx.store.open": "open_features",
     "featx.store.reader": "Features",
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names.split()}
 __all__ = [
+    "AugmentConfig",
     "AverageConfig",
     "CheckConfig",
     "CheckReport",
@@ -195,6 +211,7 @@ __all__ = [
     "LinearHead",
     "LinearSVM",
     "LinearSVMCV",
+    "LrFindConfig",
     "MapConfig",
     "MapsConfig",
     "MergeReport",
@@ -203,6 +220,7 @@ __all__ = [
     "OnnxReport",
     "PageReport",
     "PairsConfig",
+    "PlotConfig",
     "PredictConfig",
     "PredictReport",
     "Prediction",
@@ -235,6 +253,7 @@ __all__ = [
     "export_onnx",
     "extract_features",
     "extract_with_ray",
+    "find_learning_rate",
     "find_suspects",
     "finetune_network",
     "fit_softmax",
@@ -245,10 +264,12 @@ __all__ = [
     "list_layers",
     "merge_shards",
     "open_features",
+    "plot_probes",
     "predict_images",
     "predict_with_heads",
     "probe_layers",
     "representational_dissimilarity",
+    "show_augmentation",
     "show_class_image",
     "show_correspondence",
     "show_evolution",

@@ -20,7 +20,14 @@ import click
 
 from featx import __version__
 from featx.errors import DiskError, FeatxError, OutOfMemory, UsageError, VerificationFailed
-from featx.options.analysis import CompareConfig, EncodeConfig, RdmConfig, SimilarityConfig, SuspectsConfig
+from featx.options.analysis import (
+    CompareConfig,
+    EncodeConfig,
+    PlotConfig,
+    RdmConfig,
+    SimilarityConfig,
+    SuspectsConfig,
+)
 from featx.options.click_options import PATH, common, options_of, output_option
 from featx.options.exchange import AverageConfig, ExportConfig
 from featx.options.extraction import (
@@ -34,6 +41,7 @@ from featx.options.extraction import (
 from featx.options.heads import FitConfig, FuseConfig, ProbeConfig
 from featx.options.serving import ServeConfig
 from featx.options.show import (
+    AugmentConfig,
     ClassImageConfig,
     CorrespondenceConfig,
     EvolutionConfig,
@@ -48,7 +56,7 @@ from featx.options.show import (
     SaliencyConfig,
     TopConfig,
 )
-from featx.options.training import FinetuneConfig
+from featx.options.training import FinetuneConfig, LrFindConfig
 from featx.runtime.memory import is_out_of_memory
 from featx.runtime.progress import LOG_FORMATS, Log, StderrReporter, current_log, use_log
 from featx.runtime.streams import open_missing_streams
@@ -63,6 +71,7 @@ COMPUTING = (
     "evaluate",
     "extract",
     "finetune",
+    "lr-find",
     "predict",
     "probe",
     "report",
@@ -384,6 +393,24 @@ def finetune_command(source: Path, output: Path, config: FinetuneConfig, as_json
         show(report, as_json)
 
 
+@commands.command("lr-find")
+@click.argument("source", type=PATH)
+@output_option("Folder for picture and table.", metavar="FOLDER", required=True)
+@options_of(LrFindConfig)
+@common
+def lr_find_command(source: Path, output: Path, config: LrFindConfig, as_json: bool) -> None:
+    """Find learning rates for a fine-tuning: train for some steps while all rates grow, and look at the loss.
+
+    Takes the options of featx finetune; nothing of the training is kept.
+
+    \b
+    featx lr-find photos/ -b alexnet --lr "conv1-conv5=0, fc6-fc7=1e-3, fc8=1e-2" -o lr/
+    """
+    from featx.commands.data.lr_find import find_learning_rate
+
+    show(find_learning_rate(source, output, config, reporter=StderrReporter()), as_json)
+
+
 @commands.command("probe")
 @click.argument("source", type=PATH, nargs=-1, required=True)
 @output_option("Folder for table and picture.", metavar="FOLDER")
@@ -482,6 +509,22 @@ def encode_command(features: Path, responses: Path, output: Path, config: Encode
     show(encode_responses(features, responses, output, config, reporter=StderrReporter()), as_json)
 
 
+@commands.command("plot")
+@click.argument("probes", type=PATH, nargs=-1, required=True)
+@output_option("The picture: NAME.png, .svg or .pdf.", required=True)
+@options_of(PlotConfig)
+@common
+def plot_command(probes: tuple[Path, ...], output: Path, config: PlotConfig, as_json: bool) -> None:
+    """Draw several PROBES, folders of featx probe, in one picture, beside published numbers.
+
+    \b
+    featx plot probe-alexnet/ probe-vgg16/ --reference zeiler2014 -o probes.svg
+    """
+    from featx.commands.compare.plot import plot_probes
+
+    show(plot_probes(probes, output, config), as_json)
+
+
 @commands.command("suspects")
 @click.argument("features", type=PATH)
 @output_option("Folder for table and page.", metavar="FOLDER", required=True)
@@ -549,7 +592,24 @@ def show_group() -> None:
     featx show class-image alexnet --target goose,lemon -o classes/
     featx show correspondence parts.csv -b alexnet -l conv5,fc7 -o correspondence/
     featx show evolution run/ -l conv5 -o evolution/
+    featx show augment photos/ --augment flip,crop -o augment/
     """
+
+
+@show_group.command("augment")
+@click.argument("source", type=PATH)
+@output_option("Folder for the picture.", metavar="FOLDER", required=True)
+@options_of(AugmentConfig)
+@common
+def show_augment_command(source: Path, output: Path, config: AugmentConfig, as_json: bool) -> None:
+    """Show what an augmentation of featx finetune makes of images.
+
+    \b
+    featx show augment photos/ --augment flip,crop,jitter:0.3 -o augment/
+    """
+    from featx.commands.data.augment import show_augmentation
+
+    show(show_augmentation(source, output, config, reporter=StderrReporter()), as_json)
 
 
 @show_group.command("saliency")

@@ -61,6 +61,8 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         "suspects",
         "clean",
         "encode",
+        "plot",
+        "lr-find",
     }  # which have tests of their own
     for step in steps:
         for form in ((), ("--json",)):
@@ -83,7 +85,7 @@ def test_the_whole_story_from_photos_to_predictions(photos, tmp_path, featx):
         (("verify", "missing.h5"), 2, "no file missing.h5"),
         (("fit-svm", "missing.h5"), 2, "no file missing.h5"),
         (("fit-svm", "f.h5", "--memory", "4X"), 2, "'4X' is no amount of memory; write 4G or 512M"),
-        (("probe", "f.h5", "--heads", "tree"), 2, "it can be svm, softmax or svm,softmax"),
+        (("probe", "f.h5", "--heads", "tree"), 2, "it can be svm, softmax, mean, knn, ridge, or several"),
         (("probe", "photos"), 2, "say where to: featx probe photos -o FOLDER"),
         (("evaluate", "no.safetensors", "missing.h5"), 2, "no file no.safetensors"),
         (("predict", "no.safetensors", ".", "-o", "p.csv"), 2, "no file no.safetensors"),
@@ -185,12 +187,13 @@ def test_configs_take_what_python_has_at_hand():
 
 def test_every_command_and_every_option_is_in_the_documents():
     reference = (DOCS / "docs" / "commands.md").read_text()
-    readme = (DOCS / "README.md").read_text()
+    pages = [DOCS / "README.md", *(page for page in (DOCS / "docs").rglob("*.md") if page.name != "commands.md")]
+    guides = "\n".join(page.read_text() for page in pages)
     options = 0
     inner = {f"show {name}": command for name, command in commands.commands["show"].commands.items()}
     for name, command in (commands.commands | inner).items():
         assert f"## featx {name}\n" in reference
-        assert f"featx {name}" in readme, f"{name} is not shown in the README"
+        assert f"featx {name}" in guides, f"{name} is shown neither in the README nor in a guide"
         section = reference.split(f"## featx {name}\n")[1].split("\n## ")[0]
         for parameter in command.params:
             for flag in parameter.opts if parameter.param_type_name == "option" else ():

@@ -76,7 +76,11 @@ class FinetuneReport(Report):
             )
         if self.metrics:
             text += metric_lines(self.metrics)
-        if not self.best_epoch:
+        if not self.best_epoch and self.start is None:
+            text.append(
+                "note: no epoch was better than the run it went on from, whose weights are kept; try lower rates"
+            )
+        elif not self.best_epoch:
             text.append(
                 "note: no epoch was better than the head on the frozen features, so the run keeps that head; try "
                 "lower rates, fewer layers or more images"

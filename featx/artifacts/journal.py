@@ -38,7 +38,7 @@ class Journal:
             Interrupted: another process is writing it.
         """
         self.path = path
-        self.done: dict[tuple[str, str, int], Outcome] = {}
+        self.done: dict[tuple[str, str, int, int], Outcome] = {}
         self._file: IO[bytes] | None = None
         if path is None:
             return
@@ -63,7 +63,7 @@ class Journal:
                 )
             for line in lines[1:]:
                 fit = convert(parse_json(line, file.name), ProbeFit, file.name)
-                self.done[fit.layer, fit.head, fit.repeat] = (fit.accuracy, fit.c, fit.unproven)
+                self.done[fit.layer, fit.head, fit.repeat, fit.fewer] = (fit.accuracy, fit.c, fit.unproven)
         except FileFormatError as error:
             raise FileFormatError(f"{file.name} is damaged; delete it and run again") from error
         file.truncate(sum(map(len, lines)))
@@ -71,11 +71,15 @@ class Journal:
         if not lines:
             _append(file, plan)
 
-    def write(self, layer: str, head: str, repeat: int, outcome: Outcome) -> None:
-        """Keep the outcome of one fit."""
+    def write(self, layer: str, head: str, repeat: int, outcome: Outcome, fewer: int = 0) -> None:
+        """Keep the outcome of one fit.
+
+        Args:
+            fewer: images per class, of a learning curve; 0 for all that the probe trains on.
+        """
         if self.path is not None and self._file is not None:
             with disk_errors(self.path):
-                _append(self._file, [layer, head, repeat, *outcome])
+                _append(self._file, [layer, head, repeat, *outcome, *([fewer] if fewer else [])])
 
     def close(self) -> None:
         """Let go of it."""

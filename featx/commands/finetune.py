@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 from featx.artifacts.artifact import installed_versions
 from featx.artifacts.finetuned_run import FinetunedRun, FinetuneReport
+from featx.errors import UsageError
 from featx.images.sources.scan import scan
+from featx.networks.run_folder import is_run, read_run
 from featx.options.training import FinetuneConfig
 from featx.runtime.environment import read_environment
 from featx.runtime.files import locked_folder
@@ -39,6 +41,7 @@ def finetune_network(
         Diverged: the loss became NaN; the last good checkpoint is kept.
     """
     given, folder = config or FinetuneConfig(), Path(output)
+    given = given if given.continue_epochs is None else _continued(given)
     config = _with_variant(given) if given.without or given.widen else given
     manifest = scan(source, follow_links=config.follow_links)
     is_first = read_environment().is_first  # one process's word is enough
@@ -64,6 +67,30 @@ def finetune_network(
             return FinetuningJob(manifest, folder, config, device, group, reporter).run()
     finally:
         leave_process_group()
+
+
+_NOT_CONTINUED = ("backbone", "weights", "from_scratch", "without", "widen", "epochs", "continue_epochs", "snapshots")
+
+
+def _continued(config: FinetuneConfig) -> FinetuneConfig:
+    """The options of a run, with those that are given now before them.
+
+    Raises:
+        UsageError: -b names no finished run.
+    """
+    if not is_run(config.backbone):
+        raise UsageError(f"--continue goes on with a finished run: -b RUN; {config.backbone} is none")
+    run = read_run(config.backbone)
+    run.refuse_unfinished()
+    asked = {**run.plan["request"], "lr": run.plan["lr"]}
+    known = {spec.name: asked[spec.name] for spec in fields(config) if spec.name in asked}
+    taken = {
+        spec.name: known[spec.name]
+        for spec in fields(config)
+        if spec.name in known and spec.name not in _NOT_CONTINUED and getattr(config, spec.name) == spec.default
+    }
+    assert config.continue_epochs is not None
+    return replace(config, **taken, epochs=config.continue_epochs)
 
 
 def _with_variant(config: FinetuneConfig) -> FinetuneConfig:

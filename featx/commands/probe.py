@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -16,15 +17,16 @@ import numpy.typing as npt
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.head_rows import kept_together
 from featx.artifacts.journal import JOURNAL, Journal, Outcome
-from featx.artifacts.probe_folder import ProbeFolder, ProbeReport, ProbeRow, save_probe
+from featx.artifacts.probe_folder import CurvePoint, ProbeFolder, ProbeReport, ProbeRow, save_probe
 from featx.errors import FileFormatError, LabelError, NonFiniteRow, UsageError
 from featx.extraction.gpu.device_cache import DeviceCache
+from featx.heads.baselines import baseline_scores
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import measure
-from featx.heads.splits import Rows, split_per_class
+from featx.heads.splits import Rows, first_of_class, split_per_class
 from featx.options.extraction import ExtractConfig
-from featx.options.heads import ProbeConfig
+from featx.options.heads import BASELINES, ProbeConfig, parse_counts
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
 from featx.runtime.progress import SILENT, Reporter
@@ -83,27 +85,30 @@ def probe_layers(
         split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, config.test_per_class, copies)
         for repeat in range(config.repeats)
     ]
-    found, tested = [], len(splits[0][1])
+    found, tested, curve = [], len(splits[0][1]), list[CurvePoint]()
     if not tested:
         raise LabelError(
             f"{features.path}: no images are left to test on; --per-class {config.per_class} is too many"
         )
     with contextlib.closing(Journal(None if folder is None else folder / JOURNAL, plan)) as journal:
-        reporter.begin("probing", len(layers) * len(heads) * len(splits))
+        counts = () if config.curve is None else parse_counts(config.curve)
+        reporter.begin("probing", len(layers) * len(heads) * len(splits) * (1 + len(counts)))
         for layer in layers:
             for head in heads:
-                outcomes = []
-                for repeat, (train, test) in enumerate(splits):
-                    outcome = journal.done.get((layer, head, repeat))
+                outcomes: dict[int, list[Outcome]] = {count: [] for count in (0, *counts)}
+                for count, (repeat, (whole, test)) in itertools.product(outcomes, enumerate(splits)):
+                    outcome = journal.done.get((layer, head, repeat, count))
+                    train = whole if not count else first_of_class(whole, labels[rows], count, config.seed + repeat)
                     if outcome is None:
                         values = cache.values(features, layer)
                         outcome = _one(
                             head, features, layer, values, labels, rows[train], rows[test], classes, config
                         )
-                        journal.write(layer, head, repeat, outcome)
-                    outcomes.append(outcome)
+                        journal.write(layer, head, repeat, outcome, count)
+                    outcomes[count].append(outcome)
                     reporter.advance(1)
-                found.append(_row(layer, head, math.prod(features[layer].shape[1:]), outcomes))
+                found.append(_row(layer, head, math.prod(features[layer].shape[1:]), outcomes.pop(0)))
+                curve += [_point(layer, head, count, of) for count, of in outcomes.items()]
         reporter.end()
     provenance = features.provenance
     report = ProbeReport(
@@ -117,6 +122,7 @@ def probe_layers(
         chance=1 / len(classes),
         rows=found,
         seconds=time.perf_counter() - started,
+        curve=curve,
     )
     if folder is not None:
         save_probe(report, folder, plan)
@@ -138,6 +144,19 @@ def _row(layer: str, head: str, values: int, outcomes: list[Outcome]) -> ProbeRo
     )
 
 
+def _point(layer: str, head: str, count: int, outcomes: list[Outcome]) -> CurvePoint:
+    accuracies = [outcome[0] for outcome in outcomes]
+    return CurvePoint(layer, head, count, float(np.mean(accuracies)), float(np.std(accuracies)))
+
+
+def _in_memory(values: Values, rows: Rows) -> npt.NDArray[Any]:
+    if isinstance(values, np.ndarray):
+        return values[rows]
+    import torch
+
+    return values[torch.from_numpy(rows).to(values.device)].cpu().numpy()
+
+
 def _features_of(
     sources: list[Path], folder: Path | None, config: ProbeConfig, cache: DeviceCache, reporter: Reporter
 ) -> tuple[Features, bool]:
@@ -145,7 +164,7 @@ def _features_of(
     source = sources[0]
     if len(sources) > 1 or (source.is_file() and h5py.is_hdf5(source)):
         defaults = ProbeConfig()
-        for name in ("backbone", "weights", "preprocess", "pool"):
+        for name in ("backbone", "weights", "preprocess", "pool", "dense"):
             if getattr(config, name) != getattr(defaults, name):
                 raise UsageError(f"--{name} is for images; {source} holds features that were made already")
         return open_features(*sources), True
@@ -162,6 +181,7 @@ def _features_of(
         preprocess=config.preprocess,
         layers=config.layers,
         pool=config.pool,
+        dense=config.dense,
         device=config.device,
     )
     return extract(source, folder / "features.h5", wanted, cache=cache, reporter=reporter), False
@@ -190,6 +210,13 @@ def _one(
     from featx.runtime.device import choose_device
     from featx.runtime.memory import free_memory
 
+    if head in BASELINES:
+        learnt, asked = (_in_memory(values, of) for of in (train, test))
+        for of, held in ((train, learnt), (test, asked)):
+            if not np.isfinite(held).all():
+                raise features.damaged_row(layer, int(of[int((~np.isfinite(held).all(axis=1)).argmax())]))
+        scores, parameter = baseline_scores(head, learnt, labels[train], asked, config.normalize, len(classes))
+        return measure(scores, labels[test], classes).mean_per_class, parameter, 0
     device = choose_device(config.device)
     try:
         found = fit_heads(

@@ -27,7 +27,11 @@ def name_places(axes: Any, names: Sequence[str], inches: float) -> None:
 
 
 def _shown(name: str) -> str:
-    return name if len(name) <= MOST_CHARACTERS else f"{name[: MOST_CHARACTERS - 1]}…"
+    """What tells long names apart is mostly at their ends."""
+    if len(name) <= MOST_CHARACTERS:
+        return name
+    head = MOST_CHARACTERS // 3
+    return f"{name[:head]}…{name[head + 1 - MOST_CHARACTERS :]}"
 
 
 def _longest(names: Sequence[str]) -> float:

@@ -113,7 +113,10 @@ def save_figure(figure: Any, picture: Path) -> None:
     """Write a figure in the format of the file's ending; no date in it, so that bytes repeat."""
     kind = picture.suffix[1:].lower()
     metadata = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}[kind]
-    with replacing(picture) as partial:
+    import matplotlib
+
+    # Names inside an SVG are random otherwise, and text that is text can be edited.
+    with replacing(picture) as partial, matplotlib.rc_context({"svg.hashsalt": "featx", "svg.fonttype": "none"}):
         figure.savefig(partial, format=kind, metadata=metadata)
 
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
+
 from featx.figures.sheets import save_figure
 from featx.runtime.stored import convert, parse_json
 
@@ -38,4 +41,27 @@ def draw_curves(metrics: Path, picture: Path) -> None:
         axes.grid(linewidth=0.3)
         if axes.lines:
             axes.legend(fontsize=8)
+    save_figure(figure, picture)
+
+
+def draw_range_test(
+    factors: npt.NDArray[np.float64], losses: npt.NDArray[np.float64], suggested: float | None, picture: Path
+) -> None:
+    """Draw the loss against the factor on all rates."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.0, 3.8), layout="constrained", dpi=150)
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.plot(factors, losses, linewidth=1.4)
+    axes.set_xscale("log")
+    axes.set_xlabel("factor on the learning rates")
+    axes.set_ylabel("loss, smoothed")
+    top = float(np.percentile(losses, 95))
+    axes.set_ylim(float(losses.min()) - 0.05 * (top - float(losses.min())), top * 1.1)
+    if suggested is not None:
+        axes.axvline(suggested, color="#c0392b", linewidth=1, linestyle="--", label=f"suggested: {suggested:.3g}")
+        axes.legend(fontsize=8)
+    axes.grid(linewidth=0.3)
     save_figure(figure, picture)

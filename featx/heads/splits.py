@@ -118,6 +118,17 @@ def _split_per_class(
     return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
+def first_of_class(train: Rows, labels: npt.NDArray[np.int32], count: int, seed: int) -> Rows:
+    """`count` of the training rows of each class, chosen at random; of fewer images a part of those of more.
+
+    Args:
+        train: positions in `labels`, (n,) of all.
+    """
+    order = np.random.default_rng([seed, 1]).permutation(train)
+    kept = [order[labels[order] == label][:count] for label in np.unique(labels[train])]
+    return np.sort(np.concatenate(kept))
+
+
 def split_by_name(split_of: npt.NDArray[np.int32], splits: list[str]) -> tuple[Rows, Rows]:
     """The rows of the split called train, and those of test (or val, if there is no test).
 

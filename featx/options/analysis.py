@@ -80,3 +80,18 @@ class EncodeConfig(Config):
     device: str = device_option()
     seed: int = seed_option("the folds")
     format: str = format_option()
+
+
+REFERENCES = ("zeiler2014", "zeiler2014-256")
+
+
+@dataclass(frozen=True)
+class PlotConfig(Config):
+    """Options of `featx plot`."""
+
+    heads: str | None = option(None, "Only these heads, with commas; by default all.", metavar="HEADS")
+    reference: str | None = option(
+        None, "Published numbers beside them: Zeiler & Fergus' Table 6, on Caltech-101 or Caltech-256.",
+        choices=REFERENCES,
+    )  # fmt: skip
+    title: str | None = option(None, "Above the picture.", metavar="TEXT")

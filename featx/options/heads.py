@@ -19,18 +19,33 @@ from featx.options.option import Config, option
 from featx.options.parsing import parse_c, parse_fraction
 
 HEADS = {"svm": "linear SVM", "softmax": "softmax"}
+BASELINES = {"mean": "nearest class mean", "knn": "5 nearest", "ridge": "ridge"}
+PROBED = HEADS | BASELINES
 NORMALIZATIONS = ("none", "l2", "standard")
 
 
 def parse_heads(text: Any) -> str:
-    """One or both heads.
+    """Heads and baselines of a probe.
 
-    >>> parse_heads("svm,softmax")
-    'svm,softmax'
+    >>> parse_heads("svm, knn")
+    'svm,knn'
     """
-    if not set(str(text).split(",")) <= set(HEADS):
-        raise UsageError(f"--heads is {text!r}; it can be svm, softmax or svm,softmax")
-    return str(text)
+    asked = [word.strip() for word in str(text).split(",")]
+    if not asked or not set(asked) <= set(PROBED):
+        raise UsageError(f"--heads is {text!r}; it can be {', '.join(PROBED)}, or several with commas")
+    return ",".join(dict.fromkeys(asked))
+
+
+def parse_counts(text: Any) -> tuple[int, ...]:
+    """Numbers of images, growing.
+
+    >>> parse_counts("10,1,5")
+    (1, 5, 10)
+    """
+    words = str(text).split(",")
+    if not all(word.strip().isdigit() and 0 < int(word) < 10**6 for word in words):
+        raise UsageError(f"{text!r} are no numbers of images; write them as 1,5,10")
+    return tuple(sorted({int(word) for word in words}))
 
 
 def _folds(behind: str) -> Any:
@@ -122,8 +137,14 @@ class ProbeConfig(Config):
     """Options of `featx probe`."""
 
     layers: str = option("all", "Layers to compare; by default all of the file.", "-l", metavar="LAYERS")
-    heads: str = option("svm,softmax", "svm, softmax or both.", parse=parse_heads, metavar="HEADS")
+    heads: str = option(
+        "svm,softmax", "svm, softmax; and baselines: mean (nearest class mean), knn (5 nearest), ridge; with commas.",
+        parse=parse_heads, metavar="HEADS",
+    )  # fmt: skip
     per_class: int = option(30, "Images of every class to train on.", low=1, metavar="N")
+    curve: str | None = option(
+        None, "Learning curves: also train on so many images of every class, as 1,2,5,10,20.", metavar="COUNTS"
+    )
     test_per_class: int = option(50, "At most this many others of every class to test on.", low=1, metavar="N")
     repeats: int = option(10, "Random splits.", low=1, high=1000, metavar="N")
     c: float | None = c_option(" in every repeat")
@@ -133,6 +154,14 @@ class ProbeConfig(Config):
     weights: str = option("default", "Its weights, if images are given.", "-w", metavar="WEIGHTS")
     preprocess: str | None = preprocess_option()
     pool: str = option("none", "Pooling, as for featx extract, if images are given.", metavar="POOL")
+    dense: int | None = option(
+        None, "Dense evaluation, as for featx extract, if images are given.", low=1, high=8192, metavar="PIXELS"
+    )
     device: str = device_option()
     memory: int | None = memory_option()
     seed: int = option(0, "Seed of the splits and folds.", low=0, high=2**31, metavar="N")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.curve is not None and parse_counts(self.curve)[-1] >= self.per_class:
+            raise UsageError(f"--curve {self.curve}: its numbers must be below --per-class {self.per_class}")

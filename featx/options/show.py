@@ -274,3 +274,18 @@ class PairsConfig(Config):
     metric: str = option("cosine,l2", "Distances: cosine, chi-square, l2, separated by commas.", metavar="METRICS")
     seed: int = seed_option("the folds, where the pairs have none")
     format: str = format_option()
+
+
+@dataclass(frozen=True)
+class AugmentConfig(Config):
+    """Options of `featx show augment`."""
+
+    augment: str = option(
+        "flip,crop", "As for featx finetune: flip, crop[:SMALLEST], shift:PIXELS, jitter:STRENGTH, elastic:PIXELS, "
+        "mixup[:ALPHA], cutmix[:ALPHA], with commas.", metavar="WHAT",
+    )  # fmt: skip
+    backbone: str = option("alexnet", "Network whose preprocessing is meant.", "-b", metavar="NET")
+    images: int = option(6, "Images, drawn at random where there are more.", low=1, high=50, metavar="N")
+    draws: int = option(6, "How often each is changed.", low=1, high=30, metavar="N")
+    seed: int = seed_option("the choice of images and of changes")
+    format: str = format_option()

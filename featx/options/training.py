@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from featx.errors import UsageError
 from featx.options.common import (
@@ -47,6 +47,10 @@ class FinetuneConfig(Config):
     widen: str | None = option(
         None, "Multiply the units of layers, as fc6x2,fc7x2; with --from-scratch.", metavar="LAYERxFACTOR"
     )
+    continue_epochs: int | None = option(
+        None, "Go on with the finished run that -b names for so many epochs, in a new folder: its classes, its final "
+        "layer, and its options where none are given.", "--continue", low=1, high=100_000, metavar="EPOCHS",
+    )  # fmt: skip
     epochs: int = option(10, "Passes over the training images.", low=1, high=100_000, metavar="N")
     batch_size: int = option(64, "Images per step, over all processes together.", low=1, high=65_536, metavar="N")
     accumulate: int = option(1, "Parts a process takes its share of a step in, to save memory.", low=1, metavar="N")
@@ -135,6 +139,10 @@ class FinetuneConfig(Config):
         None, "Keep the weights at the end of these epochs too, 0 for the start, as 0,1,2,5; featx show evolution "
         "draws them.", metavar="EPOCHS",
     )  # fmt: skip
+    log: str = option(
+        "none", "tensorboard: the measures of every epoch as event files too, in FOLDER/tensorboard.",
+        choices=("none", "tensorboard"), recorded=False,
+    )  # fmt: skip
     seed: int = option(0, "Seed of everything random.", low=0, high=2**31, metavar="N")
 
     def __post_init__(self) -> None:
@@ -148,5 +156,34 @@ class FinetuneConfig(Config):
         if not self.from_scratch and (self.without or self.widen):
             flag = "--without" if self.without else "--widen"
             raise UsageError(f"{flag} makes another network, which has no weights yet; it needs --from-scratch")
+        if self.continue_epochs is not None and (self.from_scratch or self.weights != "default"):
+            raise UsageError("--continue goes on with the weights of the run that -b names")
         if self.from_scratch and self.weights != "default":
             raise UsageError("--from-scratch starts from random weights; leave out --weights")
+
+
+@dataclass(frozen=True)
+class LrFindConfig(FinetuneConfig):
+    """Options of `featx lr-find`: those of the training it is for, and its own."""
+
+    steps: int = option(200, "Steps of the test.", low=20, high=100_000, metavar="N")
+    lowest: float = option(1e-4, "First factor on the rates.", low=1e-12, high=1e6, metavar="FACTOR")
+    highest: float = option(1e3, "Last factor on the rates.", low=1e-12, high=1e6, metavar="FACTOR")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lowest >= self.highest:
+            raise UsageError(f"--lowest {self.lowest:g} must be below --highest {self.highest:g}")
+        defaults = LR_FIND_IDLE
+        given = [name for name, default in defaults.items() if getattr(self, name) != default]
+        if given:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+            raise UsageError(f"{flags}: no effect in lr-find, which trains for --steps alone and keeps nothing")
+
+
+LR_FIND_IDLE = {
+    spec.name: spec.default
+    for spec in fields(FinetuneConfig)
+    if spec.name
+    in ("epochs", "continue_epochs", "schedule", "warmup", "ema", "patience", "score", "snapshots", "log")
+}

@@ -205,11 +205,12 @@ class ProbeFit(Struct, array_like=True):
     """A line of a probe's journal."""
 
     layer: Text
-    head: Literal["svm", "softmax"]
+    head: Literal["svm", "softmax", "mean", "knn", "ridge"]
     repeat: Annotated[int, Meta(ge=0)]
     accuracy: Annotated[float, Meta(ge=0, le=1)]
     c: Positive
     unproven: Annotated[int, Meta(ge=0)]
+    fewer: Annotated[int, Meta(ge=0)] = 0
 
 
 def parse_json(content: bytes | str, where: str) -> Any:

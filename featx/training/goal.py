@@ -9,13 +9,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from featx.heads.quality.metrics import LabelMetrics, Metrics, ValueMetrics, measure, measure_labels, measure_values
-from featx.heads.selection.scoring import score_of
+from featx.heads.selection.class_weights import class_weights_of
+from featx.heads.selection.scoring import chosen_score, score_of
+from featx.options.training import FinetuneConfig
 from featx.training.data.mixing import mixed_cross_entropy
-
-CLASSES, LABELS, VALUES = "classes", "labels", "values"
 
 
 class Goal(ABC):
@@ -169,3 +169,34 @@ class Numbers(Goal):
             scaled = weight.double() * deviation.view(-1, *[1] * (weight.ndim - 1))
             state[f"{layer}.weight"] = scaled.to(weight.dtype)
             state[f"{layer}.bias"] = (bias.double() * deviation + torch.from_numpy(self.mean)).to(bias.dtype)
+
+    def from_units(self, network: nn.Module, layers: list[str]) -> None:
+        """The reverse, in the network itself, whose final layers give values."""
+        deviation = torch.from_numpy(self.deviation)
+        with torch.no_grad():
+            for layer in layers:
+                weight, bias = (network.get_parameter(f"{layer}.{name}") for name in ("weight", "bias"))
+                weight.copy_(weight.double() / deviation.view(-1, *[1] * (weight.ndim - 1)))
+                bias.copy_((bias.double() - torch.from_numpy(self.mean)) / deviation)
+
+
+def goal_for(
+    kind: str, labels: npt.NDArray[Any], names: list[str], config: FinetuneConfig, device: torch.device
+) -> Goal:
+    """What a training's options ask for.
+
+    Args:
+        kind: see `featx.networks.run_folder.Run`.
+        labels: of the images to train on.
+        names: of the classes or numbers.
+
+    Raises:
+        UsageError: weights of classes that are not these.
+    """
+    if kind == "values":
+        return Numbers(labels)
+    if kind == "labels":
+        return SeveralClasses(config.label_smoothing)
+    given = None if config.class_weights == "none" else config.class_weights
+    weights = class_weights_of(given, labels, names)
+    return OneClass(chosen_score(config.score, weights is not None), weights, config.label_smoothing, device)

@@ -21,8 +21,6 @@ from featx.distributed.process_group import ProcessGroup
 from featx.errors import Interrupted, UsageError
 from featx.figures.training_curves import draw_curves
 from featx.heads.quality.metrics import AnyMetrics
-from featx.heads.selection.class_weights import class_weights_of
-from featx.heads.selection.scoring import chosen_score
 from featx.heads.splits import united
 from featx.images.contents import copies_in, groups_among
 from featx.images.manifest import Manifest
@@ -42,8 +40,9 @@ from featx.runtime.threads import one_thread
 from featx.training.checkpoint import Checkpoint, save_tensors
 from featx.training.data.augment import Augmentation, parse_augmentation
 from featx.training.data.precomputed import CACHE, Precomputed
+from featx.training.epoch_log import open_log
 from featx.training.frozen_prefix import Cut, cut_before_head, cut_before_training
-from featx.training.goal import Goal, Numbers, OneClass, SeveralClasses
+from featx.training.goal import Numbers, goal_for
 from featx.training.learning_rates import Rate, assign_rates, expand_policy, rate_table
 from featx.training.run_record import describe_run, record_images
 from featx.training.start import starting_network
@@ -80,7 +79,8 @@ class FinetuningJob:
         )  # fmt: skip
         self.task.refuse_unsuited(config)
         self.reporter.notes(self.task.notes(copies, config))
-        self.wants_head = config.init_head != "random" and not config.from_scratch and self.task.kind != "values"
+        fresh = not config.from_scratch and config.continue_epochs is None and self.task.kind != "values"
+        self.wants_head = config.init_head != "random" and fresh
         self.start: float | None = None
         self.once = Precomputed(manifest, folder, config, self.task, device, group, self.reporter)
 
@@ -96,14 +96,40 @@ class FinetuningJob:
             self.once.close()
 
     def _train(self) -> FinetuneReport:
+        training = self.prepare()
+        if (self.folder / CHECKPOINT).exists():
+            training.resume(self.folder / CHECKPOINT)
+        # A GPU's steps need one core to be queued, and many for a moment's arithmetic only wait for each other.
+        threads = one_thread() if self.device.type == "cuda" else contextlib.nullcontext()
+        log = open_log(
+            self.config.log if self.group.is_first else "none", self.folder, self.task.classes, training.goal
+        )
+        with strict_precision("fp32"), graceful_stop() as stop, threads, contextlib.closing(log):
+            training.run(
+                save=self._save, keep_best=self._keep_best, keep_snapshot=self._keep_snapshot, log=log.write,
+                stop=stop, reporter=self.reporter,
+            )  # fmt: skip
+            if training.is_finished:
+                return self._finish(training)
+        raise Interrupted(
+            f"stopped by a signal in epoch {training.epoch + 1}; the same command goes on from there",
+            128 + (stop.signal or signal.SIGTERM),
+        )
+
+    def prepare(self) -> Trainer:
+        """Network, rates and data of the training, before its first step; what they are is written down.
+
+        Raises:
+            as `featx.commands.finetune.finetune_network`.
+        """
         config = self.config
         if config.compile:
             refuse_without_compiler(self.device)
-        begin = starting_network(config, len(self.task.classes), self.reporter)
+        begin = starting_network(config, self.task.classes, self.reporter)
         network, preprocess = begin.network, begin.preprocess
         refuse_unsuited(self.manifest, config.backbone, preprocess.crop, takes_flow=takes_flow(config.backbone))
         self.lr = expand_policy(self._policy(), network, len(self.task.train))
-        rates = assign_rates(self.lr, network)
+        self.rates = rates = assign_rates(self.lr, network)
         if not any(rate.rate for rate in rates):
             raise UsageError(f"--lr {config.lr!r} freezes every layer; nothing would be trained")
         facts = self.task.facts(network, rates, config, self.device.type, self.manifest.kind)
@@ -125,43 +151,20 @@ class FinetuningJob:
         self.group.wait()
         if self.wants_head:
             self.start = self.once.start_head(network, nodes[-1])
-        start = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
+        goal = goal_for(self.task.kind, self.task.labels[self.task.train], self.task.classes, config, self.device)
+        if config.continue_epochs is not None and isinstance(goal, Numbers):
+            goal.from_units(network, self._final_layers(network))
+        self.before = {name: tensor.detach().clone() for name, tensor in network.named_parameters()}
         network.to(self.device).to(memory_format=torch.channels_last)
         data = self.once.data(cut, how, preprocess)
         part = network if cut is None else cut.rest
-        training = Trainer(
-            network, part, rates, data, config, self.device, self.group, goal=self._goal(),
-            start_counts=self.start is not None,
+        self.training = Trainer(
+            network, part, rates, data, config, self.device, self.group, goal=goal,
+            start_counts=self.start is not None or config.continue_epochs is not None,
         )  # fmt: skip
-        self.training = training
-        if (self.folder / CHECKPOINT).exists():
-            training.resume(self.folder / CHECKPOINT)
-        # A GPU's steps need one core to be queued, and many for a moment's arithmetic only wait for each other.
-        threads = one_thread() if self.device.type == "cuda" else contextlib.nullcontext()
-        with strict_precision("fp32"), graceful_stop() as stop, threads:
-            training.run(
-                save=self._save, keep_best=self._keep_best, keep_snapshot=self._keep_snapshot, stop=stop,
-                reporter=self.reporter,
-            )  # fmt: skip
-            if training.is_finished:
-                return self._finish(training, rates, start)
-        raise Interrupted(
-            f"stopped by a signal in epoch {training.epoch + 1}; the same command goes on from there",
-            128 + (stop.signal or signal.SIGTERM),
-        )
+        return self.training
 
     # --- what it trains on
-
-    def _goal(self) -> Goal:
-        task, config = self.task, self.config
-        own = task.labels[task.train]
-        if task.kind == "values":
-            return Numbers(own)
-        if task.kind == "labels":
-            return SeveralClasses(config.label_smoothing)
-        given = None if config.class_weights == "none" else config.class_weights
-        weights = class_weights_of(given, own, task.classes)
-        return OneClass(chosen_score(config.score, weights is not None), weights, config.label_smoothing, self.device)
 
     def _policy(self) -> str:
         return SCRATCH_RATE if self.config.from_scratch and self.config.lr == "auto" else self.config.lr
@@ -225,11 +228,14 @@ class FinetuningJob:
         """The tensors of a network that gives numbers as they are, not as they were trained on."""
         goal = self.training.goal
         if isinstance(goal, Numbers):
-            network = self.training.network
-            goal.in_units(state, [final_layer(network), *auxiliary_layers(network).values()])
+            goal.in_units(state, self._final_layers(self.training.network))
         return state
 
-    def _finish(self, training: Trainer, rates: list[Rate], start: dict[str, Tensor]) -> FinetuneReport:
+    @staticmethod
+    def _final_layers(network: nn.Module) -> list[str]:
+        return [final_layer(network), *auxiliary_layers(network).values()]
+
+    def _finish(self, training: Trainer) -> FinetuneReport:
         network = training.network
         metrics: AnyMetrics | None = None
         with training.weights.averaged():
@@ -250,7 +256,7 @@ class FinetuningJob:
             best_epoch=training.best_epoch,
             metrics=metrics,
             start=self.start,
-            layers=_changes(rates, start, state),
+            layers=_changes(self.rates, self.before, state),
             seconds=time.perf_counter() - self.started,
         )
         if self.group.is_first:

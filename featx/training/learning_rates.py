@@ -224,3 +224,20 @@ def rate_table(rates: Sequence[Rate], decay: float) -> list[list[str]]:
         ]
         for (layer, rate, epoch, own), values in rows.items()
     ]
+
+
+def scaled(specification: str, factor: float) -> str:
+    """A specification with all its rates multiplied; what doubles earlier ones stays.
+
+    >>> scaled("conv1=0, fc7=1e-3@2, fc8=0.01/wd0, *.bias=x2", 10)
+    'conv1=0, fc7=0.01@2, fc8=0.1/wd0, *.bias=x2'
+    """
+    found = []
+    for entry in specification.split(","):
+        where, _, value = entry.strip().rpartition("=")
+        parsed = _VALUE.fullmatch(value)
+        if parsed is None or parsed["rate"] is None or parsed["rate"].startswith("x"):
+            found.append(entry.strip())
+            continue
+        found.append(f"{where}={float(parsed['rate']) * factor:.3g}{value[len(parsed['rate']) :]}")
+    return ", ".join(found)

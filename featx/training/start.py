@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from featx.errors import UsageError
 from featx.images.preprocess import Preprocess
 from featx.networks.architectures.architecture import WeightsSource
 from featx.networks.backbone import Backbone
@@ -25,6 +26,7 @@ from featx.networks.run_folder import is_run, read_run
 from featx.networks.weights import assumed_preprocessing, preprocessing_for, published_name, weights_of
 from featx.options.training import FinetuneConfig
 from featx.runtime.progress import Reporter
+from featx.runtime.text import printable
 
 
 @dataclass(frozen=True)
@@ -41,12 +43,15 @@ class Start:
     weights: dict[str, Any]
 
 
-def starting_network(config: FinetuneConfig, classes: int, reporter: Reporter) -> Start:
-    """The network of a training's options, with its weights and a final layer for K classes.
+def starting_network(config: FinetuneConfig, names: list[str], reporter: Reporter) -> Start:
+    """The network of a training's options, with its weights and a final layer for K classes of these names.
 
     Raises:
         UsageError, WeightsMismatch, WeightsUnavailable: as `featx extract`.
     """
+    classes = len(names)
+    if config.continue_epochs is not None:
+        _refuse_other_classes(config.backbone, names)
     trust_code(config.backbone)
     source = None if config.from_scratch else weights_of(config.backbone, config.weights)
     named = None if config.preprocess is None else published_name(config.backbone, config.preprocess)
@@ -84,6 +89,9 @@ def _loaded(config: FinetuneConfig, source: WeightsSource, classes: int, reporte
     """The network with a new final layer, and the SHA-256 of the weights it had."""
     loaded = load_network(config.backbone, source, reporter.download)
     network = loaded.network
+    if config.continue_epochs is not None:
+        loaded.gaps.refuse(str(source.file), list(network.state_dict()))
+        return network, loaded.sha256
     replaced = tuple(f"{name}." for name in (final_layer(network), *auxiliary_layers(network)))
     loaded.gaps.refuse(str(source.file), [n for n in network.state_dict() if not n.startswith(replaced)])
     with torch.random.fork_rng(devices=[]):
@@ -91,3 +99,16 @@ def _loaded(config: FinetuneConfig, source: WeightsSource, classes: int, reporte
         replace_final_layer(network, classes)
     fill_auxiliary_heads(network, loaded.gaps.missing, config.backbone, config.seed)
     return network, loaded.sha256
+
+
+def _refuse_other_classes(backbone: str, names: list[str]) -> None:
+    """Raise UsageError unless a run has learnt these classes."""
+    known = read_run(backbone).classes
+    if known == names:
+        return
+    other = [name for name in (*names, *known) if (name in names) != (name in known)]
+    shown = f": {printable(other[0])!r}" if other else " in another order"
+    raise UsageError(
+        f"--continue goes on with the {len(known)} classes of {backbone}, and the images to train on have "
+        f"others{shown}. Fine-tune it to them without --continue"
+    )

@@ -119,6 +119,7 @@ class Trainer:
         self.epoch, self.step = 0, 0
         self._snapshots = () if config.snapshots is None else parse_epochs(config.snapshots)
         self.history: list[dict[str, Any]] = []
+        self._validated: tuple[Tensor, Tensor] | None = None  # outputs and targets of the last validation
         self._sums = torch.zeros(_SUMS, dtype=torch.float64, device=device)
         if group.world_size > 1:
             share_batch_norm(network)
@@ -142,6 +143,7 @@ class Trainer:
         save: Callable[[Checkpoint], None],
         keep_best: Callable[[dict[str, Tensor]], None],
         keep_snapshot: Callable[[int, dict[str, Tensor]], None],
+        log: Callable[[dict[str, Any], Any], None] = lambda entry, measured: None,
         stop: threading.Event,
         reporter: Reporter,
     ) -> None:
@@ -151,6 +153,7 @@ class Trainer:
             save: stores a checkpoint.
             keep_best: stores what has changed of the network when the validation is better than before.
             keep_snapshot: stores the whole network at the end of an epoch of --snapshots, or before the first.
+            log: is told of every epoch, and what measures its validation.
 
         Raises:
             Diverged: the loss is NaN or infinite.
@@ -182,6 +185,7 @@ class Trainer:
                         return
             self._finish_epoch(keep_best, keep_snapshot)
             reporter.note(_epoch_line(self.history[-1], self.config.epochs))
+            log(self.history[-1], self._validated)
             apart = min(_APART_S, 60 * self.config.checkpoint_minutes)
             asked, late = self.group.any(stop.is_set(), time.monotonic() - saved >= apart)
             if asked or late or self.is_finished:
@@ -201,11 +205,15 @@ class Trainer:
         best = self.history[-1] if self.data.val is None else max(self.history, key=self._quality)
         return int(best["epoch"])
 
+    def rate_factor(self) -> float:
+        """What all rates are multiplied with in this step."""
+        progress = self.epoch + (self.step + 0.5) / self.steps_per_epoch
+        return rate_factor(self.config.schedule, progress, self.config.epochs, self.config.warmup)
+
     def _take_step(self) -> None:
         step, following = self._planned(self.epoch, self.step), self._next()
         torch.manual_seed(_mix(self.config.seed, self.epoch, self.step, 1 + self.group.rank))
-        progress = self.epoch + (self.step + 0.5) / self.steps_per_epoch
-        factor = rate_factor(self.config.schedule, progress, self.config.epochs, self.config.warmup)
+        factor = self.rate_factor()
         for group, rate in zip(self.optimiser.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * factor
         self.optimiser.zero_grad(set_to_none=True)
@@ -224,6 +232,16 @@ class Trainer:
         self.optimiser.step()
         self.weights.step(self.epoch * self.steps_per_epoch + self.step)
         self.step += 1
+
+    def try_step(self, factor: float) -> float:
+        """Take a step with all rates multiplied by a factor, without an epoch's end; the loss before it."""
+        before = self._sums.clone()
+        self.rate_factor = lambda: factor  # type: ignore[method-assign]  # of this step, in place of the schedule's
+        self._take_step()
+        if self.step == self.steps_per_epoch:
+            self.epoch, self.step = self.epoch + 1, 0
+        loss, _, images = self.group.sum(self._sums - before).tolist()
+        return float(loss / images)
 
     def _parts(self, images: int) -> list[slice]:
         """What this process takes of each part of a step; a part is the same images whoever takes them."""
@@ -370,7 +388,8 @@ class Trainer:
 
     def validate(self) -> dict[str, float]:
         """Loss, accuracy and what the best epoch is chosen by on the validation images, all processes together."""
-        return self.goal.validation(*self.predict_all())
+        self._validated = self.predict_all()
+        return self.goal.validation(*self._validated)
 
     def predict_all(self) -> tuple[Tensor, Tensor]:
         """Outputs and targets of all validation images, on the CPU, in every process."""

@@ -161,3 +161,119 @@ def test_damaged_rows_are_refused_to_train_on_and_to_test_on(tmp_path):
         path = write_features(tmp_path / f"{row}.h5", damaged, labels, ("a", "b", "c"))
         with pytest.raises(FileFormatError, match=words):
             probe_layers(path, config=ProbeConfig(per_class=5, repeats=1, c=1.0, heads="svm"))
+
+
+# --- baselines, learning curves, several probes in one picture
+
+
+def test_baselines_are_scikit_learns(tmp_path):
+    from sklearn.linear_model import RidgeClassifierCV
+    from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
+
+    values, labels = clusters(per_class=30, spread=3.5, seed=1)
+    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"))
+    config = ProbeConfig(heads="mean,knn,ridge", per_class=10, test_per_class=15, repeats=2, seed=7)
+    report = probe_layers(path, tmp_path / "probe", config)
+    assert [row.head for row in report.rows] == ["mean", "knn", "ridge"]
+    for repeat in range(2):
+        train, test = split_per_class(labels.astype(np.int32), 10, 7 + repeat, list("abc"), most=15)
+        known, asked = normalize(values[train].astype(float)), normalize(values[test].astype(float))
+        nearest = KNeighborsClassifier(5).fit(known, labels[train])
+        neighbours = labels[train][nearest.kneighbors(asked, return_distance=False)]
+        counts = np.array([np.bincount(row, minlength=3) for row in neighbours])
+        voted = [row[np.argmax(count[row] == count.max())] for row, count in zip(neighbours, counts, strict=True)]
+        spread = np.square(known - known.mean(0)).sum(1).mean()
+        expected = {
+            "mean": NearestCentroid().fit(known, labels[train]).predict(asked),
+            "knn": np.array(voted),
+            "ridge": RidgeClassifierCV(spread * np.logspace(-4, 4, 9)).fit(known, labels[train]).predict(asked),
+        }
+        for row in report.rows:
+            right = balanced_accuracy_score(labels[test], expected[row.head])
+            assert row.accuracies[repeat] == pytest.approx(right, abs=1e-9), row.head
+    assert len({row.accuracy for row in report.rows}) == 3
+    assert "nearest class mean" in str(report)
+
+
+def test_learning_curves_train_on_parts_of_the_same_images(tmp_path, monkeypatch):
+    values, labels = clusters(per_class=30, spread=3.0, seed=1)
+    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"))
+    config = ProbeConfig(heads="svm,mean", per_class=12, test_per_class=15, repeats=3, c=0.5, curve="6,2")
+    real, seen = probe._one, []
+
+    def watched(head, features, layer, values, labels, train, test, classes, config):
+        seen.append((head, tuple(train), tuple(test)))
+        return real(head, features, layer, values, labels, train, test, classes, config)
+
+    monkeypatch.setattr(probe, "_one", watched)
+    report = probe_layers(path, tmp_path / "probe", config)
+    assert [(one.head, one.per_class) for one in report.curve] == [("svm", 2), ("svm", 6), ("mean", 2), ("mean", 6)]
+    svm = [(set(train), test) for head, train, test in seen if head == "svm"]
+    assert [len(train) for train, _ in svm] == [36] * 3 + [6] * 3 + [18] * 3
+    for repeat in range(3):
+        (whole, test), (two, two_test), (six, six_test) = svm[repeat::3]
+        assert two < six < whole
+        assert test == two_test == six_test
+        assert np.bincount(labels[list(two)]).tolist() == [2, 2, 2]
+    plain = probe_layers(path, None, dataclasses.replace(config, curve=None))
+    assert [row.accuracies for row in plain.rows] == [row.accuracies for row in report.rows]
+    names = {file.name for file in (tmp_path / "probe").iterdir()}
+    assert names == {"probe.json", "probe.csv", "probe.png", "curve.csv", "curve.png"}
+    with (tmp_path / "probe" / "curve.csv").open() as file:
+        assert [float(row["accuracy"]) for row in csv.DictReader(file)] == pytest.approx(
+            [one.accuracy for one in report.curve], abs=1e-6
+        )
+    count = len(seen)
+    assert probe_layers(path, tmp_path / "probe", config).curve == report.curve
+    assert len(seen) == count, "all was there"
+    with pytest.raises(UsageError, match="its numbers must be below --per-class 12"):
+        dataclasses.replace(config, curve="5,12")
+
+
+def test_a_killed_learning_curve_goes_on(tmp_path, monkeypatch):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=12, spread=3.0), ("a", "b", "c"))
+    config = ProbeConfig(heads="svm", per_class=6, repeats=2, c=1.0, curve="3")
+    whole = probe_layers(path, tmp_path / "whole", config)
+    real, calls = probe._one, []
+
+    def dies(*arguments):
+        calls.append(1)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(probe, "_one", dies)
+    with pytest.raises(KeyboardInterrupt):
+        probe_layers(path, tmp_path / "killed", config)
+    assert probe_layers(path, tmp_path / "killed", config).curve == whole.curve
+    assert len(calls) == 5, "three of four fits were kept"
+
+
+def test_several_probes_come_into_one_picture_with_published_numbers(tmp_path):
+    from featx.commands.compare.plot import plot_probes
+    from featx.options.analysis import PlotConfig
+
+    for name, seed in (("one", 1), ("other", 2)):
+        path = write_features(tmp_path / f"{name}.h5", *clusters(per_class=12, seed=seed), ("a", "b", "c"))
+        probe_layers(path, tmp_path / name, ProbeConfig(per_class=6, repeats=2, c=1.0))
+    folders = [tmp_path / "one", tmp_path / "other"]
+    report = plot_probes(folders, tmp_path / "p.svg", PlotConfig(heads="svm", reference="zeiler2014"))
+    text = (tmp_path / "p.svg").read_text()
+    assert report.lines_drawn == [
+        "one, linear SVM",
+        "other, linear SVM",
+        "Zeiler & Fergus 2014, Caltech-101, linear SVM",
+    ]
+    for name in ("one, linear SVM", "Zeiler &amp; Fergus 2014", "conv5", "fc7"):
+        assert name in text
+    assert plot_probes(folders, tmp_path / "p.svg", PlotConfig(heads="svm", reference="zeiler2014")) == report
+    with pytest.raises(UsageError, match="is there and is another file"):
+        plot_probes(folders, tmp_path / "p.svg", PlotConfig(heads="softmax"))
+    plot_probes(folders, tmp_path / "p.pdf")
+    assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF")
+    with pytest.raises(FileFormatError, match="holds no finished probe"):
+        plot_probes([tmp_path], tmp_path / "q.png")
+    with pytest.raises(UsageError, match="none of these probes has --heads ridge"):
+        plot_probes(folders, tmp_path / "q.png", PlotConfig(heads="ridge"))
+    with pytest.raises(UsageError, match="a picture is drawn"):
+        plot_probes(folders, tmp_path / "q.txt")
