@@ -23,7 +23,8 @@ from sklearn.svm import LinearSVC
 from threadpoolctl import threadpool_limits
 
 from featx.heads.normalize import Normalizer
-from featx.heads.selection.search import fit_heads, folds_of, grid_for
+from featx.heads.selection.folds import folds_of
+from featx.heads.selection.search import fit_heads, grid_for
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.solver import Solver, solve
 from featx.heads.solver.targets import Targets

@@ -9,7 +9,7 @@ from featx.heads.labels import labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import LabelMetrics, Metrics
 from featx.heads.splits import Rows, copies_of, joined, split_by_name, split_by_share, split_per_class, united
-from featx.images.contents import clips_among, groups_among
+from featx.images.contents import clips_among, groups_among, named_groups
 from featx.options.heads import FitConfig
 from featx.store.reader import Features, flat_rows
 
@@ -21,12 +21,16 @@ def kept_together(
 ) -> Rows:
     """(n,) which rows must not be on two sides of a split, of the same bytes, clip or group: the first of them.
 
+    Groups are those of the list's own column, and of:
+
     Args:
         by: the pattern of `--group-by`.
         near: the cosine of `--near-duplicates`, of the features of `layer`.
     """
     paths = [features.raw_paths[row] for row in rows.tolist()]
     alike = united(copies_of(features.sha256[rows]), clips_among(paths))
+    if features.groups:
+        alike = united(alike, named_groups([features.groups[row] for row in rows.tolist()]))
     if by is not None:
         alike = united(alike, groups_among(paths, by))
     if near is None:

@@ -168,6 +168,7 @@ def _whole_plan(parts: Sequence[Features]) -> FilePlan:
         layers=list(first.layers.values()),
         provenance=whole,
         projections=first.projections,
+        groups=[name for part in parts for name in part.groups],
     )
 
 

@@ -162,15 +162,17 @@ def verify_file(
 
 
 def _manifest_check(features: Features) -> SelfCheck:
-    """The names, labels and splits against the digest in the provenance."""
+    """The names, labels, splits and groups against the digest in the provenance."""
     source = features.provenance["source"]
     place = Path(source["path"])
     manifest = Manifest(
         source["kind"], place, place, tuple(features.raw_paths), tuple(features.labels.tolist()),
-        tuple(features.classes), tuple(features.split_of.tolist()), tuple(features.splits),
+        tuple(features.classes), tuple(features.split_of.tolist()), tuple(features.splits), tuple(features.groups),
     )  # fmt: skip
     same = manifest.digest == features.provenance["images"]
-    return SelfCheck("images", "" if same else "paths, labels or splits are not those the provenance has the hash of")
+    return SelfCheck(
+        "images", "" if same else "paths, labels, splits or groups do not have the hash that the provenance says"
+    )
 
 
 def _source_checks(features: Features, config: VerifyConfig, reporter: Reporter) -> list[SelfCheck]:

@@ -131,6 +131,7 @@ class ExtractionPlan:
             self.recipe.layer_specs(),
             _portable(provenance),
             self.recipe.reduction.arrays() if self.recipe.reduction else {},
+            manifest.groups,
         )
 
     def _part_of(self, manifest: Manifest) -> Manifest:

@@ -107,6 +107,12 @@ def groups_among(paths: Sequence[bytes], by: str) -> npt.NDArray[np.intp]:
     return np.array([first.setdefault(name, row) for row, name in enumerate(names)], np.intp)
 
 
+def named_groups(names: Sequence[str]) -> npt.NDArray[np.intp]:
+    """(N,) which rows are of the same group, by its name: the first of them; without a name each is alone."""
+    first: dict[str, int] = {}
+    return np.array([first.setdefault(name, row) if name else row for row, name in enumerate(names)], np.intp)
+
+
 def group_names(paths: Sequence[bytes], by: str) -> list[bytes]:
     """What a pattern finds in each path: its first group, or all of it.
 

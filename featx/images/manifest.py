@@ -37,6 +37,7 @@ class Manifest:
         classes: K names, see `in_order`.
         split_of: N indices into `splits`, -1 for none.
         splits: names such as "train" and "test", sorted.
+        groups: N names of what an image belongs to, as a patient or a video, empty for none; () if no image has one.
         skipped: reason -> how many things of the source are not images of the manifest.
         examples: reason -> one of them.
     """
@@ -49,6 +50,7 @@ class Manifest:
     classes: tuple[str, ...]
     split_of: tuple[int, ...]
     splits: tuple[str, ...]
+    groups: tuple[str, ...] = ()
     skipped: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
 
@@ -57,10 +59,12 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over paths, labels, classes and splits, hexadecimal."""
+        """SHA-256 over paths, labels, classes, splits and groups, hexadecimal."""
         digest = hashlib.sha256()
         for path, label, split in zip(self.paths, self.labels, self.split_of, strict=True):
             digest.update(b"%d:%s%d,%d;" % (len(path), path, label, split))
+        if self.groups:
+            digest.update("\0".join((*self.groups, "groups")).encode(errors="surrogateescape"))
         digest.update("\0".join((*self.classes, "", *self.splits)).encode(errors="surrogateescape"))
         return digest.hexdigest()
 
@@ -71,6 +75,7 @@ class Manifest:
             paths=tuple(self.paths[row] for row in rows),
             labels=tuple(self.labels[row] for row in rows),
             split_of=tuple(self.split_of[row] for row in rows),
+            groups=tuple(self.groups[row] for row in rows) if self.groups else (),
         )
 
     def full_path(self, row: int) -> Path:
@@ -124,6 +129,7 @@ def make_manifest(
     labels: list[str | None],
     splits: list[str | None],
     skipped: Skipped,
+    groups: list[str | None] | None = None,
 ) -> Manifest:
     if not paths:
         reasons = ", ".join(f"{count} {reason}" for reason, count in skipped.counts.items())
@@ -142,6 +148,7 @@ def make_manifest(
         classes=classes,
         split_of=tuple(NO_LABEL if split is None else split_index[split] for split in splits),
         splits=names,
+        groups=tuple(name or "" for name in groups) if groups is not None and any(groups) else (),
         skipped=dict(skipped.counts),
         examples=skipped.examples,
     )

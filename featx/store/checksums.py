@@ -18,6 +18,7 @@ import xxhash
 Checksums = npt.NDArray[np.uint64]
 # What is known of an image, in the order in which its bytes are summed.
 IMAGE_FIELDS = ("images/status", "images/orientation", "images/decoder", "images/sha256", "images/reason")
+GROUP = "images/group"  # only in files whose images belong to groups
 STATIC_FIELDS = ("images/path", "images/label", "images/split", "classes", "splits")
 
 
@@ -48,12 +49,12 @@ def static_checksum(
     """Of all that is known before the first image is read.
 
     Args:
-        fields: the arrays of STATIC_FIELDS.
+        fields: the arrays of STATIC_FIELDS, and of GROUP if there is one.
         provenance: without the state of the image files, which a resume may renew.
         attributes: of the layers, as plain values.
     """
     summed = xxhash.xxh3_64()
-    for name in STATIC_FIELDS:
+    for name in (*STATIC_FIELDS, *([GROUP] if GROUP in fields else [])):
         array = np.ascontiguousarray(fields[name])
         summed.update(f"{name} {array.dtype.str} {array.shape}\n".encode())
         summed.update(array.tobytes())

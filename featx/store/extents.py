@@ -10,6 +10,7 @@ import numpy as np
 
 from featx.errors import FileFormatError
 from featx.runtime.stored import MAX_JSON_BYTES, Provenance, convert, parse_json
+from featx.store.checksums import GROUP
 from featx.store.schema import FORMAT, READABLE
 
 
@@ -79,6 +80,8 @@ def read_extents(file: h5py.File, name: str) -> dict[str, Extent]:
         found = extents[key]
         if found.dtype.kind != kind or len(found.shape) != dimensions:
             raise FileFormatError(f"{name} is damaged: /{key} is {found.dtype} of shape {found.shape}")
+    if GROUP in extents and extents[GROUP].dtype.kind != "S":
+        raise FileFormatError(f"{name} is damaged: /{GROUP} is {extents[GROUP].dtype}")
     count = extents["images/path"].shape[0]
     for key, extent in extents.items():
         per_image = key.startswith(("images/", "features/", "checksums/")) and key != "checksums/static"

@@ -141,6 +141,12 @@ class JoinedFeatures(Features):
     def split_of(self) -> npt.NDArray[np.int32]:
         return np.concatenate([_among(self.splits, file.splits, file.split_of) for file in self.files])
 
+    @cached_property
+    def groups(self) -> list[str]:
+        if not any(file.groups for file in self.files):
+            return []
+        return [name for file in self.files for name in (file.groups or [""] * len(file))]
+
     def _map(self, name: str) -> npt.NDArray[Any]:
         if name.startswith("reduction/"):  # the same in all
             return self.files[0]._map(name)

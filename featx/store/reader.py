@@ -19,6 +19,7 @@ from featx.errors import FileFormatError, LabelError, UnknownLayer
 from featx.runtime.files import is_hdf5, refuse_special_file
 from featx.runtime.text import printable
 from featx.status import Decoder, Status
+from featx.store.checksums import GROUP
 from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance, schema_of
 from featx.store.schema import LayerSpec, partial_path
 
@@ -175,6 +176,11 @@ class Features(Mapping[str, npt.NDArray[Any]]):
     def split_of(self) -> npt.NDArray[np.int32]:
         """(N,) index into `splits`, -1 for none."""
         return np.array(self._map("images/split"))
+
+    @cached_property
+    def groups(self) -> list[str]:
+        """N names of what images belong to, as a patient, empty for none; [] if no image has one."""
+        return _texts(self._map(GROUP)) if GROUP in self.datasets else []
 
     @cached_property
     def status(self) -> npt.NDArray[np.uint8]:

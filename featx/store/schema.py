@@ -4,6 +4,7 @@
     /images/path         (N,) fixed-length bytes, as the file system has them, padded with zeros
     /images/label        (N,) int32, index into /classes, -1 = none
     /images/split        (N,) int32, index into /splits, -1 = none
+    /images/group        (N,) UTF-8, what must not be divided, as a patient; only where the list has such a column
     /images/status       (N,) uint8, 0 pending, 1 done, 2.. a kind of failure: the row is NaN
     /images/reason       (N,) fixed-length UTF-8: why an image failed, empty if it did not
     /images/sha256       (N, 32) uint8, of the image file's bytes
@@ -38,7 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.errors import FileFormatError
-from featx.store.checksums import static_checksum
+from featx.store.checksums import GROUP, static_checksum
 
 FORMAT = "featx"
 SCHEMA = 2
@@ -75,7 +76,7 @@ class FilePlan:
     """Everything about a features file that is known before the first image is read.
 
     Attributes:
-        paths, labels, split_of: N each.
+        paths, labels, split_of, groups: N each; groups may be empty.
         provenance: plain values; must not depend on when, where or in how many pieces the job runs.
         projections: what reduced layers were projected with, by name; the provenance has their SHA-256.
     """
@@ -88,6 +89,7 @@ class FilePlan:
     layers: Sequence[LayerSpec]
     provenance: Mapping[str, Any]
     projections: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    groups: Sequence[str] = ()
 
     @property
     def provenance_json(self) -> str:
@@ -119,6 +121,7 @@ class FilePlan:
             "splits": _utf8(self.splits),
             "provenance": np.array(self.provenance_json.encode()),
             **self.projections,
+            **({GROUP: _utf8(self.groups)} if self.groups else {}),
         }
         attributes = {layer.name: attributes_of(layer) for layer in self.layers}
         return arrays | {"checksums/static": np.array([static_checksum(arrays, self.provenance, attributes)], "<u8")}
@@ -159,7 +162,7 @@ def _utf8(texts: Sequence[str]) -> npt.NDArray[Any]:
     return np.array(encoded, f"S{max(map(len, encoded), default=1) or 1}")
 
 
-_UTF8_NAMES = {"classes", "splits", "provenance", "images/reason"}
+_UTF8_NAMES = {"classes", "splits", "provenance", "images/reason", GROUP}
 
 
 def write_skeleton(path: Path, plan: FilePlan) -> None:

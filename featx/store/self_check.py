@@ -14,7 +14,14 @@ import numpy.typing as npt
 from featx.errors import FileFormatError
 from featx.runtime.text import printable
 from featx.status import Status
-from featx.store.checksums import IMAGE_FIELDS, STATIC_FIELDS, checksums_of_images, checksums_of_rows, static_checksum
+from featx.store.checksums import (
+    GROUP,
+    IMAGE_FIELDS,
+    STATIC_FIELDS,
+    checksums_of_images,
+    checksums_of_rows,
+    static_checksum,
+)
 from featx.store.extents import READ_ERRORS
 from featx.store.reader import Features, flat_rows
 from featx.store.schema import attributes_of, essence
@@ -92,7 +99,8 @@ def _attributes(features: Features) -> SelfCheck:
 
 
 def _static(features: Features) -> SelfCheck:
-    fields = {name: features.array(name) for name in STATIC_FIELDS}
+    names = [*STATIC_FIELDS, *([GROUP] if GROUP in features.datasets else [])]
+    fields = {name: features.array(name) for name in names}
     attributes = {name: attributes_of(spec) for name, spec in features.layers.items()}
     now = static_checksum(fields, features.provenance, attributes)
     same = now == int(features.array("checksums/static")[0])

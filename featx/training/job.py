@@ -21,8 +21,6 @@ from featx.distributed.process_group import ProcessGroup
 from featx.errors import Interrupted, UsageError
 from featx.figures.training_curves import draw_curves
 from featx.heads.quality.metrics import AnyMetrics
-from featx.heads.splits import united
-from featx.images.contents import copies_in, groups_among
 from featx.images.manifest import Manifest
 from featx.images.sources.video.clips import refuse_unsuited
 from featx.networks.build import auxiliary_layers, final_layer
@@ -46,7 +44,7 @@ from featx.training.goal import Numbers, goal_for
 from featx.training.learning_rates import Rate, assign_rates, expand_policy, rate_table
 from featx.training.run_record import describe_run, record_images
 from featx.training.start import starting_network
-from featx.training.task import plan_task
+from featx.training.task import plan_task, undivided
 from featx.training.trainer import Trainer
 
 METRICS, CURVES = "metrics.jsonl", "curves.png"
@@ -70,9 +68,7 @@ class FinetuningJob:
         self.manifest, self.folder, self.config = manifest, folder, config
         self.device, self.group = device, group
         self.reporter = reporter if group.is_first else SILENT
-        copies = group.from_first(lambda: copies_in(manifest, reporter=self.reporter))
-        if config.group_by is not None:
-            copies = united(copies, groups_among(manifest.paths, config.group_by))
+        copies = group.from_first(lambda: undivided(manifest, config.group_by, reporter=self.reporter))
         self.task = plan_task(
             manifest, val=config.val, split_column=config.split_column, seed=config.seed, copies=copies,
             values=config.task == "values",

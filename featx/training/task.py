@@ -12,10 +12,12 @@ from torch import nn
 
 from featx.errors import LabelError, UsageError
 from featx.heads.labels import classes_of, is_multilabel, labels_among, values_among
-from featx.heads.splits import Rows, split_by_name, split_by_share
+from featx.heads.splits import Rows, split_by_name, split_by_share, united
+from featx.images.contents import copies_in, groups_among, named_groups
 from featx.images.manifest import Manifest
 from featx.options.training import FinetuneConfig
 from featx.options.without_effect.rule import Facts
+from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.text import plural
 from featx.training.layer_groups import layer_groups
 from featx.training.learning_rates import Rate
@@ -187,3 +189,15 @@ def _several(manifest: Manifest, labels: npt.NDArray[np.int32], train: Rows, hel
     if len(classes) < 2:
         raise LabelError(f"{manifest.source}: two classes or more are needed; to train on: {classes[0]!r}")
     return Task(labels_among(classes, names, labels, multilabel=True), classes, train, held_out)
+
+
+def undivided(manifest: Manifest, by: str | None, *, reporter: Reporter = SILENT) -> Rows:
+    """(N,) which images must not be on two sides of a split: of the same bytes or group; the first of them.
+
+    Args:
+        by: the pattern of `--group-by`.
+    """
+    found = copies_in(manifest, reporter=reporter)
+    if manifest.groups:
+        found = united(found, named_groups(manifest.groups))
+    return found if by is None else united(found, groups_among(manifest.paths, by))

@@ -16,8 +16,6 @@ from featx.extraction.model import load_model
 from featx.extraction.scoring import score_images
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.measures import measured, quality
-from featx.heads.splits import united
-from featx.images.contents import copies_in, groups_among
 from featx.images.sources.scan import scan
 from featx.networks.run_folder import read_run
 from featx.options.extraction import PredictConfig, VerifyConfig
@@ -27,7 +25,7 @@ from featx.runtime.progress import Reporter
 from featx.runtime.report import Report
 from featx.store.open import open_features
 from featx.store.self_check import SelfCheck
-from featx.training.task import plan_task
+from featx.training.task import plan_task, undivided
 
 _ROUNDING = 1e-12
 
@@ -102,9 +100,7 @@ def verify_run(folder: Path, config: VerifyConfig, reporter: Reporter) -> ModelR
     if manifest.digest != run.plan.get("images"):
         checks.append(SelfCheck("metrics", f"{config.source} does not hold the images it was trained on"))
         return _finished(ModelReport(folder, checks))
-    copies = copies_in(manifest, reporter=reporter)
-    if asked.group_by is not None:
-        copies = united(copies, groups_among(manifest.paths, asked.group_by))
+    copies = undivided(manifest, asked.group_by, reporter=reporter)
     task = plan_task(
         manifest, val=asked.val, split_column=asked.split_column, seed=asked.seed, copies=copies,
         values=asked.task == "values",

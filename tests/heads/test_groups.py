@@ -112,3 +112,65 @@ def featx_command(request):
 def test_config_refuses_two_ways_to_split():
     with pytest.raises(UsageError, match="--group-by is for a share"):
         featx.FinetuneConfig(split_column=True, group_by=BY)
+
+
+@pytest.fixture(scope="module")
+def listed(photos, tmp_path_factory):
+    """The photos as a CSV whose column says the patient; two photos have none."""
+    path = tmp_path_factory.mktemp("listed") / "list.csv"
+    lines = ["path,label,group"]
+    for photo in sorted(photos.rglob("*.jpg")):
+        name = "" if photo.name.startswith("patient-00") else re.search(BY, photo.name)[1]
+        lines.append(f"{photo},{photo.parent.name},{name}")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_a_column_of_groups_is_kept_and_respected(listed, features, tmp_path):
+    config = featx.ExtractConfig(backbone="alexnet-mini", layers="fc7", device="cpu")
+    featx.extract_features(listed, tmp_path / "f.h5", config)
+    found = featx.open_features(tmp_path / "f.h5")
+    patients = patients_of(found.paths)
+    assert found.groups == ["" if name == "patient-00" else name for name in patients]
+    assert featx.verify_file(tmp_path / "f.h5").passed
+    rows = np.arange(len(found))
+    assert kept_together(found, rows).tolist() == kept_together(features, np.arange(len(features)), BY).tolist()
+    featx.fit_svm(tmp_path / "f.h5", tmp_path / "h.safetensors", featx.FitConfig(c=1.0, test=0.3))
+    assert featx.verify_file(tmp_path / "h.safetensors", featx.VerifyConfig(source=str(tmp_path / "f.h5"))).passed
+    # Shards, joined files, lists that are made of it: the column comes along.
+    for shard in ("0/2", "1/2"):
+        part = featx.ExtractConfig(backbone="alexnet-mini", layers="fc7", device="cpu", shard=shard, batch_size=8)
+        featx.extract_features(listed, tmp_path / "p.h5", part)
+    featx.merge_shards(sorted(tmp_path.glob("p.*.h5")), tmp_path / "merged.h5")
+    assert featx.open_features(tmp_path / "merged.h5").groups == found.groups
+    featx.concat_features([tmp_path / "f.h5", tmp_path / "f.h5"], tmp_path / "both.h5")
+    assert featx.open_features(tmp_path / "both.h5").groups == found.groups * 2
+    assert featx.open_features(tmp_path / "f.h5", features.path).groups == found.groups + [""] * len(features)
+    (tmp_path / "ticked.csv").write_text(f"remove,row,path\nx,0,{found.paths[0]}\n")
+    featx.clean_list(tmp_path / "f.h5", tmp_path / "ticked.csv", tmp_path / "clean.csv")
+    assert list(scan(tmp_path / "clean.csv").groups) == found.groups[1:]
+
+
+def test_a_changed_group_is_found(listed, tmp_path):
+    import h5py
+
+    from featx.errors import VerificationFailed
+
+    featx.extract_features(
+        listed, tmp_path / "f.h5", featx.ExtractConfig(backbone="alexnet-mini", layers="fc7", device="cpu")
+    )
+    with h5py.File(tmp_path / "f.h5", "r+") as file:
+        file["images/group"][5] = b"patient-99"
+    with pytest.raises(VerificationFailed, match="they do not match their checksum"):
+        featx.verify_file(tmp_path / "f.h5")
+
+
+def test_a_training_respects_the_column(listed, photos):
+    from featx.training.task import undivided
+
+    manifest, folder = scan(listed), scan(photos)
+    assert undivided(manifest, None).tolist() == undivided(folder, BY).tolist()
+    task = plan_task(manifest, val=0.3, split_column=False, seed=0, copies=undivided(manifest, None))
+    patients = patients_of([path.decode() for path in manifest.paths])
+    assert not set(patients[task.train]) & set(patients[task.val])
+    assert manifest.digest != scan(photos).digest

@@ -36,7 +36,7 @@ class CleanReport(Report):
 def clean_list(
     features: str | os.PathLike[str], suspects: str | os.PathLike[str], output: str | os.PathLike[str]
 ) -> CleanReport:
-    """Write path,label[,split] of the images of a features file, without those ticked in a table of suspects.
+    """Write path,label[,split][,group] of the images of a features file, without those ticked in a table of suspects.
 
     An image is left out if one of its rows has x, 1, yes, true or remove in the column `remove`. The list is a source
     for every command that takes images; its paths are relative to its folder, or absolute.
@@ -54,7 +54,8 @@ def clean_list(
     ticked = _ticked(path, opened)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", *(["split"] if opened.splits else [])])
+    extra = [*(["split"] if opened.splits else []), *(["group"] if opened.groups else [])]
+    writer.writerow(["path", "label", *extra])
     folder = target.absolute().parent
     place, kind = Path(opened.provenance["source"]["path"]), opened.source_kind
     for row in range(len(opened)):
@@ -63,6 +64,7 @@ def clean_list(
         name = listed_path(folder, kind, place, opened.raw_paths[row], str(opened.path))
         label, split = int(opened.labels[row]), int(opened.split_of[row])
         own = [opened.splits[split] if split >= 0 else ""] if opened.splits else []
+        own += [opened.groups[row]] if opened.groups else []
         writer.writerow([os.fsdecode(name), opened.classes[label] if label >= 0 else "", *own])
     content = text.getvalue().encode(errors="surrogateescape")
     with disk_errors(target):

@@ -103,6 +103,7 @@ def _refuse_other_versions(parts: Sequence[Features]) -> None:
 
 def _images(parts: Sequence[Features], joined: JoinedFeatures, output: Path) -> tuple[Manifest, Path | None]:
     """All images, and the CSV they are listed in; None if all are of one source."""
+    groups = [name or None for name in joined.groups] or None
     sources = {(part.provenance["source"]["path"], part.source_kind) for part in parts}
     labels = [None if label < 0 else joined.classes[label] for label in joined.labels.tolist()]
     splits = [None if split < 0 else joined.splits[split] for split in joined.split_of.tolist()]
@@ -110,14 +111,14 @@ def _images(parts: Sequence[Features], joined: JoinedFeatures, output: Path) -> 
         place, kind = Path(sources.pop()[0]), parts[0].source_kind
         root = root_of(kind, place)
         paths = [path for part in parts for path in part.raw_paths]
-        return make_manifest(kind, place, root, paths, labels, splits, Skipped()), None
+        return make_manifest(kind, place, root, paths, labels, splits, Skipped(), groups), None
     listed = output.absolute().with_suffix(".csv")
     paths = [
         listed_path(listed.parent, part.source_kind, Path(part.provenance["source"]["path"]), path, str(part.path))
         for part in parts
         for path in part.raw_paths
     ]
-    return make_manifest("csv", listed, listed.parent, paths, labels, splits, Skipped()), listed
+    return make_manifest("csv", listed, listed.parent, paths, labels, splits, Skipped(), groups), listed
 
 
 def _plan(parts: Sequence[Features], joined: JoinedFeatures, images: Manifest) -> FilePlan:
@@ -131,21 +132,22 @@ def _plan(parts: Sequence[Features], joined: JoinedFeatures, images: Manifest) -
     }
     return FilePlan(
         images.paths, images.labels, images.classes, images.split_of, images.splits, list(joined.layers.values()),
-        provenance, first.projections,
+        provenance, first.projections, images.groups,
     )  # fmt: skip
 
 
 def _write_list(images: Manifest, path: Path) -> None:
-    """path,label[,split] of all images.
+    """path,label[,split][,group] of all images.
 
     Raises:
         UsageError: there is another file of that name.
     """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "label", *(["split"] if images.splits else [])])
-    for name, label, split in zip(images.paths, images.labels, images.split_of, strict=True):
+    writer.writerow(["path", "label", *(["split"] if images.splits else []), *(["group"] if images.groups else [])])
+    for row, (name, label, split) in enumerate(zip(images.paths, images.labels, images.split_of, strict=True)):
         own = [images.splits[split] if split >= 0 else ""] if images.splits else []
+        own += [images.groups[row]] if images.groups else []
         writer.writerow([os.fsdecode(name), images.classes[label] if label >= 0 else "", *own])
     content = text.getvalue().encode(errors="surrogateescape")
     if path.exists():

@@ -1,4 +1,4 @@
-"""Lists of images: one path a line, or a CSV with the columns path,label[,split]; as other tools write them.
+"""Lists of images: one path a line, or a CSV with the columns path,label[,split][,group]; as other tools write them.
 
 How a list is written is found out by which of its files exist: paths may stand in quotes, have spaces around them or
 Windows' backslashes, and a label behind them, as in Caffe's lists.
@@ -36,6 +36,7 @@ class Entry:
     path: bytes
     label: str | None = None
     split: str | None = None
+    group: str | None = None
 
 
 def scan_list(path: Path) -> Manifest:
@@ -134,7 +135,7 @@ def _columns(header: str, delimiter: str) -> list[str]:
 
 
 def scan_csv(path: Path) -> Manifest:
-    """The images of a CSV or TSV with the columns path,label[,split]; other columns are ignored.
+    """The images of a CSV or TSV with the columns path,label[,split][,group]; other columns are ignored.
 
     Raises:
         SourceError: no such columns, not UTF-8, or none of the files it names exists.
@@ -150,7 +151,7 @@ def scan_csv(path: Path) -> Manifest:
     if "path" not in columns or "label" not in columns:
         raise SourceError(
             f"{path}, line {first}: the columns are {', '.join(columns) or 'none'}; needed are path,label and "
-            f"optionally split"
+            f"optionally split and group"
         )
     return _manifest("csv", path, entries, skipped)
 
@@ -181,13 +182,14 @@ def _records(path: Path, reader: Iterator[list[str]], first: int) -> tuple[list[
 def _entry(path: Path, number: int, columns: list[str], values: list[str]) -> Entry:
     record = dict(zip(columns, values, strict=False))
     label, split = record.get("label", ""), record.get("split", "").strip()
+    group = record.get("group", "").strip()
     if not record["path"] or len(values) > len(columns):
         raise SourceError(f"{path}, line {number}: needs a path and at most {len(columns)} columns")
-    if "\0" in label + split:
-        raise SourceError(f"{path}, line {number}: a label or split holds a zero byte")
-    if any("\udc80" <= letter <= "\udcff" for letter in label + split):
-        raise SourceError(f"{path}, line {number}: the label or split is not UTF-8; save the file as UTF-8")
-    return Entry(number, os.fsencode(record["path"]), label.strip() or None, split or None)
+    if "\0" in label + split + group:
+        raise SourceError(f"{path}, line {number}: a label, split or group holds a zero byte")
+    if any("\udc80" <= letter <= "\udcff" for letter in label + split + group):
+        raise SourceError(f"{path}, line {number}: the label, split or group is not UTF-8; save the file as UTF-8")
+    return Entry(number, os.fsencode(record["path"]), label.strip() or None, split or None, group or None)
 
 
 # --- how a list is written
@@ -205,7 +207,8 @@ def _manifest(kind: str, source: Path, entries: list[Entry], skipped: Skipped) -
     found = [read(entry) for entry in entries]
     paths = [_normal(entry.path) for entry in found]
     labels, splits = [entry.label for entry in found], [entry.split for entry in found]
-    return make_manifest(kind, source, source.parent, paths, labels, splits, skipped)
+    groups = [entry.group for entry in found]
+    return make_manifest(kind, source, source.parent, paths, labels, splits, skipped, groups)
 
 
 def _reading(kind: str, source: Path, entries: list[Entry]) -> Reading:
@@ -257,7 +260,7 @@ class _Way:
                 path = path[1:-1]
         if self.slashes:
             path = path.replace(b"\\", b"/")
-        return Entry(entry.line, path, label, entry.split)
+        return Entry(entry.line, path, label, entry.split, entry.group)
 
 
 def _exists(folder: Path, path: bytes) -> bool:

@@ -200,8 +200,11 @@ def test_dots_after_a_link_are_left_to_the_operating_system(tmp_path):
     [
         (b'path,label\n"a.jpg,x\nb.jpg,y\n', "line 2: not CSV"),
         (b'path,label\n"a\nb.jpg",x\nc.jpg,x\n"d.jpg,y\ne.jpg,y\n', "line 5: not CSV"),
-        (b"path,label\na.jpg,x\nb.jpg,gr\xfcn\n", "line 3: the label or split is not UTF-8; save the file as UTF-8"),
-        (b"path,label,split\na.jpg,x,tr\xfcin\n", "line 2: the label or split is not UTF-8"),
+        (
+            b"path,label\na.jpg,x\nb.jpg,gr\xfcn\n",
+            "line 3: the label, split or group is not UTF-8; save the file as UTF-8",
+        ),
+        (b"path,label,split\na.jpg,x,tr\xfcin\n", "line 2: the label, split or group is not UTF-8"),
         (b"path,label\na\0.jpg,x\n", "zero byte"),
         (b"path,label\na.jpg,x\0\n", "zero byte"),
         (b"path,label,path\na.jpg,x,b.jpg\n", "a column appears twice"),
