@@ -2,6 +2,7 @@
 #
 #   BASE     Python 3.11 or newer on Debian, with pip and venv; name it with its digest (python:3.12-slim@sha256:...) for
 #            an image that is the same whenever it is built
+#   TORCH    cuda, or cpu for an image of a fifth of the size, from PyTorch's own index of wheels without CUDA
 #   WEIGHTS  published weights to put into the image, so that it works without a network; "" for none
 ARG BASE=python:3.12-slim
 
@@ -12,8 +13,19 @@ RUN python -m venv /opt/libraries
 ENV PATH=/opt/libraries/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY requirements.lock ./
+ARG TORCH=cuda TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# The two wheels without CUDA have the versions of the lock; their hashes are of their own index.
+RUN if [ "$TORCH" = cpu ]; then \
+        wheels=$(sed -nE 's/^(torch|torchvision)==([^ ]+).*/\1==\2+cpu/p' requirements.lock) \
+        && echo "$wheels" > wheels.txt \
+        && pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" --requirement wheels.txt \
+        && awk '/^[a-z]/ {keep = !/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} keep' \
+            requirements.lock > others.lock; \
+    else \
+        cp requirements.lock others.lock; \
+    fi
 # What is removed serves those who compile: extensions, and `featx finetune --compile` on a GPU (Triton). A fifth of all.
-RUN pip install --no-cache-dir --no-deps --require-hashes --requirement requirements.lock \
+RUN pip install --no-cache-dir --no-deps --require-hashes --requirement others.lock \
     && pip uninstall --yes --quiet triton \
     && rm -rf /opt/libraries/lib/python3*/site-packages/torch/include
 

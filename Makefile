@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check lock audit bench docs clean
+.PHONY: demo test test-slow check lock audit sbom bench docs site clean
 
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +19,7 @@ check: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict featx
 	$(BIN)/python docs/commands.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/shellcheck pipelines/*/*.sh pipelines/cluster/*.sbatch
 
@@ -45,6 +46,16 @@ bench: $(VENV)/ready
 
 docs: $(VENV)/ready
 	$(BIN)/python docs/commands.py
+
+# The pages of docs/ as a site in build/site.
+site: $(VENV)/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+# What the container is made of, as CycloneDX: build/sbom.json.
+sbom: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet cyclonedx-bom
+	mkdir -p build
+	$(BIN)/cyclonedx-py requirements requirements.lock --pyproject pyproject.toml --output-reproducible --output-file build/sbom.json
 
 clean:
 	rm -rf $(VENV) demo build *.egg-info

@@ -223,14 +223,14 @@ def test_no_option_is_without_help_and_no_config_field_without_an_option():
 
 
 def test_the_python_of_the_readme_runs_as_it_stands(tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "README.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", (DOCS / "docs" / "python.md").read_text(), flags=re.DOTALL)
     story = next(block for block in blocks if block.startswith("import featx"))
     for digit in range(3):
         for index in range(31):
             write_photo(tmp_path / "demo" / "digits" / str(digit) / f"{index}.png", digit * 100 + index, (20, 20))
     monkeypatch.chdir(tmp_path)
     found: dict[str, object] = {}
-    exec(compile(story, "README.md", "exec"), found)
+    exec(compile(story, "python.md", "exec"), found)
     assert found["file"]["fc7"].shape == (93, 384)
     assert found["features"]["conv5"].shape == (50, 256, 8, 8)
     assert np.array_equal(found["one"], found["also"])

@@ -1,4 +1,4 @@
-"""The README's commands do what it shows; tests/test_cli.py runs its Python."""
+"""The commands of the README and of the pages do what they show; tests/test_cli.py runs their Python."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted(p for p in (ROOT / "docs").rglob("*.md") if p.name != "commands.md")]
+START = ROOT / "docs" / "start.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.DOTALL | re.MULTILINE)
+def blocks(language: str, *pages: Path) -> list[str]:
+    text = "\n".join(page.read_text() for page in pages or PAGES)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -29,14 +31,23 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_there_are_blocks_of_every_kind():
-    assert len(blocks("python")) == 2
-    assert len(blocks("console")) == 2
-    assert len(blocks("sh")) >= 4
+    readme = ROOT / "README.md"
+    assert len(blocks("python", readme)) == 1
+    assert len(blocks("console", readme)) == 1
+    assert len(blocks("console", START)) == 2
+    assert len(blocks("sh")) >= 20
+
+
+def test_the_readme_is_read_in_two_minutes():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.split()) < 900
+    for page in re.findall(r"\]\(([\w./-]+\.md)", text):
+        assert (ROOT / page).is_file(), page
 
 
 def test_the_commands_of_the_console_do_what_it_shows(folder):
     """Their first words and numbers; times and seeds are another machine's."""
-    text = blocks("console")[1]
+    text = blocks("console", START)[0]
     commands = re.findall(r"^\$ (.*)$", text, re.MULTILINE)
     assert len(commands) == 3
     about = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

@@ -96,7 +96,7 @@ def extract_features(
     interrupted, or does nothing if the file is finished.
 
     Args:
-        source: a folder, a text list, a CSV (path,label[,split][,group]) or a zip.
+        source: a folder, a text list, a CSV (`path,label[,split][,group]`) or a zip.
         output: the features file; NAME.partial until it is finished.
         config: what to extract and how; AlexNet's fc7 by default.
         queue: of the processes that fill the file together (`join_group`); None for one alone.

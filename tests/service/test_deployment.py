@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -47,6 +48,35 @@ def test_the_compose_file_names_what_there_is():
     scraped = yaml.safe_load(found["configs"]["prometheus"]["content"])["scrape_configs"][0]
     assert scraped["static_configs"] == [{"targets": ["featx:8000"]}]
     assert scraped.get("metrics_path", "/metrics") == "/metrics"
+
+
+def test_the_dashboard_asks_for_metrics_that_the_service_has():
+    from featx.service.metrics import Metrics
+
+    found = yaml.safe_load((CLUSTER / "compose-serve.yaml").read_text())
+    assert (CLUSTER / found["configs"]["dashboard"]["file"]).is_file()
+    source = yaml.safe_load(found["configs"]["datasource"]["content"])["datasources"][0]
+    provider = yaml.safe_load(found["configs"]["dashboards"]["content"])["providers"][0]["options"]["path"]
+    targets = {one["source"]: one["target"] for one in found["services"]["grafana"]["configs"]}
+    assert targets["dashboard"].startswith(provider)
+    dashboard = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
+    metrics = Metrics()
+    metrics.watch("alexnet", lambda: 0.0)
+    metrics.requests.labels("/v1/features", "200")
+    metrics.images.labels("done")
+    metrics.rejected.labels("queue")
+    metrics.seconds.labels("total")
+    known = set(re.findall(r"^(featx_\w+)", metrics.text("")[0].decode(), re.MULTILINE))
+    asked = set()
+    for panel in dashboard["panels"]:
+        assert panel["datasource"]["uid"] == source["uid"]
+        for target in panel["targets"]:
+            asked |= set(re.findall(r"featx_\w+", target["expr"]))
+    assert asked <= known
+    assert len(asked) >= 9
+    stages = set(re.findall(r'stage="(\w+)"', json.dumps(dashboard).replace("\\\\", "").replace('\\"', '"')))
+    assert stages == {"total", "decode", "network", "encode"}
+    assert dashboard["uid"] in (CLUSTER / "compose-serve.yaml").read_text().split("/d/")[1][:10]
 
 
 def health_check() -> str:

@@ -36,10 +36,11 @@ class CleanReport(Report):
 def clean_list(
     features: str | os.PathLike[str], suspects: str | os.PathLike[str], output: str | os.PathLike[str]
 ) -> CleanReport:
-    """Write path,label[,split][,group] of the images of a features file, without those ticked in a table of suspects.
+    """Write a list of the images of a features file, without those that were ticked in a table of suspects.
 
-    An image is left out if one of its rows has x, 1, yes, true or remove in the column `remove`. The list is a source
-    for every command that takes images; its paths are relative to its folder, or absolute.
+    The columns are `path,label[,split][,group]`. An image is left out if one of its rows has x, 1, yes, true or
+    remove in the column `remove`. The list is a source for every command that takes images; its paths are relative to
+    its folder, or absolute.
 
     Args:
         suspects: suspects.csv as `find_suspects` writes it, or its page saves it.

@@ -32,8 +32,8 @@ _OF_LISTS = ("", ".txt", ".lst", ".list")
 def scan(source: str | os.PathLike[str], *, follow_links: bool = False) -> Manifest:
     """The manifest of a folder, a list, a zip, tars, an HDF5 dataset of images, an address, or one image.
 
-    A list is a text (one path a line), a CSV (path,label[,split][,group]), or "-", standard input, with paths relative to the
-    working directory.
+    A list is a text (one path a line), a CSV (`path,label[,split][,group]`), or "-", standard input, with paths
+    relative to the working directory.
 
     Folders and zips are sorted by path; the first folder of a path is its class, unless the top folders are all
     called train, val, test or the like: then they are splits and the next folder is the class. Lists and CSVs
