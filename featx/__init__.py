@@ -13,9 +13,13 @@ Everything here is loaded when it is first used: `import featx` imports neither 
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
+
+if sys.platform == "win32":
+    raise ImportError("featx runs on Linux and macOS; on Windows use it under WSL or as a container")
 
 if TYPE_CHECKING:
     from featx.artifacts.evaluation import EvaluateReport

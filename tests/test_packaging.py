@@ -67,3 +67,27 @@ def test_a_fresh_environment_runs_it(built, tmp_path):
     where = run(python, "-c", "import featx; print(featx.__file__)", cwd=tmp_path, **about)
     assert str(tmp_path / "fresh") in where  # not the one these tests run on
     assert "alexnet-mini" in run(featx_command, "weights", cwd=tmp_path, **about)
+
+
+WITHOUT_LINUX = """
+import os, sys
+for name in ("sched_getaffinity", "posix_fallocate", "memfd_create"):
+    delattr(os, name)
+from featx.cli import main
+main(sys.argv[1:])
+"""
+
+
+def test_without_what_only_linux_has_the_file_has_the_same_bytes(photos, tmp_path):
+    words = ["extract", photos, "-b", "alexnet-mini", "-l", "fc7", "--device", "cpu", "-o"]
+    run(sys.executable, "-m", "featx", *words, tmp_path / "linux.h5")
+    run(sys.executable, "-c", WITHOUT_LINUX, *words, tmp_path / "other.h5")
+    assert (tmp_path / "other.h5").read_bytes() == (tmp_path / "linux.h5").read_bytes()
+
+
+def test_windows_is_refused_in_one_line(tmp_path):
+    text = (
+        "import sys; sys.platform = 'win32'\ntry:\n    import featx\nexcept ImportError as error:\n    print(error)"
+    )
+    said = run(sys.executable, "-c", text)
+    assert said == "featx runs on Linux and macOS; on Windows use it under WSL or as a container\n"

@@ -26,6 +26,7 @@ from featx.images.sources.video.clips import clip_of, clips_of
 from featx.runtime.files import sha256_of_file
 from featx.runtime.progress import SILENT, Reporter
 from featx.runtime.text import printable
+from featx.runtime.threads import usable_cores
 
 _BITS = 128
 SAMPLED_FILES = 16  # files whose bytes are compared although nothing seems to have changed
@@ -164,7 +165,7 @@ def content_hashes(
     containers: list[Container] = []
     reporter = reporter if len(rows) > SAMPLED_FILES else SILENT
     reporter.begin("hash images", len(rows), 0)
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for count in pool.map(some, range(0, len(rows), _AT_ONCE)):
             reporter.advance(count)
     for container in containers:

@@ -11,6 +11,7 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -183,3 +184,10 @@ def sha256_of_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def memory_file() -> IO[bytes]:
+    """A file that nobody else sees; on disk, without a name, where there is no other."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("skeleton", os.MFD_CLOEXEC), "w+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)

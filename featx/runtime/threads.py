@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 def usable_cores() -> int:
     """Cores this process may run on."""
-    return len(os.sched_getaffinity(0))
+    # Where a process cannot be bound to some of the cores, as on macOS, it may use all of them.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager

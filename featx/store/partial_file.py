@@ -143,7 +143,12 @@ def reserve(descriptor: int, partial: Path, extents: Mapping[str, Extent]) -> No
     """Have the disk set aside every byte now: a full disk is found before the work, not after hours of it."""
     end = os.fstat(descriptor).st_size
     try:
-        os.posix_fallocate(descriptor, 0, end)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, 0, end)
+        else:
+            os.ftruncate(
+                descriptor, end
+            )  # macOS: the space is not reserved, and a full disk is found when it is full
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EPERM, errno.ENOLCK):
             return  # a file system that cannot reserve; the free space was compared with the plan

@@ -39,6 +39,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.errors import FileFormatError
+from featx.runtime.files import memory_file
 from featx.store.checksums import GROUP, static_checksum
 
 FORMAT = "featx"
@@ -173,7 +174,7 @@ def write_skeleton(path: Path, plan: FilePlan) -> None:
     Args:
         path: a file that may be overwritten; not the final name.
     """
-    with os.fdopen(os.memfd_create("skeleton", os.MFD_CLOEXEC), "w+b", buffering=0) as memory:
+    with memory_file() as memory:
         _write_hdf5(memory, plan)
         _copy_written(memory.fileno(), path)
 
