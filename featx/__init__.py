@@ -2,8 +2,7 @@
 
     import featx
 
-    config = featx.ExtractConfig(backbone="alexnet", layers="fc6,fc7")
-    featx.extract_features("photos", "photos.h5", config)
+    featx.extract_features("photos", "photos.h5", featx.ExtractConfig(backbone="alexnet", layers="fc6,fc7"))
     featx.verify_file("photos.h5")
     X, y = featx.open_features("photos.h5").xy("fc7")
 

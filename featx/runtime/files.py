@@ -14,6 +14,7 @@ import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from featx.errors import DiskError, FeatxError, FileFormatError, Interrupted
 
