@@ -15,6 +15,7 @@ from sklearn.model_selection import KFold
 
 import featx
 from featx.analysis.encoding import by_values, encode, grid_for, noise_ceiling
+from featx.artifacts.responses import read_responses
 from featx.errors import FileFormatError, PlanMismatch, UsageError
 
 
@@ -104,7 +105,8 @@ def test_the_command_predicts_as_scikit_learn_does(tmp_path, file, run):
 
     held_out = folds_of(np.zeros(59, np.int32), 3, 0, ["images"])
     r, r2, _ = expected(values, given, [(~one, one) for one in held_out], grid_for(values))
-    numbers = np.load(tmp_path / "out" / "encoding.npz")
+    with np.load(tmp_path / "out" / "encoding.npz") as stored:
+        numbers = dict(stored)
     np.testing.assert_allclose(numbers["r"][0], r, atol=1e-8)
     np.testing.assert_allclose(numbers["r2"][0], r2, atol=1e-8)
     with (tmp_path / "out" / "encoding.csv").open() as lines:
@@ -131,7 +133,8 @@ def test_every_way_to_write_responses_is_the_same(tmp_path, file):
     for name in ("r.npy", "r.h5:/one", "r.csv"):
         folder = tmp_path / name.replace(":/", "-")
         report = featx.encode_responses(path, f"{tmp_path}/{name}", f"{folder}-out")
-        found[name] = np.load(f"{folder}-out/encoding.npz")
+        with np.load(f"{folder}-out/encoding.npz") as stored:
+            found[name] = dict(stored)
         assert report.columns[-1] == "median r / ceiling"
     for name in ("r.h5:/one", "r.csv"):
         for key in ("r", "ceiling"):
@@ -158,3 +161,74 @@ def test_bad_responses_are_one_line(tmp_path, file, name, make, error, says):
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture(scope="module")
+def two_layers(tmp_path_factory):
+    """28 photographs, four of them copies, through a network: two layers; and three repeats of four responses."""
+    from conftest import write_photo
+
+    folder = tmp_path_factory.mktemp("two")
+    for number in range(24):
+        write_photo(folder / "photos" / f"{number:02d}.png", number, (64, 64))
+    for number in range(4):
+        (folder / "photos" / f"copy-{number}.png").write_bytes((folder / "photos" / f"{number:02d}.png").read_bytes())
+    config = featx.ExtractConfig(backbone="alexnet-mini", layers="conv5,fc7", pool="avg", device="cpu")
+    featx.extract_features(folder / "photos", folder / "f.h5", config)
+    features = featx.open_features(folder / "f.h5")
+    generator = np.random.default_rng(0)
+    signal = features["fc7"][:].astype(np.float64) @ generator.normal(size=(features["fc7"].shape[1], 4))
+    signal = signal / signal.std(0)
+    return folder / "f.h5", signal + 0.5 * generator.normal(size=(3, len(features), 4))
+
+
+def test_every_layer_has_its_own_numbers_copies_one_fold_and_repeats_their_mean(tmp_path, two_layers):
+    from featx.artifacts.head_rows import kept_together
+    from featx.heads.selection.folds import folds_of
+
+    path, repeats = two_layers
+    np.save(tmp_path / "r.npy", repeats)
+    config = featx.EncodeConfig(folds=3, seed=3)
+    report = featx.encode_responses(path, tmp_path / "r.npy", tmp_path / "out", config)
+    features, rows = featx.open_features(path), np.arange(28)
+    together = kept_together(features, rows)
+    assert len(np.unique(together)) == 24
+    held_out = folds_of(np.zeros(28, np.int32), 3, 3, ["images"], together)
+    with np.load(tmp_path / "out" / "encoding.npz") as numbers:
+        found = dict(numbers)
+    ceiling = noise_ceiling(repeats)
+    np.testing.assert_allclose(found["ceiling"], ceiling)
+    with (tmp_path / "out" / "encoding.csv").open() as lines:
+        table = list(csv.DictReader(lines))
+    for place, layer in enumerate(("conv5", "fc7")):
+        values = features[layer][:].astype(np.float64).reshape(28, -1)
+        folds = [(~one, one) for one in held_out]
+        r, r2, chosen = expected(values, repeats.mean(0), folds, grid_for(values))
+        np.testing.assert_allclose(found["r"][place], r, atol=1e-6)
+        np.testing.assert_allclose(found["r2"][place], r2, atol=1e-5)
+        assert (found["alphas"][place] == chosen).all()
+        own = [line for line in table if line["layer"] == layer]
+        for key, numbers in (("r", r), ("r2", r2), ("ceiling", ceiling), ("r_of_ceiling", r / ceiling)):
+            assert [float(line[key]) for line in own] == pytest.approx(numbers, abs=2e-5), key
+        low, middle, high = np.percentile(r, [25, 50, 75])
+        shown = [f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{r.max():.3f}", f"{np.median(r / ceiling):.3f}"]
+        assert report.rows[place] == [layer, *shown]
+    assert not np.allclose(found["r"][0], found["r"][1], atol=1e-3)
+    repeats[1, 5, 2] += 1
+    np.save(tmp_path / "r.npy", repeats)
+    with pytest.raises(PlanMismatch):
+        featx.encode_responses(path, tmp_path / "r.npy", tmp_path / "out", config)
+
+
+def test_a_list_of_some_images_is_of_these(tmp_path, two_layers):
+    path, repeats = two_layers
+    features = featx.open_features(path)
+    chosen = np.arange(1, 28, 2)
+    with (tmp_path / "r.csv").open("w", newline="") as out:
+        writer = csv.writer(out)
+        writer.writerow(["a", "path"])
+        writer.writerows([repr(float(repeats[0, row, 0])), features.paths[row]] for row in chosen)
+    given = read_responses(tmp_path / "r.csv", features)
+    assert given.rows.tolist() == chosen.tolist()
+    assert given.left_out == 14
+    np.testing.assert_array_equal(given.values[0, :, 0], repeats[0, chosen, 0])

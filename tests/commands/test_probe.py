@@ -12,7 +12,7 @@ from conftest import clusters, write_features
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
-from sklearn.preprocessing import normalize
+from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import LinearSVC
 
 from featx.artifacts.journal import JOURNAL
@@ -20,7 +20,7 @@ from featx.commands import probe
 from featx.commands.probe import probe_layers
 from featx.errors import FileFormatError, LabelError, PlanMismatch, UnknownLayer, UsageError
 from featx.figures.layer_accuracy import draw_layers
-from featx.heads.splits import split_per_class
+from featx.heads.splits import first_of_class, split_per_class
 from featx.options.heads import ProbeConfig
 from featx.store.open import named_layers
 
@@ -166,32 +166,41 @@ def test_damaged_rows_are_refused_to_train_on_and_to_test_on(tmp_path):
 # --- baselines, learning curves, several probes in one picture
 
 
-def test_baselines_are_scikit_learns(tmp_path):
+@pytest.mark.parametrize(("classes", "kind"), [(3, "l2"), (2, "standard"), (3, "none")])
+def test_baselines_are_scikit_learns(tmp_path, classes, kind):
     from sklearn.linear_model import RidgeClassifierCV
     from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
-    values, labels = clusters(per_class=30, spread=3.5, seed=1)
-    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"))
-    config = ProbeConfig(heads="mean,knn,ridge", per_class=10, test_per_class=15, repeats=2, seed=7)
+    values, labels = clusters(per_class=30, classes=classes, spread=3.5, seed=1)
+    names = list("abc")[:classes]
+    path = write_features(tmp_path / "f.h5", values, labels, tuple(names))
+    config = ProbeConfig(heads="mean,knn,ridge", per_class=10, test_per_class=15, repeats=2, seed=7, normalize=kind)
     report = probe_layers(path, tmp_path / "probe", config)
     assert [row.head for row in report.rows] == ["mean", "knn", "ridge"]
     for repeat in range(2):
-        train, test = split_per_class(labels.astype(np.int32), 10, 7 + repeat, list("abc"), most=15)
-        known, asked = normalize(values[train].astype(float)), normalize(values[test].astype(float))
+        train, test = split_per_class(labels.astype(np.int32), 10, 7 + repeat, names, most=15)
+        known, asked = values[train].astype(float), values[test].astype(float)
+        if kind == "l2":
+            known, asked = normalize(known), normalize(asked)
+        elif kind == "standard":
+            scale = StandardScaler().fit(known)
+            known, asked = scale.transform(known), scale.transform(asked)
         nearest = KNeighborsClassifier(5).fit(known, labels[train])
         neighbours = labels[train][nearest.kneighbors(asked, return_distance=False)]
-        counts = np.array([np.bincount(row, minlength=3) for row in neighbours])
+        counts = np.array([np.bincount(row, minlength=classes) for row in neighbours])
         voted = [row[np.argmax(count[row] == count.max())] for row, count in zip(neighbours, counts, strict=True)]
         spread = np.square(known - known.mean(0)).sum(1).mean()
+        ridge = RidgeClassifierCV(spread * np.logspace(-4, 4, 9)).fit(known, labels[train])
+        assert [row.c[repeat] for row in report.rows] == pytest.approx([1.0, 5.0, 1 / ridge.alpha_])
         expected = {
             "mean": NearestCentroid().fit(known, labels[train]).predict(asked),
             "knn": np.array(voted),
-            "ridge": RidgeClassifierCV(spread * np.logspace(-4, 4, 9)).fit(known, labels[train]).predict(asked),
+            "ridge": ridge.predict(asked),
         }
         for row in report.rows:
             right = balanced_accuracy_score(labels[test], expected[row.head])
             assert row.accuracies[repeat] == pytest.approx(right, abs=1e-9), row.head
-    assert len({row.accuracy for row in report.rows}) == 3
+    assert len({row.accuracy for row in report.rows}) > 1
     assert "nearest class mean" in str(report)
 
 
@@ -199,11 +208,13 @@ def test_learning_curves_train_on_parts_of_the_same_images(tmp_path, monkeypatch
     values, labels = clusters(per_class=30, spread=3.0, seed=1)
     path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"))
     config = ProbeConfig(heads="svm,mean", per_class=12, test_per_class=15, repeats=3, c=0.5, curve="6,2")
-    real, seen = probe._one, []
+    real, seen, outcomes = probe._one, [], {}
 
     def watched(head, features, layer, values, labels, train, test, classes, config):
+        outcome = real(head, features, layer, values, labels, train, test, classes, config)
         seen.append((head, tuple(train), tuple(test)))
-        return real(head, features, layer, values, labels, train, test, classes, config)
+        outcomes.setdefault((head, len(train) // 3), []).append(outcome[0])
+        return outcome
 
     monkeypatch.setattr(probe, "_one", watched)
     report = probe_layers(path, tmp_path / "probe", config)
@@ -215,6 +226,10 @@ def test_learning_curves_train_on_parts_of_the_same_images(tmp_path, monkeypatch
         assert two < six < whole
         assert test == two_test == six_test
         assert np.bincount(labels[list(two)]).tolist() == [2, 2, 2]
+        assert two == set(first_of_class(np.array(sorted(whole)), labels.astype(np.int32), 2, repeat).tolist())
+    for one in report.curve:
+        assert one.accuracy == pytest.approx(np.mean(outcomes[one.head, one.per_class]))
+        assert one.deviation == pytest.approx(np.std(outcomes[one.head, one.per_class]))
     plain = probe_layers(path, None, dataclasses.replace(config, curve=None))
     assert [row.accuracies for row in plain.rows] == [row.accuracies for row in report.rows]
     names = {file.name for file in (tmp_path / "probe").iterdir()}
@@ -249,7 +264,7 @@ def test_a_killed_learning_curve_goes_on(tmp_path, monkeypatch):
     assert len(calls) == 5, "three of four fits were kept"
 
 
-def test_several_probes_come_into_one_picture_with_published_numbers(tmp_path):
+def test_several_probes_come_into_one_picture_with_published_numbers(tmp_path, monkeypatch):
     from featx.commands.compare.plot import plot_probes
     from featx.options.analysis import PlotConfig
 
@@ -271,6 +286,26 @@ def test_several_probes_come_into_one_picture_with_published_numbers(tmp_path):
         plot_probes(folders, tmp_path / "p.svg", PlotConfig(heads="softmax"))
     plot_probes(folders, tmp_path / "p.pdf")
     assert (tmp_path / "p.pdf").read_bytes().startswith(b"%PDF")
+    drawn = []
+    monkeypatch.setattr(
+        "featx.commands.compare.plot.draw_lines",
+        lambda lines, chance, path, title: (drawn.append((lines, chance)), path.write_bytes(b"picture")),
+    )
+    for reference, conv5 in (("zeiler2014", (0.862, 0.008)), ("zeiler2014-256", (0.656, 0.003))):
+        plot_probes(folders, tmp_path / f"{reference}.png", PlotConfig(reference=reference))
+        lines, chance = drawn.pop()
+        assert chance == pytest.approx(1 / 3)
+        for folder, head, line in zip(
+            [folders[0]] * 2 + [folders[1]] * 2, ["svm", "softmax"] * 2, lines, strict=False
+        ):
+            rows = json.loads((folder / "probe.json").read_text())["rows"]
+            assert line.values == {r["layer"]: (r["accuracy"], r["deviation"]) for r in rows if r["head"] == head}
+        assert lines[4].values["conv5"] == pytest.approx(conv5)
+        assert lines[4].published
+    path = write_features(tmp_path / "four.h5", *clusters(per_class=12, classes=4), ("a", "b", "c", "d"))
+    probe_layers(path, tmp_path / "four", ProbeConfig(per_class=6, repeats=1, c=1.0))
+    plot_probes([*folders, tmp_path / "four"], tmp_path / "mixed.png")
+    assert drawn.pop()[1] is None
     with pytest.raises(FileFormatError, match="holds no finished probe"):
         plot_probes([tmp_path], tmp_path / "q.png")
     with pytest.raises(UsageError, match="none of these probes has --heads ridge"):

@@ -11,6 +11,8 @@ from sklearn.svm import LinearSVC
 
 import featx
 from featx.errors import PlanMismatch, UsageError
+from featx.heads.selection.class_weights import class_weights_of
+from featx.heads.selection.folds import folds_of
 from featx.heads.selection.scoring import score_of
 
 CLASSES = ("ant", "bee", "cow")
@@ -37,7 +39,7 @@ def test_the_weighted_head_is_scikit_learns(tmp_path, rows, features, kind, weig
     given = weight
     if weight != "balanced":
         given = str(tmp_path / "weights.csv")
-        lines = "".join(f"{name},{value}\n" for name, value in weight.items())
+        lines = "".join(f"{name},{value}\n" for name, value in reversed(weight.items()))
         (tmp_path / "weights.csv").write_text("class,weight\n" + lines)
     fit = featx.fit_svm if kind == "svm" else featx.fit_softmax
     fit(features, tmp_path / "h.safetensors", featx.FitConfig(c=0.3, class_weight=given, **TRAINED_ON_ALL))
@@ -81,6 +83,29 @@ def test_c_is_chosen_by_the_score_asked_for(features):
     assert any("1 class with fewer images to train on than --folds 5" in note for note in weighted.notes)
 
 
+@pytest.mark.parametrize("kind", ["svm", "softmax"])
+@pytest.mark.parametrize("score", ["balanced", "ap"])
+def test_the_curve_is_that_of_a_cross_validation_by_scikit_learn(features, rows, kind, score):
+    values, labels = rows[0].astype(float), rows[1]
+    fit = featx.fit_svm if kind == "svm" else featx.fit_softmax
+    report = fit(features, None, featx.FitConfig(score=score, folds=4, seed=2, **TRAINED_ON_ALL))
+    held_out = folds_of(labels.astype(np.int32), 4, 2, list(CLASSES))
+    for point in report.curve[:5:2]:
+        each = []
+        for out in held_out:
+            if kind == "svm":
+                model = LinearSVC(C=point.c, dual=False, tol=1e-8, max_iter=100_000).fit(values[~out], labels[~out])
+                scores = model.decision_function(values[out])
+            else:
+                model = LogisticRegression(C=point.c, tol=1e-8, max_iter=20_000).fit(values[~out], labels[~out])
+                scores = model.predict_proba(values[out])
+            if score == "balanced":
+                each.append(balanced_accuracy_score(labels[out], model.predict(values[out])))
+            else:
+                each.append(np.mean([average_precision_score(labels[out] == k, scores[:, k]) for k in range(3)]))
+        assert point.accuracy == pytest.approx(np.mean(each), abs=0.012)  # an image or two are on an edge
+
+
 def test_a_class_with_one_image_calibrates(tmp_path, rows):
     keep = np.r_[0:60, 60:85, 85:86]
     path = write_features(tmp_path / "one.h5", rows[0][keep], rows[1][keep], CLASSES)
@@ -107,6 +132,11 @@ def test_a_bad_table_is_one_line(tmp_path, features, text, says):
         featx.fit_svm(features, None, featx.FitConfig(c=1.0, class_weight=str(tmp_path / "w.csv"), test=0.0))
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_as_spreadsheets_write_it(tmp_path):
+    (tmp_path / "w.csv").write_bytes(b'\xef\xbb\xbfclass,weight\r\n"bee, big",2\r\nant,1\r\n')
+    assert class_weights_of(str(tmp_path / "w.csv"), np.zeros(1, int), ["ant", "bee, big"]).tolist() == [1.0, 2.0]
 
 
 def test_a_missing_table_and_another_table_are_refused(tmp_path, features):

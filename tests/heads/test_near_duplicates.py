@@ -25,7 +25,7 @@ def values():
     return found
 
 
-@pytest.mark.parametrize("bytes_at_once", [1 << 26, 80 * 7])  # in one block, and in blocks of seven rows
+@pytest.mark.parametrize("bytes_at_once", [1 << 26, 80 * 7, 100])  # in one block, in sevens, and read again each time
 @pytest.mark.parametrize("rows", [np.arange(90), np.arange(0, 90, 2)])
 def test_pairs_and_neighbours_are_those_of_all_cosines(monkeypatch, values, rows, bytes_at_once):
     monkeypatch.setattr(near_duplicates, "_BYTES_AT_ONCE", bytes_at_once)
