@@ -82,6 +82,9 @@ def encode(
     x = torch.from_numpy(np.asarray(values, np.float64)).to(device)
     x = x - x.mean(0)
     y = torch.from_numpy(responses).to(device)
+    # In units of their own: nothing below depends on them, and squares of very large or small numbers have no room.
+    largest = y.abs().amax(0)
+    y = y / torch.where(largest > 0, largest, 1.0)
     y = y - y.mean(0)
     folds = [torch.from_numpy(np.flatnonzero(one)).to(device) for one in held_out]
     others = [torch.from_numpy(np.flatnonzero(~one)).to(device) for one in held_out]

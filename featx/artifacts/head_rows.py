@@ -64,7 +64,10 @@ def split_rows(
     if config.split_column:
         train, test = split_by_name(features.split_of[rows], features.splits)
     elif config.per_class is not None:
-        train, test = split_per_class(labels, config.per_class, config.seed, features.classes, copies=copies)
+        exact = copies_of(features.sha256[rows])
+        train, test = split_per_class(
+            labels, config.per_class, config.seed, features.classes, copies=exact, groups=copies
+        )
     else:
         share = DEFAULT_TEST if config.test is None else config.test
         # Where images have several classes, what they have in common is no class to hold a share of.

@@ -53,13 +53,15 @@ def read_responses(path: Path, features: Features) -> Responses:
         rows, values = rows[kept], values[:, kept]
     else:
         whole = _read_array(path)
-        if whole.ndim not in (2, 3) or whole.shape[-2] != len(features):
+        if whole.ndim not in (2, 3) or not whole.size or whole.shape[-2] != len(features):
             raise UsageError(
                 f"{path} holds an array of shape {whole.shape}; {features.path} has {len(features)} images, so "
                 f"({len(features)}, responses) or (repeats, {len(features)}, responses) is needed"
             )
         rows, values = known, (whole if whole.ndim == 3 else whole[None])[:, known]
         names = [f"response{number}" for number in range(whole.shape[-1])]
+    if not values.size:
+        raise UsageError(f"{path} holds no responses to images of {features.path}")
     if not np.isfinite(values).all():
         repeat, image, response = np.argwhere(~np.isfinite(values))[0].tolist()
         raise UsageError(
@@ -137,6 +139,8 @@ def _read_csv(path: Path, features: Features) -> tuple[npt.NDArray[np.intp], Flo
         raise FileFormatError(f"no file {path}") from None
     except csv.Error as error:
         raise FileFormatError(f"{path} is no CSV: {error}") from error
+    if not found:
+        raise UsageError(f"{path} names no image")
     counts = {len(lines) for lines in found.values()}
     if len(counts) > 1:
         raise UsageError(

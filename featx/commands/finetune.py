@@ -72,8 +72,11 @@ def finetune_network(
 _NOT_CONTINUED = ("backbone", "weights", "from_scratch", "without", "widen", "epochs", "continue_epochs", "snapshots")
 
 
+_SPLITS = {"val", "split_column", "group_by"}
+
+
 def _continued(config: FinetuneConfig) -> FinetuneConfig:
-    """The options of a run, with those that are given now before them.
+    """The options of a run, with those that are given now before them: of a config those that are no defaults.
 
     Raises:
         UsageError: -b names no finished run.
@@ -84,11 +87,12 @@ def _continued(config: FinetuneConfig) -> FinetuneConfig:
     run.refuse_unfinished()
     asked = {**run.plan["request"], "lr": run.plan["lr"]}
     known = {spec.name: asked[spec.name] for spec in fields(config) if spec.name in asked}
-    taken = {
-        spec.name: known[spec.name]
-        for spec in fields(config)
-        if spec.name in known and spec.name not in _NOT_CONTINUED and getattr(config, spec.name) == spec.default
-    }
+    default = {spec.name for spec in fields(config) if getattr(config, spec.name) == spec.default}
+    given = getattr(config, "given", {spec.name for spec in fields(config)} - default)
+    kept = {*given, *_NOT_CONTINUED}
+    if given & _SPLITS:  # another way to split takes the place of the run's
+        kept |= _SPLITS
+    taken = {name: value for name, value in known.items() if name not in kept}
     assert config.continue_epochs is not None
     return replace(config, **taken, epochs=config.continue_epochs)
 

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +25,7 @@ from featx.heads.baselines import baseline_scores
 from featx.heads.labels import is_multilabel, labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import measure
-from featx.heads.splits import Rows, first_of_class, split_per_class
+from featx.heads.splits import Rows, copies_of, first_of_class, split_per_class
 from featx.options.extraction import ExtractConfig
 from featx.options.heads import BASELINES, ProbeConfig, parse_counts
 from featx.options.without_effect.rule import Facts
@@ -80,12 +81,21 @@ def probe_layers(
     if finished is not None:
         return finished
     reporter.notes(notes_on(config, Facts()))
-    copies = kept_together(features, rows)
+    copies, groups = copies_of(features.sha256[rows]), kept_together(features, rows)
     splits = [
-        split_per_class(labels[rows], config.per_class, config.seed + repeat, classes, config.test_per_class, copies)
+        split_per_class(
+            labels[rows], config.per_class, config.seed + repeat, classes, config.test_per_class, copies, groups
+        )
         for repeat in range(config.repeats)
     ]
     found, tested, curve = [], len(splits[0][1]), list[CurvePoint]()
+    for _, test in splits:
+        empty = [classes[label] for label in range(len(classes)) if label not in labels[rows][test]]
+        if tested and empty:
+            raise LabelError(
+                f"{features.path}: no images of class {empty[0]!r} are left to test on, of what belongs together; "
+                f"--per-class {config.per_class} is too many"
+            )
     if not tested:
         raise LabelError(
             f"{features.path}: no images are left to test on; --per-class {config.per_class} is too many"
@@ -101,9 +111,10 @@ def probe_layers(
                     train = whole if not count else first_of_class(whole, labels[rows], count, config.seed + repeat)
                     if outcome is None:
                         values = cache.values(features, layer)
-                        outcome = _one(
-                            head, features, layer, values, labels, rows[train], rows[test], classes, config
-                        )
+                        asked = config
+                        if count and config.c is None and count < config.folds:  # too few to cross-validate
+                            asked = replace(config, c=outcomes[0][repeat][1])
+                        outcome = _one(head, features, layer, values, labels, rows[train], rows[test], classes, asked)
                         journal.write(layer, head, repeat, outcome, count)
                     outcomes[count].append(outcome)
                     reporter.advance(1)

@@ -58,15 +58,37 @@ def split_by_share(
     Args:
         labels: (n,) class of every row.
         share: of each class, rounded to the nearest row; every class keeps at least one row for training.
-        copies: (n,) from `copies_of`: rows of the same bytes come to the same side.
+        copies: (n,) from `copies_of` or `united`: rows that belong together come to the same side. Where such rows
+            are of several classes, shares are as near as whole groups come.
 
     Returns:
         train, test: positions in `labels`, sorted.
     """
     if copies is not None and len(firsts := np.unique(copies)) < len(copies):
+        if (labels != labels[copies]).any():
+            return _split_groups_by_share(labels, share, seed, copies)
         train, test = split_by_share(labels[firsts], share, seed)
         return np.flatnonzero(np.isin(copies, firsts[train])), np.flatnonzero(np.isin(copies, firsts[test]))
     return _split_by_share(labels, share, seed)
+
+
+def _split_groups_by_share(labels: npt.NDArray[np.int32], share: float, seed: int, groups: Rows) -> tuple[Rows, Rows]:
+    """Hold out groups, in random order, that bring the classes nearer to their shares and leave each rows to train."""
+    names, number = np.unique(groups, return_inverse=True)
+    number = number.reshape(-1)
+    table = np.zeros((len(names), int(labels.max()) + 1), np.intp)  # rows of each class
+    np.add.at(table, (number, labels), 1)
+    total = table.sum(axis=0)
+    lacking = np.floor(share * total + 0.5).astype(np.intp)
+    left, held_out = total.copy(), np.zeros(len(names), bool)
+    for group in np.random.default_rng(seed).permutation(len(names)).tolist():
+        own = table[group]
+        nearer = np.abs(lacking - own).sum() < np.abs(lacking).sum()
+        if nearer and (left - own)[total > 0].all():
+            held_out[group] = True
+            left, lacking = left - own, lacking - own
+    out = held_out[number]
+    return np.flatnonzero(~out), np.flatnonzero(out)
 
 
 def _split_by_share(labels: npt.NDArray[np.int32], share: float, seed: int) -> tuple[Rows, Rows]:
@@ -87,19 +109,49 @@ def split_per_class(
     classes: list[str],
     most: int | None = None,
     copies: Rows | None = None,
+    groups: Rows | None = None,
 ) -> tuple[Rows, Rows]:
     """Train on `count` rows of every class, chosen at random; test on all others, or on at most `most` of a class.
 
     Args:
         copies: (n,) from `copies_of`: of rows of the same bytes only the first takes part.
+        groups: (n,) from `united`: rows that belong together, of one class or several, train or test, but not both.
 
     Raises:
         LabelError: a class has fewer rows than that.
     """
     if copies is not None and len(firsts := np.unique(copies)) < len(copies):
-        train, test = split_per_class(labels[firsts], count, seed, classes, most)
+        inside = None if groups is None else groups[firsts]
+        train, test = split_per_class(labels[firsts], count, seed, classes, most, groups=inside)
         return firsts[train], firsts[test]
+    if groups is not None and len(np.unique(groups)) < len(groups):
+        return _split_groups_per_class(labels, count, seed, classes, most, groups)
     return _split_per_class(labels, count, seed, classes, most)
+
+
+def _split_groups_per_class(
+    labels: npt.NDArray[np.int32], count: int, seed: int, classes: list[str], most: int | None, groups: Rows
+) -> tuple[Rows, Rows]:
+    """Groups in random order train as long as a class of theirs lacks rows; the others test."""
+    generator = np.random.default_rng(seed)
+    names, number = np.unique(groups, return_inverse=True)
+    number = number.reshape(-1)
+    known, trained = np.zeros(int(labels.max()) + 1, np.intp), np.zeros(len(names), bool)
+    for group in generator.permutation(len(names)).tolist():
+        own = np.bincount(labels[number == group], minlength=len(known))
+        if (known[own > 0] < count).any():
+            trained[group], known = True, known + own
+    train, test = [], []
+    for label in np.unique(labels):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        learnt, others = rows[trained[number[rows]]], rows[~trained[number[rows]]]
+        if len(learnt) < count:
+            raise LabelError(
+                f"class {classes[label]!r} has {len(learnt)} usable images; --per-class {count} needs more"
+            )
+        train.append(learnt[:count])
+        test.append(others if most is None else others[:most])
+    return np.sort(np.concatenate(train)), np.sort(np.concatenate(test))
 
 
 def _split_per_class(

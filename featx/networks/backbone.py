@@ -15,6 +15,7 @@ from featx.networks.graph.geometry import NodeGeometry, ancestors, count_multipl
 from featx.networks.graph.tracing import first_of_several, output_of, own_names
 from featx.networks.layer_names import LOGITS, PENULTIMATE, PRE, PROB, SOFTMAX, Layer, LayerNames, node_layers
 from featx.networks.registry import architecture, chain, default_preprocessing, literature_layers
+from featx.networks.run_folder import is_run, read_run
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,9 @@ class Backbone:
             one.name + PRE: Layer(one.name + PRE, one.before_relu, "before") for one in literature if one.before_relu
         }
         last = own[output_of(self._traced)]
-        others |= {PROB: Layer(PROB, last + SOFTMAX, "none"), LOGITS: Layer(LOGITS, last, "none")}
+        others[LOGITS] = Layer(LOGITS, last, "none")
+        if not is_run(self.name) or read_run(self.name).task == "classes":  # else their softmax means nothing
+            others[PROB] = Layer(PROB, last + SOFTMAX, "none")
         penultimate = self._input_of_final_layer() or last
         if penultimate in by_node:
             others[PENULTIMATE] = Layer(PENULTIMATE, penultimate, by_node[penultimate].relu)

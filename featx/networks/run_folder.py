@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from featx.errors import FileFormatError
+from featx.errors import FileFormatError, UsageError
 from featx.runtime import stored
 from featx.runtime.stored import convert, read_json_file
 
@@ -115,3 +115,12 @@ def read_run(folder: str | os.PathLike[str]) -> Run:
         found["plan"],
         found.get("task", "classes"),
     )
+
+
+def refuse_other_tasks(backbone: str) -> None:
+    """Raise UsageError for a run whose outputs are no probabilities of one class per image."""
+    if is_run(backbone) and (task := read_run(backbone).task) != "classes":
+        gives = "numbers" if task == "values" else "several classes of an image"
+        raise UsageError(
+            f"{backbone} gives {gives}; what decides for a class is shown of networks that give one class"
+        )

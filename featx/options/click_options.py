@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import click
+from click.core import ParameterSource
 
 from featx.errors import UsageError
 from featx.options.option import Config, flag_of
@@ -44,7 +45,11 @@ def options_of(config: type[Config]) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         def collect(**arguments: Any) -> Any:
             values = {spec.name: arguments.pop(spec.name) for spec in fields(config)}
-            return command(**arguments, config=config(**values))
+            made = config(**values)
+            context = click.get_current_context()
+            given = [name for name in values if context.get_parameter_source(name) != ParameterSource.DEFAULT]
+            object.__setattr__(made, "given", frozenset(given))
+            return command(**arguments, config=made)
 
         collect.__name__, collect.__doc__ = command.__name__, command.__doc__
         collect.__click_params__ = getattr(command, "__click_params__", [])  # type: ignore[attr-defined]  # click's

@@ -28,7 +28,11 @@ def evaluation_page(report: EvaluateReport, scored: Scored) -> str:
     sections = [Section("Summary", "".join(paragraph(line) for line in _summary(report)))]
     metrics = report.metrics
     if isinstance(metrics, ValueMetrics):
-        sections.append(Section("Values", "".join(paragraph(line) for line in metric_lines(metrics)[1:])))
+        lines = [
+            [printable(name), "" if share is None else f"{share:.4f}", f"{metrics.mean_squared_error[name]:.6g}"]
+            for name, share in metrics.r2.items()
+        ]
+        sections.append(Section("Values", table(["value", "R\u00b2", "mean squared error"], lines)))
         return render(f"featx evaluate: {report.head.name}", sections, f"featx {__version__}")
     classes = [printable(name) for name in metrics.per_class]
     if isinstance(metrics, LabelMetrics):

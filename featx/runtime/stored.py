@@ -195,7 +195,7 @@ class Run(Struct):
     """config.json of a run."""
 
     backbone: Text
-    classes: ClassNames
+    classes: Annotated[list[Text], Meta(min_length=1, max_length=1_000_000)]  # one number, or two classes and more
     preprocess: Preprocessing
     plan: RunPlan
     task: Literal["classes", "labels", "values"] = "classes"

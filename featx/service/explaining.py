@@ -19,6 +19,7 @@ from featx.explain.images import last_maps
 from featx.explain.saliency import saliency
 from featx.explain.subject import LOGITS, Subject, subject_of
 from featx.networks.pooling import Pooling
+from featx.networks.run_folder import refuse_other_tasks
 from featx.options.show import SALIENCY_METHODS
 from featx.service.messages.answers import JSON, NPY, npy
 from featx.service.messages.bodies import IMAGES
@@ -84,6 +85,7 @@ class Explainer:
     def _subject(self, network: Network) -> Subject:
         if network.fingerprint not in self._subjects:
             served = network.engine.recipe
+            refuse_other_tasks(served.backbone.name)
             layers = served.backbone.names.resolve(LOGITS)
             if maps := last_maps(served.backbone):
                 layers = [*served.backbone.names.resolve(maps), *layers]

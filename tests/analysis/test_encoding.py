@@ -151,6 +151,8 @@ def test_every_way_to_write_responses_is_the_same(tmp_path, file):
         ("r.csv", lambda path: path.write_text("a,b\n"), FileFormatError, "needed are a column path"),
         ("r.csv", lambda path: path.write_text("path,v\nnowhere.jpg,1\n"), UsageError, "has no image nowhere.jpg"),
         ("r.csv", lambda path: path.write_text("path,v\nx\n"), FileFormatError, "line 2: 1 fields"),
+        ("r.csv", lambda path: path.write_text("path,a,b\n"), UsageError, "names no image"),
+        ("r.npy", lambda path: np.save(path, np.zeros((60, 0))), UsageError, "(60, 0)"),
         ("gone.npy", lambda path: None, FileFormatError, "no file"),
     ],
 )
@@ -232,3 +234,15 @@ def test_a_list_of_some_images_is_of_these(tmp_path, two_layers):
     assert given.rows.tolist() == chosen.tolist()
     assert given.left_out == 14
     np.testing.assert_array_equal(given.values[0, :, 0], repeats[0, chosen, 0])
+
+
+def test_the_unit_of_responses_does_not_matter():
+    values, responses = data(40, 8, 3)
+    held_out = np.arange(40) % 4 == np.arange(4)[:, None]
+    alphas, cpu = grid_for(values), torch.device("cpu")
+    found = encode(values, responses, held_out, alphas, cpu)
+    for unit in (1e200, 1e-200):
+        again = encode(values, responses * unit, held_out, alphas, cpu)
+        np.testing.assert_allclose(again.r, found.r, rtol=1e-9)
+        np.testing.assert_allclose(again.r2, found.r2, rtol=1e-9)
+        assert (again.alphas == found.alphas).all()

@@ -245,6 +245,18 @@ def test_learning_curves_train_on_parts_of_the_same_images(tmp_path, monkeypatch
         dataclasses.replace(config, curve="5,12")
 
 
+def test_fewer_images_than_folds_take_the_c_of_all(tmp_path):
+    path = write_features(tmp_path / "f.h5", *clusters(per_class=14, spread=3.0), ("a", "b", "c"))
+    config = ProbeConfig(heads="svm", per_class=8, repeats=2, curve="1,6")
+    report = probe_layers(path, tmp_path / "probe", config)
+    assert [one.per_class for one in report.curve] == [1, 6]
+    fixed = [
+        probe_layers(path, None, dataclasses.replace(config, c=c, curve="1")).curve[0] for c in set(report.rows[0].c)
+    ]
+    low, high = min(one.accuracy for one in fixed), max(one.accuracy for one in fixed)
+    assert low - 1e-9 <= report.curve[0].accuracy <= high + 1e-9
+
+
 def test_a_killed_learning_curve_goes_on(tmp_path, monkeypatch):
     path = write_features(tmp_path / "f.h5", *clusters(per_class=12, spread=3.0), ("a", "b", "c"))
     config = ProbeConfig(heads="svm", per_class=6, repeats=2, c=1.0, curve="3")

@@ -37,6 +37,9 @@ def test_doubts_are_cleanlabs(seed):
     np.testing.assert_allclose(
         found.confidence, get_label_quality_scores(labels, probabilities, adjust_pred_probs=False), atol=1e-12
     )
+    for row in np.flatnonzero(found.doubted):
+        assert found.suggested[row] != labels[row]
+        assert probabilities[row, found.suggested[row]] >= found.thresholds[found.suggested[row]]
     means = [probabilities[labels == k, k].mean() for k in range(4)]
     np.testing.assert_allclose(found.thresholds, means)
 
@@ -165,6 +168,7 @@ def test_clean_leaves_out_what_is_ticked_and_extracts_to_the_same_rows(found, tm
         ("remove,row,path\nmaybe,0,x\n", UsageError, "line 2: remove is 'maybe'"),
         ("remove,row,path\nx,0,other.png\n", UsageError, "the table is of other features"),
         ("remove,row,path\nx,9999,x\n", UsageError, "the table is of other features"),
+        ("remove,row,path\n,0,other.png\n", UsageError, "the table is of other features"),
     ],
 )
 def test_a_table_that_is_none_is_one_line(found, tmp_path, text, error, says):

@@ -121,7 +121,8 @@ def test_a_class_with_one_image_calibrates(tmp_path, rows):
         ("ant,1\nbee,2\ncow,3\n", "its first line must be class,weight"),
         ("class,weight\nant,1\nbee,2\n", "has no weight for class 'cow'"),
         ("class,weight\nant,1\nbee,2\ncow,3\ndog,4\n", "names what is no class to train on: 'dog'"),
-        ("class,weight\nant,0\nbee,2\ncow,3\n", "line 2: 'ant,0'; a class and a weight above 0"),
+        ("class,weight\nant,0\nbee,2\ncow,3\n", "line 2: 'ant,0'; a class and a weight from 0.0001 to 10000"),
+        ("class,weight\nant,1e300\nbee,2\ncow,3\n", "a weight from 0.0001 to 10000"),
         ("class,weight\nant,1\nant,1\nbee,2\ncow,3\n", "line 3: class 'ant' is there twice"),
         ("class,weight\nant,nan\nbee,2\ncow,3\n", "line 2: 'ant,nan'"),
     ],
@@ -135,7 +136,7 @@ def test_a_bad_table_is_one_line(tmp_path, features, text, says):
 
 
 def test_a_table_as_spreadsheets_write_it(tmp_path):
-    (tmp_path / "w.csv").write_bytes(b'\xef\xbb\xbfclass,weight\r\n"bee, big",2\r\nant,1\r\n')
+    (tmp_path / "w.csv").write_bytes(b'\xef\xbb\xbfclass,weight\r\n"bee, big",2\r\n ant ,1\r\n')
     assert class_weights_of(str(tmp_path / "w.csv"), np.zeros(1, int), ["ant", "bee, big"]).tolist() == [1.0, 2.0]
 
 

@@ -174,3 +174,64 @@ def test_a_training_respects_the_column(listed, photos):
     patients = patients_of([path.decode() for path in manifest.paths])
     assert not set(patients[task.train]) & set(patients[task.val])
     assert manifest.digest != scan(photos).digest
+
+
+def test_groups_of_several_classes_are_divided_between_the_sides(tmp_path):
+    """Photographers with images of every class: nothing is lost, and none stands on two sides."""
+    from featx.heads.splits import split_by_share, split_per_class
+
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 120).astype(np.int32)
+    photographers = generator.integers(0, 12, 120)
+    groups = np.array([int(np.flatnonzero(photographers == one)[0]) for one in photographers])
+    train, test = split_per_class(labels, 10, 1, list("abc"), 8, groups=groups)
+    assert np.bincount(labels[train]).tolist() == [10, 10, 10]
+    assert np.bincount(labels[test]).min() > 1
+    assert np.bincount(labels[test]).max() <= 8
+    assert not set(photographers[train]) & set(photographers[test])
+    train, test = split_by_share(labels, 0.3, 1, groups)
+    assert len(train) + len(test) == 120
+    assert 0.2 < len(test) / 120 < 0.4
+    assert not set(photographers[train]) & set(photographers[test])
+    # One pair in two classes leaves the classes their shares.
+    pairs = np.arange(120)
+    pairs[7] = pairs[3] if labels[7] != labels[3] else pairs[int(np.flatnonzero(labels != labels[7])[0])]
+    pairs = np.minimum(pairs, pairs[pairs])
+    _, test = split_by_share(labels, 0.25, 1, pairs)
+    assert np.abs(np.bincount(labels[test]) - 0.25 * np.bincount(labels)).max() <= 1
+    # A class that only one group has stays in training.
+    labels[:] = 0
+    labels[photographers == 4] = 1
+    for seed in range(6):
+        train, _ = split_by_share(labels, 0.5, seed, groups)
+        assert set(labels[train]) == {0, 1}
+    with pytest.raises(featx.FeatxError, match="class 'b' has"):
+        split_per_class(labels, 50, 0, ["a", "b"], groups=groups)
+
+
+def test_copies_take_part_once_and_groups_as_a_whole(tmp_path):
+    from featx.heads.splits import split_per_class
+
+    labels = np.repeat([0, 1], 20).astype(np.int32)
+    copies = np.arange(40)
+    copies[1] = 0
+    groups = np.arange(40) // 4 * 4
+    train, test = split_per_class(labels, 6, 0, ["a", "b"], copies=copies, groups=groups)
+    assert 1 not in train
+    assert 1 not in test
+    assert not set(groups[train]) & set(groups[test])
+    assert np.bincount(labels[train]).tolist() == [6, 6]
+
+
+def test_a_probe_of_photographers_trains_and_tests_every_class(photos, tmp_path):
+    lines = ["path,label,group"]
+    files = sorted(photos.rglob("*.jpg"))
+    lines += [f"{file},{file.parent.name},{number % 5}" for number, file in enumerate(files)]
+    (tmp_path / "list.csv").write_text("\n".join(lines) + "\n")
+    config = featx.ExtractConfig(backbone="alexnet-mini", layers="fc7", device="cpu")
+    featx.extract_features(tmp_path / "list.csv", tmp_path / "f.h5", config)
+    report = featx.probe_layers(
+        tmp_path / "f.h5", None, featx.ProbeConfig(heads="mean", per_class=3, repeats=2, c=1.0)
+    )
+    assert report.classes == 2
+    assert report.test >= 4

@@ -158,6 +158,34 @@ def test_numbers_choose_the_best_epoch_by_r2(lists, tmp_path, capsys):
     assert "R²" in (tmp_path / "page.html").read_text()
 
 
+def test_one_number_is_learnt_too_and_its_run_says_what_it_is(lists, tmp_path):
+    lines = (lists / "values.csv").read_text().splitlines()
+    (lists / "one.csv").write_text("\n".join([lines[0], *(line.split("|")[0] for line in lines[1:])]) + "\n")
+    run = tmp_path / "run"
+    report = featx.finetune_network(lists / "one.csv", run, options(task="values", val=0.3, snapshots="2"))
+    assert report.classes == ["value"]
+    assert featx.evaluate_head(run, lists / "one.csv").images == 20
+    kept = load_file(run / "snapshots" / "epoch-000002.safetensors")
+    state = load_file(run / "model.safetensors")
+    assert report.best_epoch == 2  # of which the snapshot is
+    torch.testing.assert_close(kept["classifier.8.weight"], state["classifier.8.weight"])
+    with pytest.raises(UsageError, match="'prob'"):
+        featx.extract_features(
+            lists / "00.png", tmp_path / "f.h5", featx.ExtractConfig(backbone=str(run), layers="prob")
+        )
+    with pytest.raises(UsageError, match="gives numbers; what decides for a class"):
+        featx.show_saliency([lists / "00.png"], tmp_path / "s", featx.SaliencyConfig(backbone=str(run)))
+    # It goes on where it was, in its own units.
+    more = featx.FinetuneConfig(backbone=str(run), continue_epochs=1, device="cpu", workers=1)
+    featx.finetune_network(lists / "one.csv", tmp_path / "more", more)
+    before = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    after = [json.loads(line) for line in (tmp_path / "more" / "metrics.jsonl").read_text().splitlines()]
+    best = max(before, key=lambda entry: entry["val_r2"])
+    assert after[0]["epoch"] == 0
+    for key in ("val_r2", "val_loss"):
+        assert after[0][key] == pytest.approx(best[key], rel=1e-4)
+
+
 @pytest.mark.parametrize(
     ("label", "says"),
     [("tall", "the label 'tall' is no number"), ("1|2|3", "has 3 numbers and"), ("inf", "is no number")],
@@ -197,6 +225,7 @@ def test_losses_and_validations_are_pytorchs_and_scikit_learns():
     torch.testing.assert_close(goal.loss(outputs, labels), expected)
     assert goal.weight_of(labels.numpy()) == pytest.approx(weights[labels].sum())
     found = goal.validation(outputs, labels)
+    assert found["val_loss"] == pytest.approx(F.cross_entropy(outputs, labels).item(), rel=1e-5)
     right = (outputs.argmax(1) == labels).numpy()
     assert found["val_accuracy"] == pytest.approx(right.mean())
     assert found["val_balanced"] == pytest.approx(np.mean([right[labels.numpy() == k].mean() for k in range(3)]))
@@ -208,6 +237,9 @@ def test_losses_and_validations_are_pytorchs_and_scikit_learns():
 def test_mixed_targets_have_their_shares():
     generator = torch.Generator().manual_seed(1)
     outputs, shares = torch.randn(6, 3, generator=generator), torch.rand(6, generator=generator)
+    several = torch.randint(0, 2, (6, 3), generator=generator).float()
+    said = SeveralClasses(0.0).validation(outputs, several)["val_loss"]
+    assert said == pytest.approx(F.binary_cross_entropy_with_logits(outputs, several).item(), rel=1e-5)
     own, other = (torch.randint(0, 2, (6, 3), generator=generator).float() for _ in range(2))
     goal = SeveralClasses(0.0)
     blended = shares[:, None] * own + (1 - shares[:, None]) * other
@@ -218,6 +250,11 @@ def test_mixed_targets_have_their_shares():
     numbers = Numbers(np.array([[1.0], [3.0], [8.0]], np.float32))
     scaled = (torch.tensor([[3.0]]) - numbers.mean.item()) / numbers.deviation.item()
     torch.testing.assert_close(numbers.loss(scaled.float(), torch.tensor([[3.0]])), torch.tensor(0.0))
+    outputs, own, other = torch.randn(6, 1), torch.rand(6, 1), torch.rand(6, 1)
+    blended = shares[:, None] * own + (1 - shares[:, None]) * other
+    torch.testing.assert_close(numbers.mixed_loss(outputs, own, other, shares), numbers.loss(outputs, blended))
+    constant = Numbers(np.full((4, 1), 7.0, np.float32))
+    assert constant.loss(torch.zeros(1, 1), torch.tensor([[7.0]])) == 0
     layer = nn.Linear(2, 1)
     state = {f"fc.{name}": tensor.detach().clone() for name, tensor in layer.state_dict().items()}
     numbers.in_units(state, ["fc"])

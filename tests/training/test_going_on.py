@@ -16,6 +16,8 @@ from torchvision.models import get_model
 
 import featx
 from featx.errors import PlanMismatch, UsageError
+from featx.training.epoch_log import TensorBoardLog
+from featx.training.goal import OneClass
 from featx.training.learning_rates import scaled
 from featx.training.optimization.range_test import judged
 
@@ -68,6 +70,41 @@ def test_a_run_goes_on_from_its_own_final_layer_with_its_own_options(photos, run
         featx.finetune_network(photos, tmp_path / "more", given)
 
 
+def test_on_the_command_line_what_is_given_counts_also_where_it_is_the_default(photos, run, tmp_path, request):
+    command = request.getfixturevalue("featx")  # the library has the name here
+    words = [
+        "finetune",
+        photos,
+        "-b",
+        run,
+        "--continue",
+        "1",
+        "--device",
+        "cpu",
+        "--workers",
+        "1",
+        "-o",
+        tmp_path / "c",
+    ]
+    assert command(*words, "--batch-size", "64", "--val", "0.25", "--dropout", "0.25").status == 0
+    request_of = json.loads((tmp_path / "c" / "config.json").read_text())["plan"]["request"]
+    assert (request_of["batch_size"], request_of["dropout"], request_of["augment"]) == (64, 0.25, "none")
+    other = [
+        "finetune",
+        photos,
+        "-b",
+        run,
+        "--continue",
+        "1",
+        "--split-column",
+        "--device",
+        "cpu",
+        "-o",
+        tmp_path / "d",
+    ]
+    assert "--val and --split-column are different" not in command(*other).err
+
+
 def test_what_cannot_go_on_is_said(photos, run, tmp_path):
     with pytest.raises(UsageError, match="-b RUN; alexnet-mini is none"):
         featx.finetune_network(
@@ -85,7 +122,7 @@ def test_what_cannot_go_on_is_said(photos, run, tmp_path):
         featx.FinetuneConfig(backbone=str(run), continue_epochs=1, from_scratch=True)
 
 
-def test_tensorboard_has_every_epoch_and_every_class(run):
+def test_tensorboard_has_every_epoch_and_every_class(run, tmp_path):
     log = EventAccumulator(str(run / "tensorboard"))
     log.Reload()
     entries = entries_of(run)
@@ -93,8 +130,14 @@ def test_tensorboard_has_every_epoch_and_every_class(run):
         events = log.Scalars(name)
         assert [event.step for event in events] == [1, 2]
         assert [event.value for event in events] == pytest.approx([entry[name] for entry in entries], rel=1e-6)
-    classes = [log.Scalars(f"val_class/{name}")[-1].value for name in "ab"]
-    assert np.mean(classes) == pytest.approx(entries[-1]["val_accuracy"], abs=1e-6)  # classes of the same size
+    classes = {name: log.Scalars(f"val_class/{name}")[-1].value for name in "ab"}
+    assert np.mean([*classes.values()]) == pytest.approx(entries[-1]["val_accuracy"], abs=1e-6)  # of the same size
+    written = []
+    log = TensorBoardLog(tmp_path, ["rare", "common"], OneClass("accuracy", None, 0.0, torch.device("cpu")))
+    log._writer.add_scalar = lambda name, value, epoch: written.append((name, value))
+    log.write({"epoch": 1}, (torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1, 1])))
+    log.close()
+    assert dict(written) == {"val_class/rare": 0.0, "val_class/common": 1.0}
     assert json.loads((run / "config.json").read_text())["plan"]["request"].get("log") is None  # it changes nothing
 
 
@@ -149,7 +192,11 @@ def test_lr_find_steps_as_the_training_would(photos, tmp_path):
         with torch.no_grad():
             for parameter, gradient in zip(final.parameters(), gradients, strict=True):
                 parameter.sub_(factors[number] * gradient)
-    assert report.rows[0][2].startswith("*=0, fc8=")
+    factors, losses, smooth = (np.array([float(line[key]) for line in table]) for key in ("factor", "loss", "smooth"))
+    found = judged(factors, losses, smooth)
+    wanted = [] if found.suggested is None else [("steepest fall (suggested)", found.suggested)]
+    wanted += [("at the least loss", found.least), ("a tenth of that", found.least / 10)]
+    assert report.rows == [[name, f"{factor:.3g}", scaled("*=0, fc8=1.0", factor)] for name, factor in wanted]
     assert (tmp_path / "lr" / "lr.png").stat().st_size > 5000
     assert not list((tmp_path / "lr").glob("model*"))
 
@@ -165,7 +212,7 @@ def test_options_without_effect_in_lr_find_are_refused():
 # --- augmentations, and the weights elsewhere
 
 
-def test_the_sheet_shows_what_the_training_sees(photos, tmp_path):
+def test_the_sheet_shows_what_the_training_sees(photos, tmp_path, monkeypatch):
     config = featx.AugmentConfig(augment="flip", backbone="alexnet-mini", images=3, draws=4)
     report = featx.show_augmentation(photos, tmp_path / "sheet", config)
     assert report.rows == [["3", "4"]]

@@ -14,7 +14,7 @@ class LabelDoubts:
 
     Attributes:
         confidence: (n,) the probability of the given label: the lower, the more suspicious.
-        suggested: (n,) the most probable class.
+        suggested: (n,) the most probable of the classes that reach their thresholds, or of all where none does.
         doubted: (n,) whether confident learning counts it as an error.
         thresholds: (K,) of each class the mean probability of it among the images labelled so.
     """
@@ -43,4 +43,5 @@ def doubts(probabilities: npt.NDArray[np.floating], labels: npt.NDArray[np.integ
     reached = (given >= thresholds) & (sizes > 0)
     best = np.where(reached, given, -1.0).argmax(axis=1)
     doubted = reached.any(axis=1) & (best != labels)
-    return LabelDoubts(confidence, given.argmax(axis=1), doubted, thresholds)
+    suggested = np.where(reached.any(axis=1), best, given.argmax(axis=1))
+    return LabelDoubts(confidence, suggested, doubted, thresholds)

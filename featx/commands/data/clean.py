@@ -91,9 +91,7 @@ def _ticked(path: Path, features: Features) -> set[int]:
             found = set()
             for number, line in enumerate(reader, start=2):
                 tick = str(line["remove"] or "").strip().lower()
-                if tick in _NO_TICKS:
-                    continue
-                if tick not in _TICKS:
+                if tick not in _NO_TICKS | _TICKS:
                     raise UsageError(
                         f"{path}, line {number}: remove is {printable(tick)!r}; x removes the image, nothing keeps it"
                     )
@@ -103,7 +101,8 @@ def _ticked(path: Path, features: Features) -> set[int]:
                         f"{path}, line {number}: row {printable(str(line['row']))} of {features.path} is not "
                         f"{printable(str(line['path']))}; the table is of other features"
                     )
-                found.add(row)
+                if tick in _TICKS:
+                    found.add(row)
             return found
     except FileNotFoundError:
         raise FileFormatError(f"no file {path}") from None

@@ -16,6 +16,7 @@ from featx.explain.images import digest_of_weights
 from featx.figures.sheets import Tile, draw_sheet
 from featx.networks.external.code import trust_code
 from featx.networks.registry import refuse_unknown
+from featx.networks.run_folder import refuse_other_tasks
 from featx.options.show import ClassImageConfig
 from featx.runtime.progress import SILENT, Reporter
 
@@ -40,6 +41,7 @@ def show_class_image(
         PlanMismatch: the folder holds pictures made with other settings.
     """
     config = config or ClassImageConfig()
+    refuse_other_tasks(net)
     trust_code(net)
     refuse_unknown(net)
     if config.target is None:

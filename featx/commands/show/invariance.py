@@ -13,6 +13,7 @@ import numpy.typing as npt
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.explain.images import Shown, first_and_last, subject_for
 from featx.figures.curves import Panel, draw_panels
+from featx.networks.run_folder import refuse_other_tasks
 from featx.options.show import InvarianceConfig
 from featx.runtime.progress import SILENT, Reporter
 
@@ -42,6 +43,7 @@ def show_invariance(
         PlanMismatch: the folder holds pictures made with other settings.
     """
     config = config or InvarianceConfig()
+    refuse_other_tasks(config.backbone)
     shown = Shown(images)
     picture = f"invariance.{config.format}"
     folder = ShownFolder(Path(output), [picture, NUMBERS], "featx show invariance", reporter)

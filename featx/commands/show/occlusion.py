@@ -12,6 +12,7 @@ from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
 from featx.explain.images import Shown, layer_of_maps, subject_for
 from featx.figures.sheets import Tile, draw_sheet
+from featx.networks.run_folder import refuse_other_tasks
 from featx.options.show import OcclusionConfig
 from featx.runtime.progress import SILENT, Reporter
 
@@ -36,6 +37,7 @@ def show_occlusion(
         PlanMismatch: the folder holds pictures made with other settings.
     """
     config = config or OcclusionConfig()
+    refuse_other_tasks(config.backbone)
     shown = Shown(images)
     folder = ShownFolder(
         Path(output),

@@ -14,6 +14,7 @@ from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
 from featx.explain.images import Shown, has_relus, last_maps, layer_of_maps, subject_for
 from featx.figures.sheets import BOTH_SIDES, HEAT, Tile, draw_sheet
+from featx.networks.run_folder import refuse_other_tasks
 from featx.options.show import SALIENCY_METHODS, SaliencyConfig
 from featx.runtime.progress import SILENT, Reporter
 
@@ -37,6 +38,7 @@ def show_saliency(
         PlanMismatch: the folder holds pictures made with other settings.
     """
     config = config or SaliencyConfig()
+    refuse_other_tasks(config.backbone)
     methods = _methods(config, reporter)
     shown = Shown(images)
     folder = ShownFolder(

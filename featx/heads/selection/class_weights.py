@@ -12,10 +12,11 @@ import numpy.typing as npt
 
 from featx.errors import UsageError
 from featx.runtime.files import disk_errors, refuse_special_file
-from featx.runtime.text import printable
+from featx.runtime.text import class_name, printable
 
 BALANCED = "balanced"
 COLUMNS = ["class", "weight"]
+_LEAST, _MOST = 1e-4, 1e4
 
 
 def class_weights_of(
@@ -73,10 +74,12 @@ def _read(path: Path, classes: list[str]) -> npt.NDArray[np.float64]:
             name, weight = row[0], float(row[1]) if len(row) == 2 else math.nan
         except ValueError:
             name, weight = row[0], math.nan
-        if not 0 < weight < math.inf:
+        if not _LEAST <= weight <= _MOST:
             raise UsageError(
-                f"--class-weight {path}, line {number}: {printable(','.join(row))!r}; a class and a weight above 0"
+                f"--class-weight {path}, line {number}: {printable(','.join(row))!r}; a class and a weight from "
+                f"{_LEAST:g} to {_MOST:g}"
             )
+        name = class_name(name)
         if name in found:
             raise UsageError(f"--class-weight {path}, line {number}: class {printable(name)!r} is there twice")
         found[name] = weight
