@@ -1,6 +1,6 @@
 """featx finetune against the usual hand-written loop, side by side in one run: seconds per step, and all in all.
 
-    python benchmarks/finetune.py PHOTOS [-b alexnet] [--images 320] [--epochs 4] [--repeats 2]
+    python benchmarks/finetune.py PHOTOS [-b alexnet] [--images 320] [--epochs 4] [--repeats 2] [--only CASE]
 
 The usual script: ImageFolder, a DataLoader at the best of several worker counts, torchvision's network with a new
 last layer, the frozen layers without gradients, SGD with one parameter group per rate. featx trains the same layers
@@ -93,6 +93,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=320)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--only", help="the case of this name alone")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     rows = []
@@ -104,6 +105,8 @@ def main() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             os.link(path, folder / path.name)
         for case, lr, augment, trained in CASES:
+            if options.only not in (None, case):
+                continue
             tried = {n: usual_script(source, options.backbone, trained, 2, n)[0] for n in WORKER_COUNTS}
             workers = min(tried, key=lambda n: tried[n])
             found: list[tuple[float, float, float, float]] = []

@@ -73,7 +73,7 @@ def split_by_share(
 
 
 def _split_groups_by_share(labels: npt.NDArray[np.int32], share: float, seed: int, groups: Rows) -> tuple[Rows, Rows]:
-    """Hold out groups, in random order, that bring the classes nearer to their shares and leave each rows to train."""
+    """Hold out groups, in random order, that bring classes nearer to their shares and leave each rows to train."""
     names, number = np.unique(groups, return_inverse=True)
     number = number.reshape(-1)
     table = np.zeros((len(names), int(labels.max()) + 1), np.intp)  # rows of each class

@@ -202,3 +202,55 @@ def test_the_page_shows_the_mistakes_and_the_report_lies_beside_it(trained, tmp_
     (tmp_path / "other.html").write_text("mine")
     with pytest.raises(UsageError, match="exists and is no page"):
         evaluate_head(trained / model, of, OPTIONS, output=tmp_path / "other.html")
+
+
+def test_the_page_says_what_the_scores_say(tmp_path, monkeypatch):
+    from conftest import clusters, write_features
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_curve
+
+    from featx.heads.linear_head import LinearHead
+    from featx.reporting import of_evaluation
+
+    values, labels = clusters(per_class=30, classes=3, spread=4.0, seed=5)
+    keep = np.r_[0:30, 30:50, 60:75]  # classes of 30, 20 and 15
+    values, labels = values[keep], labels[keep]
+    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"))
+    fit_svm(path, tmp_path / "h.safetensors", FitConfig(c=0.01, per_class=5, normalize="none"))
+    scores = LinearHead.load(tmp_path / "h.safetensors").scores(values)
+    predicted = scores.argmax(1)
+    drawn, asked = {}, []
+    monkeypatch.setattr(
+        of_evaluation,
+        "draw_confusion",
+        lambda counts, names, path, title: (drawn.update(confusion=counts), path.write_bytes(b"x")),
+    )
+    monkeypatch.setattr(
+        of_evaluation, "draw_roc", lambda curves, path, title, of: (drawn.update(roc=curves), path.write_bytes(b"x"))
+    )
+    real = of_evaluation.thumbnails
+    monkeypatch.setattr(
+        of_evaluation, "thumbnails", lambda rows, content, side: (asked.extend(rows), real(rows, content, side))[1]
+    )
+    evaluate_head(tmp_path / "h.safetensors", path, output=tmp_path / "page.html")
+    assert (drawn["confusion"] == confusion_matrix(labels, predicted)).all()
+    for label, name in enumerate("abc"):
+        wrong, right, _ = roc_curve(labels == label, scores[:, label])
+        np.testing.assert_allclose(drawn["roc"][name][0], wrong)
+        np.testing.assert_allclose(drawn["roc"][name][1], right)
+    text = (tmp_path / "page.html").read_text()
+    table = re.findall(r"<tr>(.*?)</tr>", text[text.index("<h2>Classes") : text.index("<h2>ROC")])[1:]
+    found = [re.findall(r"<td>(.*?)</td>", line) for line in table]
+    measured = precision_recall_fscore_support(labels, predicted, zero_division=0)
+    expected = [
+        [name, str(size), *(f"{value:.1%}" for value in each)]
+        for name, size, *each in zip("abc", np.bincount(labels), *measured[:3], strict=True)
+    ]
+    assert found == expected
+    assert len({tuple(line[2:]) for line in found}) == 3
+    rows = np.flatnonzero(predicted != labels)
+    margins = scores[rows, predicted[rows]] - scores[rows, labels[rows]]
+    order = rows[np.argsort(-margins, kind="stable")][:36]
+    assert asked == order.tolist()
+    assert len(order) > 5
+    captions = re.findall(r"<li><img [^>]*>(.*?)</li>", text[text.index("Worst mistakes</h2>") :])
+    assert captions == [f"{'abc'[labels[row]]}, taken for {'abc'[predicted[row]]} ({row:06d}.jpg)" for row in order]

@@ -174,6 +174,9 @@ def test_a_training_respects_the_column(listed, photos):
     patients = patients_of([path.decode() for path in manifest.paths])
     assert not set(patients[task.train]) & set(patients[task.val])
     assert manifest.digest != scan(photos).digest
+    # A pattern joins what the column leaves alone, and the other way round.
+    both = undivided(manifest, r"(patient-00)|patient")
+    assert len(np.unique(both[patients == "patient-00"])) == 1
 
 
 def test_groups_of_several_classes_are_divided_between_the_sides(tmp_path):
