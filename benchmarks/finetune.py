@@ -5,14 +5,15 @@
 The usual script: ImageFolder, a DataLoader at the best of several worker counts, torchvision's network with a new
 last layer, the frozen layers without gradients, SGD with one parameter group per rate. featx trains the same layers
 of the same random weights with the same batches of 64; where the first layers are frozen and nothing is drawn at
-random it computes their output once. A step is the mean of those after the first epoch; all in all is everything from
-the photos to the trained weights, imports left out. PHOTOS is a folder of JPEGs; without one, pictures of noise are
-made.
+random it computes their output once. A step is the median of those after the first epoch; all in all is everything
+from the photos to the trained weights, imports left out. PHOTOS is a folder of JPEGs; without one, pictures of noise
+are made.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import tempfile
@@ -24,7 +25,6 @@ import torch
 import torch.nn.functional as F
 from environment import machine
 from extract import collect_photos
-from gpu import Clock
 from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -32,6 +32,7 @@ from torchvision.models import get_model, get_model_weights
 
 from featx.commands.finetune import finetune_network
 from featx.options.training import FinetuneConfig
+from featx.runtime.progress import Reporter
 from featx.runtime.text import table
 
 CASES = [
@@ -69,9 +70,24 @@ def usual_script(source: Path, name: str, trained: tuple[str, ...], epochs: int,
     return _step(times, epochs), time.perf_counter() - started
 
 
+class Steps(Reporter):
+    """Notes when each step of the training ends."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self._training = False
+
+    def begin(self, what: str, total: int, done: int = 0) -> None:
+        self._training = what == "train"
+
+    def advance(self, count: int) -> None:
+        if self._training:
+            self.times.append(time.perf_counter())
+
+
 def featx_itself(source: Path, folder: Path, name: str, lr: str, augment: str, epochs: int) -> tuple[float, float]:
     """The same of featx."""
-    clock, config = Clock(), FinetuneConfig(
+    clock, config = Steps(), FinetuneConfig(
         backbone=name, weights="random:0", lr=lr, epochs=epochs, batch_size=BATCH, init_head="random", val=0.0,
         augment=augment, schedule="constant", device="cpu",
     )  # fmt: skip
@@ -81,9 +97,9 @@ def featx_itself(source: Path, folder: Path, name: str, lr: str, augment: str, e
 
 
 def _step(times: list[float], epochs: int) -> float:
-    """Seconds from one step to the next, of the epochs after the first."""
+    """Seconds from one step to the next, of the epochs after the first; the median: a checkpoint is no step."""
     later = times[len(times) // epochs :]
-    return (later[-1] - later[0]) / (len(later) - 1)
+    return statistics.median(after - before for before, after in itertools.pairwise(later))
 
 
 def main() -> None:
