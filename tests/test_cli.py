@@ -136,7 +136,7 @@ def test_flags_go_before_variables_before_the_file_before_defaults(tmp_path, mon
     [
         (
             "colour: red\n",
-            "fit-svm has no option 'colour'; it has c, calibrate, class_weight, device, folds, group_by, layer",
+            "fit-svm has no option 'colour'; it has c, calibrate, class_weight, device, folds, group_by, keep_products, layer",
         ),
         ("- c\n", "must hold one mapping"),
         ("c: [\n", "cannot be read as YAML"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -122,6 +123,7 @@ def _fit(
             copies=copies[np.searchsorted(rows, train)],
             class_weights=weights,
             score=score,
+            products=_products(config, features, layer, train),
             reporter=reporter,
         )
     except NonFiniteRow as error:
@@ -168,6 +170,15 @@ def _fit(
         object.__setattr__(head, "report", {**kept, "plan": plan})
         head.save(output)
     return report
+
+
+def _products(config: FitConfig, features: Features, layer: str, train: Rows) -> Path | None:
+    """Where the products of the training rows are kept: by what they are of."""
+    if config.keep_products is None:
+        return None
+    of = hashlib.sha256(f"{features.digest} {layer} {config.normalize}".encode())
+    of.update(train.astype(np.int64).tobytes())
+    return Path(config.keep_products) / of.hexdigest()[:32]
 
 
 def _calibrated(found: Found, labels: Labels, config: FitConfig) -> Calibration | None:

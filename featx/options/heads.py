@@ -92,6 +92,10 @@ class FitConfig(Config):
     )
     device: str = device_option()
     memory: int | None = memory_option()
+    keep_products: str | None = option(
+        None, "Keep the products of the n training images, 4 n^2 bytes, in this folder: the next fit on the same "
+        "ones reads them instead of multiplying again.", metavar="FOLDER", recorded=False,
+    )  # fmt: skip
     seed: int = option(0, "Seed of the split and the folds.", low=0, high=2**32 - 1, metavar="N")
 
     def __post_init__(self) -> None:

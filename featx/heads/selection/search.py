@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -81,6 +82,7 @@ def fit_heads(
     copies: npt.NDArray[np.intp] | None = None,
     class_weights: npt.NDArray[np.float64] | None = None,
     score: str = "accuracy",
+    products: Path | None = None,
     reporter: Reporter = SILENT,
 ) -> Found:
     """Heads of one kind for some rows of features.
@@ -94,6 +96,7 @@ def fit_heads(
         copies: (n,) which of these rows are of the same bytes, see `folds_of`.
         class_weights: (K,) factors on C for the images of each class, see `Targets`.
         score: of `scoring.SCORES`, by which C is chosen.
+        products: see `Blocks`; of these rows, so normalised.
         keep_scores: also return scores of each row by heads that were trained without it.
 
     Raises:
@@ -104,7 +107,8 @@ def fit_heads(
 
     def blocks_of(of: npt.NDArray[np.bool_] | None) -> Blocks:
         normalizer = normalizer_for(normalize, values, rows if of is None else rows[of])
-        return Blocks(values, rows, normalizer, device, memory_bytes // 2)
+        kept = products if of is None else None
+        return Blocks(values, rows, normalizer, device, memory_bytes // 2, kept)
 
     try:
         if c is None or keep_scores:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +33,7 @@ class Blocks:
             difference from it needs no more digits than they have.
         variance: the mean squared distance of the normalised rows from their mean.
         lengths: (n,) float64 on the device, no row is farther from the mean.
+        products: the name, without its ending, of the file that keeps the products of the rows; None to keep none.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Blocks:
         normalizer: Normalizer,
         device: torch.device,
         resident_bytes: int,
+        products: Path | None = None,
     ) -> None:
         """Read the features once for their mean.
 
@@ -55,6 +58,7 @@ class Blocks:
             UsageError: rows so long that float32 has no room for their products.
         """
         self._reader = reader_of(values, rows, normalizer, device)
+        self.products = products
         self.device = device
         self.n = len(values) if rows is None else len(rows)
         self.d = values.shape[1]

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from featx.errors import FileFormatError
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.linear_algebra.matmul import add_squares, complete, multiply
 from featx.heads.solver.linear_algebra.space import LEAST_CURVATURE, CurvatureProduct
+from featx.runtime.files import replacing
 
 _POWER_STEPS = 6
 _EIGENPAIRS, _SPARE, _SUBSPACE_STEPS = 32, 8, 3  # of the Gram form's preconditioner
@@ -116,13 +122,36 @@ class Gram:
 
 
 def _products(blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """X X^T (n, n) and X mean (n,) of the centred features, one pass over blocks of columns."""
+    """X X^T (n, n) and X mean (n,) of the centred features, one pass over blocks of columns; kept ones are read."""
+    path = None if blocks.products is None else blocks.products.with_suffix(f".{str(dtype)[6:]}.safetensors")
+    if path is not None and path.exists():
+        return _read(path, blocks.n, dtype, blocks.device)
     products = torch.zeros(blocks.n, blocks.n, dtype=dtype, device=blocks.device)
     along = torch.zeros(blocks.n, dtype=torch.float64, device=blocks.device)
     for columns, values in blocks.columns(dtype):
         add_squares(products, values)
         along += (values @ blocks.mean[columns].to(dtype)).double()
     complete(products)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as partial:
+            save_file({"products": products.cpu(), "along": along.cpu()}, partial)
+    return products, along
+
+
+def _read(path: Path, count: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Products that an earlier fit has kept.
+
+    Raises:
+        FileFormatError: the file is damaged.
+    """
+    try:
+        found = load_file(path, str(device))
+        products, along = found["products"], found["along"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise FileFormatError(f"{path} is damaged; delete it ({' '.join(str(error).split())})") from error
+    if products.shape != (count, count) or products.dtype != dtype or along.shape != (count,):
+        raise FileFormatError(f"{path} is damaged: it does not hold the products of {count:,} images; delete it")
     return products, along
 
 
