@@ -21,7 +21,7 @@ check: $(VENV)/ready
 	$(BIN)/python docs/commands.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 	$(BIN)/hadolint Dockerfile
-	$(BIN)/shellcheck pipelines/*/*.sh pipelines/cluster/*.sbatch
+	$(BIN)/shellcheck pipelines/*/*.sh pipelines/cluster/*.sbatch benchmarks/*.sh
 
 test: check
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
