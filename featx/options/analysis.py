@@ -27,6 +27,7 @@ class RdmConfig(Config):
 
     layers: str = option("all", "Layers: names, ranges and globs, separated by commas.", "-l", metavar="LAYERS")
     metric: str = option("correlation", "Dissimilarity of two images.", choices=DISSIMILARITIES)
+    save: str = option("npy", "What the numbers are written as; h5 has them as /rdm.", choices=("npy", "csv", "h5"))
     split: str | None = option(None, "Only the images of this split, as stored in the file.", metavar="NAME")
     format: str = format_option()
 

@@ -197,3 +197,17 @@ def test_files_of_other_images_have_nothing_to_compare(files, tmp_path):
     write_features(other, np.ones((5, 3), np.float32), [0, 0, 1, 1, 1], ("cat", "dog"), failed=(0, 1, 2, 3, 4))
     with pytest.raises(UsageError, match="0 images in common; 4 are needed"):
         featx.compare_representations(files[0], other, tmp_path / "s")
+
+
+def test_an_rdm_is_the_same_in_every_format(tmp_path):
+    import h5py
+
+    values = np.random.default_rng(0).normal(1, 1, (12, 7))
+    path = write_features(tmp_path / "f.h5", values, [0] * 12, ("a",), failed=(4,))
+    for kind in ("npy", "csv", "h5"):
+        featx.representational_dissimilarity(path, tmp_path / kind, featx.RdmConfig(save=kind))
+    expected = squareform(pdist(np.delete(values.astype(np.float32).astype(float), 4, 0), "correlation"))
+    np.testing.assert_allclose(np.load(tmp_path / "npy" / "fc7.npy"), expected, atol=1e-6)
+    np.testing.assert_allclose(np.loadtxt(tmp_path / "csv" / "fc7.csv", delimiter=","), expected, atol=1e-6)
+    with h5py.File(tmp_path / "h5" / "fc7.h5") as file:
+        np.testing.assert_allclose(file["rdm"][:], expected, atol=1e-6)

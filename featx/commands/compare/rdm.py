@@ -7,6 +7,7 @@ import itertools
 import os
 from pathlib import Path
 
+import h5py
 import numpy as np
 import numpy.typing as npt
 
@@ -33,7 +34,7 @@ def representational_dissimilarity(
     *,
     reporter: Reporter = SILENT,
 ) -> ShowReport:
-    """Write a folder with LAYER.npy, the (N, N) dissimilarities in float32, a picture of each, and images.csv.
+    """Write a folder with LAYER.npy (or .csv, .h5), the (N, N) dissimilarities in float32, pictures, and images.csv.
 
     The rows are the images that did not fail, in the order of the file; images.csv names them. They are computed in
     float64, with two blocks of images in memory.
@@ -49,7 +50,7 @@ def representational_dissimilarity(
     stems = {layer: layer.replace(":", "_").replace("/", "_") for layer in layers}
     if len(set(stems.values())) < len(stems):
         raise UsageError(f"two of the layers {', '.join(layers)} would have one file; ask for them one by one")
-    files = [TABLE, *(f"{stem}{end}" for stem in stems.values() for end in (".npy", f".{config.format}"))]
+    files = [TABLE, *(f"{stem}{end}" for stem in stems.values() for end in (f".{config.save}", f".{config.format}"))]
     folder = ShownFolder(Path(output), files, "featx rdm", reporter)
     plan = plan_of(config, show="rdm", features=opened.digest, layers=layers)
     if (finished := folder.take_finished(plan)) is not None:
@@ -58,12 +59,16 @@ def representational_dissimilarity(
     groups = _groups(opened, rows)
     report = []
     for layer, stem in stems.items():
-        target = folder.path / f"{stem}.npy"
+        target = folder.path / f"{stem}.{config.save}"
         reporter.begin(f"dissimilarities in {layer}", len(rows))
         with disk_errors(target), replacing(target) as partial:
-            found = np.lib.format.open_memmap(partial, "w+", np.float32, (len(rows), len(rows)))
+            found: npt.NDArray[np.float32]
+            if config.save == "npy":
+                found = np.lib.format.open_memmap(partial, "w+", np.float32, (len(rows), len(rows)))
+            else:
+                found = np.empty((len(rows), len(rows)), np.float32)
             dissimilarities(flat_rows(opened[layer])[rows], config.metric, found, reporter.advance)
-            found.flush()
+            _save(found, partial, config.save)
         reporter.end()
         title = f"{opened.provenance['backbone']} {layer}: {config.metric} of {plural(len(rows), 'image')}"
         draw_rdm(found, groups, folder.path / f"{stem}.{config.format}", title)
@@ -71,6 +76,17 @@ def representational_dissimilarity(
         del found
     _write_images(opened, rows, folder.path / TABLE)
     return folder.finish(plan, ["layer", "mean", "within classes", "between classes"], report)
+
+
+def _save(found: npt.NDArray[np.float32], path: Path, kind: str) -> None:
+    """Write an RDM; one that is a map of its file is there already."""
+    if isinstance(found, np.memmap):
+        found.flush()
+    elif kind == "csv":
+        np.savetxt(path, found, fmt="%.9g", delimiter=",")
+    else:
+        with h5py.File(path, "w") as file:
+            file["rdm"] = found
 
 
 def _rows(features: Features, split: str | None) -> npt.NDArray[np.intp]:
