@@ -16,7 +16,7 @@ from featx.artifacts.artifact import write_json
 from featx.artifacts.evaluation import FORMAT, EvaluateReport, Evaluation, Scored
 from featx.artifacts.head_file import plan_in
 from featx.errors import LabelError, TooManyBadImages, UsageError
-from featx.extraction.model import Model, layer_for, load_model
+from featx.extraction.model import LOGITS, Model, layer_for, load_model
 from featx.extraction.scoring import StoredScores, score_images
 from featx.heads.excluded import count_excluded
 from featx.heads.labels import is_known, labels_among, values_among
@@ -215,7 +215,7 @@ def _evaluate_images(
         head=model.path,
         features=source,
         kind="network" if model.head is None else model.head.kind,
-        layer=PROB if model.head is None else model.head.layer,
+        layer=_layer(model),
         images=int(good.sum()),
         left_out=len(manifest) - int(good.sum()),
         metrics=measured(model.rule, scored.scores[good], labels[rows[good]]),
@@ -233,6 +233,13 @@ def _evaluate_images(
         scores, model.rule.outputs(scores), labels[rows[good]], paths, lambda place: pictures.content(paths[place])
     )
     return report, shown, scored.images
+
+
+def _layer(model: Model) -> str:
+    """What is scored: of a network its probabilities, or its logits or numbers where it has none of one class."""
+    if model.head is not None:
+        return model.head.layer
+    return PROB if model.rule.kind == "softmax" else LOGITS
 
 
 def _labels_for(

@@ -106,6 +106,7 @@ def _fit(
     score = chosen_score(config.score, config.class_weight is not None, multilabel)
     weights = None if multilabel else class_weights_of(config.class_weight, labels[train].astype(np.int32), classes)
     device = choose_device(config.device)
+    products = _products(config, features, layer, train)
     try:
         found = fit_heads(
             kind,
@@ -123,7 +124,7 @@ def _fit(
             copies=copies[np.searchsorted(rows, train)],
             class_weights=weights,
             score=score,
-            products=_products(config, features, layer, train),
+            products=products,
             reporter=reporter,
         )
     except NonFiniteRow as error:
@@ -146,6 +147,11 @@ def _fit(
     notes = _notes(features, config, classes, metrics, train, known)
     if config.c is None or config.calibrate != "none":
         notes += _rare(rare_classes(labels[train], config.folds, classes), config.folds)
+    if products is not None and not any(products.parent.glob(f"{products.name}.*")):
+        notes.append(
+            "--keep-products has kept nothing: of so many images with so few values, or in so little memory, the "
+            "products of the images are not what is computed with"
+        )
     report = FitReport(
         output=Path(output) if output is not None else None,
         kind=kind,

@@ -45,3 +45,16 @@ def test_another_c_is_fitted_without_multiplying_again(features, tmp_path, monke
     file.write_bytes(file.read_bytes()[:-50])
     with pytest.raises(FileFormatError, match="is damaged; delete it"):
         fit(features, tmp_path / "broken.safetensors", c=3.0, **kept)
+
+
+def test_where_nothing_is_kept_the_report_says_so(tmp_path):
+    values, labels = clusters(per_class=60, width=12, spread=3.0, seed=1)  # many images of few values
+    path = write_features(tmp_path / "f.h5", values, labels, ("a", "b", "c"))
+    report = featx.fit_svm(path, None, featx.FitConfig(c=1.0, keep_products=str(tmp_path / "kept")))
+    assert any("--keep-products has kept nothing" in note for note in report.notes)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(features, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(featx.FeatxError, match="file"):
+        fit(features, tmp_path / "h.safetensors", c=1.0, keep_products=str(tmp_path / "file" / "kept"))

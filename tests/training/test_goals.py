@@ -100,7 +100,9 @@ def test_several_classes_are_trained_as_by_a_plain_loop(lists, tmp_path):
     named = [prediction.label for prediction in predictor.predict(paths)]
     assert named == ["|".join(np.array(report.classes)[row > 0]) for row in logits.numpy()]
     predictor.close()
-    measured = featx.evaluate_head(run, lists / "labels.csv").metrics
+    evaluated = featx.evaluate_head(run, lists / "labels.csv")
+    assert evaluated.layer == "logits"
+    measured = evaluated.metrics
     expected = [average_precision_score(MEMBERSHIP[:, k], logits[:, k]) for k in range(3)]
     assert measured.mean_average_precision == pytest.approx(np.mean(expected), abs=1e-6)
     featx.predict_images(run, lists, tmp_path / "p.csv")

@@ -16,10 +16,12 @@ from torchvision.models import get_model
 
 import featx
 from featx.errors import PlanMismatch, UsageError
+from featx.runtime.progress import SILENT
 from featx.training.epoch_log import TensorBoardLog
 from featx.training.goal import OneClass
 from featx.training.learning_rates import scaled
 from featx.training.optimization.range_test import judged
+from featx.training.start import starting_network
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +105,14 @@ def test_on_the_command_line_what_is_given_counts_also_where_it_is_the_default(p
         tmp_path / "d",
     ]
     assert "--val and --split-column are different" not in command(*other).err
+
+
+def test_it_goes_on_with_its_dropout_and_with_classes_in_its_order_alone(run):
+    config = featx.FinetuneConfig(backbone=str(run), continue_epochs=1, dropout=0.125)
+    begin = starting_network(config, ["a", "b"], SILENT)
+    assert {module.p for module in begin.network.modules() if isinstance(module, torch.nn.Dropout)} == {0.125}
+    with pytest.raises(UsageError, match="have others in another order"):
+        starting_network(config, ["b", "a"], SILENT)
 
 
 def test_what_cannot_go_on_is_said(photos, run, tmp_path):

@@ -13,7 +13,7 @@ from featx.errors import FileFormatError
 from featx.heads.solver.linear_algebra.blocks import Blocks
 from featx.heads.solver.linear_algebra.matmul import add_squares, complete, multiply
 from featx.heads.solver.linear_algebra.space import LEAST_CURVATURE, CurvatureProduct
-from featx.runtime.files import replacing
+from featx.runtime.files import disk_errors, replacing
 
 _POWER_STEPS = 6
 _EIGENPAIRS, _SPARE, _SUBSPACE_STEPS = 32, 8, 3  # of the Gram form's preconditioner
@@ -133,7 +133,8 @@ def _products(blocks: Blocks, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         along += (values @ blocks.mean[columns].to(dtype)).double()
     complete(products)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as partial:
             save_file({"products": products.cpu(), "along": along.cpu()}, partial)
     return products, along
