@@ -14,12 +14,12 @@ ENV PATH=/opt/libraries/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
 COPY requirements.lock ./
 ARG TORCH=cuda TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# The two wheels without CUDA have the versions of the lock; their hashes are of their own index.
+# The three wheels without CUDA have the versions of the lock; their hashes are of their own index.
 RUN if [ "$TORCH" = cpu ]; then \
-        wheels=$(sed -nE 's/^(torch|torchvision)==([^ ]+).*/\1==\2+cpu/p' requirements.lock) \
+        wheels=$(sed -nE 's/^(torch|torchvision|torchcodec)==([^ ]+).*/\1==\2+cpu/p' requirements.lock) \
         && echo "$wheels" > wheels.txt \
         && pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" --requirement wheels.txt \
-        && awk '/^[a-z]/ {keep = !/^(torch|torchvision|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} keep' \
+        && awk '/^[a-z]/ {keep = !/^(torch|torchvision|torchcodec|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} keep' \
             requirements.lock > others.lock; \
     else \
         cp requirements.lock others.lock; \

@@ -13,7 +13,6 @@ import argparse
 import importlib.util
 import io
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,13 +82,13 @@ def ways() -> dict[str, Callable[[bytes], Pixels]]:
 
         found["simplejpeg, Pillow resize"] = pillow_resize
         found["simplejpeg, torch resize"] = lambda content: torch_resize(simplejpeg.decode_jpeg(content, "RGB"))
-    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchcodec.decoders import decode_jpeg
 
-    def by_torchvision(content: bytes) -> Pixels:
+    def by_torchcodec(content: bytes) -> Pixels:
         data = torch.from_numpy(np.frombuffer(bytearray(content), np.uint8))
-        return torch_resize(decode_jpeg(data, ImageReadMode.RGB).permute(1, 2, 0).numpy())
+        return torch_resize(decode_jpeg(data).permute(1, 2, 0).numpy())
 
-    found["torchvision decode, torch resize"] = by_torchvision
+    found["torchcodec decode, torch resize"] = by_torchcodec
     return found
 
 
@@ -100,7 +99,6 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    warnings.filterwarnings("ignore")  # torchvision's decoders say that they are deprecated
     photos = sorted(p for p in options.photos.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg"))[: options.images]
     contents = [path.read_bytes() for path in photos]
     recipe = Recipe.plan(backbone="alexnet", layers="fc7", weights="random:0", pool="none", device="cpu")

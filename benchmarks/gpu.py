@@ -11,6 +11,7 @@ that they do: its figures mean nothing.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import tempfile
@@ -144,11 +145,25 @@ def _decoding(bench: Bench) -> dict[str, float]:
     block = BlockReader(manifest, recipe.preprocess, min(128, len(manifest))).block(0, keep_encoded=True)
     files = list((block.encoded or {}).values())
     contents, decoder = [file.content for file in files], DeviceDecoder(recipe.preprocess, bench.device)
-    return {
+    found = {
         "decoding by Pillow, all cores, images/s": len(blocks) * size / pillow,
-        "decoding on the device, images/s": len(contents) / bench.seconds(lambda: decoder.decode(contents)),
-        "decoding and resizing there, images/s": len(contents) / bench.seconds(lambda: decoder(files)),
+        "decoding on the device, images/s": _at_once(bench, 1, len(contents), lambda: decoder.decode(contents)),
     }
+    several = {count: _at_once(bench, count, len(files), lambda: decoder(files)) for count in (1, 2, 4)}
+    found |= {f"decoding and resizing there, {n} at once, images/s": rate for n, rate in several.items()}
+    return found | {"decoding and resizing there, images/s": max(several.values())}
+
+
+def _at_once(bench: Bench, count: int, images: int, work: Callable[[], object]) -> float:
+    """Images per second of `count` threads that all do the same, each on a stream of its own."""
+
+    def repeated(_: int) -> None:
+        stream = torch.cuda.stream(torch.cuda.Stream(bench.device)) if bench.on_gpu else contextlib.nullcontext()
+        with stream:
+            for _ in range(5):
+                work()
+
+    return count * 5 * images / bench.seconds(lambda: run_workers(range(count), count, repeated, threading.Event()))
 
 
 def _ignore(_: object) -> None:

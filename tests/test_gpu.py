@@ -29,7 +29,7 @@ from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.recipe import Recipe
 from featx.heads.solver.solver import solve
 from featx.images.block import Encoded
-from featx.images.device_decode import DeviceDecoder, quiet_torchvision
+from featx.images.device_decode import DeviceDecoder
 from featx.networks.weights import weights_of
 from featx.options.extraction import ExtractConfig, PredictConfig, VerifyConfig
 from featx.options.heads import FitConfig, ProbeConfig
@@ -191,13 +191,12 @@ def test_decoding_beside_queued_kernels_gives_the_same_pixels_every_time(tmp_pat
                 if not torch.equal(decoder(files).cpu(), expected):
                     wrong.append(threading.current_thread().name)
 
-    with quiet_torchvision():
-        expected = decoder(files).cpu()
-        threads = [threading.Thread(target=work) for _ in range(4)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+    expected = decoder(files).cpu()
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert wrong == []
 
 

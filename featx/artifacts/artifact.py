@@ -181,7 +181,9 @@ def refuse_other_versions(
     reporter.note(f"note: {path} was made with other versions ({'; '.join(changed)}); delete it to compute it again")
 
 
-_PACKAGES = {"featx": "featx", "torch": "torch", "torchvision": "torchvision", "decoder": "pillow"}
+_PACKAGES = {
+    "featx": "featx", "torch": "torch", "torchvision": "torchvision", "decoder": "pillow", "torchcodec": "torchcodec",
+}  # fmt: skip
 
 
 def versions_in(plan: Mapping[str, Any]) -> dict[str, str]:

@@ -21,7 +21,6 @@ from featx.extraction.engine import Engine
 from featx.images.bad_image import IMAGE_TIMEOUT_S
 from featx.images.block import Block
 from featx.images.decode import pillow_settings
-from featx.images.device_decode import quiet_torchvision
 from featx.images.manifest import Manifest
 from featx.images.processes.pool import decoding
 from featx.images.processes.turns import Turns, turns_for
@@ -94,7 +93,7 @@ def stream_features(
         block = reader.block(first, keep_encoded=engine.claim_decoder())
         compute_block(engine, reader, block, sink, stages)
 
-    with pillow_settings(), quiet_torchvision(), one_thread(), decoding(reader, count) as reader:
+    with pillow_settings(), one_thread(), decoding(reader, count) as reader:
         run_workers(blocks, count, work, stop, prepare=compute_on_one_thread)
     return stages
 

@@ -117,7 +117,7 @@ class ExtractionPlan:
             },
             "images": manifest.digest,
             "count": len(manifest),
-            "versions": versions(),
+            "versions": versions(self.recipe.decode),
             "hardware": hardware(engine),
         }
         if self.shard is not None:

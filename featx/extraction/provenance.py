@@ -15,13 +15,19 @@ from featx.extraction.engine import Engine
 from featx.images.decode import decoder_version
 
 
-def versions() -> dict[str, str]:
-    """What features depend on besides the recipe."""
+def versions(decode: str = "cpu") -> dict[str, str]:
+    """What features depend on besides the recipe.
+
+    Args:
+        decode: who decodes JPEGs; torchcodec has a part in all but "cpu".
+    """
+    codec = {} if decode == "cpu" else {"torchcodec": importlib.metadata.version("torchcodec")}
     return {
         "featx": __version__,
         "torch": torch.__version__,
         "torchvision": torchvision_version(),
         "decoder": decoder_version(),
+        **codec,
     }
 
 

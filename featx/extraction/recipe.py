@@ -120,6 +120,10 @@ class Recipe:
             raise UsageError(f"--precision {precision} needs a GPU; on the CPU choose fp32 or bf16")
         if decode in ("gpu", "auto") and chosen.type == "cpu":
             raise UsageError(f"--decode {decode} needs a GPU; on the CPU it is --decode cpu, or fast")
+        if decode != "cpu":
+            from featx.images.device_decode import load_decoder  # PyTorch, which what is finished does without
+
+            load_decoder()  # now, not after the first images
         if named_by_user:
             trust_code(backbone)
         refuse_unknown(backbone)  # before its weights
@@ -172,10 +176,8 @@ class Recipe:
 
         Args:
             weights: where the weights are now, if not where they were.
-            device, batch_size, decode: these may differ from the stored ones; the features then differ by rounding,
-                and by what decoders differ in.
-            projection: of a layer that was reduced.
-            whole: the layer is wanted as it was before that.
+            device, batch_size, decode: these may differ from the stored ones; the features then differ by little.
+            projection: of a layer that was reduced; `whole`: it is wanted as it was before that.
         """
         preprocess = stored["preprocess"]
         recipe = cls.plan(

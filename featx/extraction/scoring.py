@@ -102,7 +102,7 @@ class StoredScores:
         provenance = {
             **recipe.to_dict(engine.weights_sha256), "head": models.digest, "images": manifest.digest,
             "count": len(manifest), "layers": {name: {"node": "head", "relu": "none"} for name in names},
-            "versions": versions(),
+            "versions": versions(recipe.decode),
             "request": {}, "command": "featx predict", "hardware": hardware(engine),
             "source": {"path": "", "kind": manifest.kind, "files": state},
         }  # fmt: skip

@@ -3,18 +3,19 @@
 nvJPEG repeats the nearest chroma value where libjpeg interpolates, and the resize is rounded once, not after each
 direction. So these pixels are never the default, and the features file says of every row which decoder made it.
 
-On a CPU the same code runs through torchvision's libjpeg-turbo: that is how it is tested where there is no GPU.
+The decoders are torchcodec's. On a CPU the same code runs through its libjpeg-turbo: that is how it is tested where
+there is no GPU.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.metadata
 import io
 import threading
-import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,34 +34,35 @@ class NotDecodable(Exception):
 
 
 _PIXELS_AT_ONCE = 48 << 20  # decoded, stacked and as floats they take 19 bytes each: 1 GB in all
+_DECODERS = 4  # batches under way at once, each in a decoder of its own on the stream of its thread
+_START_OF_SCAN, _END_OF_IMAGE, _APP1, _COMMENT = 0xDA, 0xD9, 0xE1, 0xFE  # markers of a JPEG
+Decode = Callable[..., list[Tensor]]
 
 
 class DeviceDecoder:
-    """JPEG files -> pixels (n, 3, S, S) uint8 on a device; one batch at a time, whichever thread brings it."""
+    """JPEG files -> pixels (n, 3, S, S) uint8 on a device; for several threads, each with a stream of its own."""
 
     def __init__(self, preprocess: Preprocess, device: torch.device) -> None:
         """Try it on a tiny image.
 
         Raises:
-            DeviceUnavailable: this torchvision cannot decode on this device.
+            DeviceUnavailable: torchcodec cannot decode on this device.
         """
         self._preprocess, self._device = preprocess, device
-        self._turn = threading.Lock()
+        self._decode_jpeg = load_decoder()
+        self._turn = threading.Semaphore(_DECODERS)
         file = io.BytesIO()
         Image.new("RGB", (16, 16)).save(file, "JPEG")
         try:
-            with quiet_torchvision():
-                self([Encoded(file.getvalue(), 256)])
+            self([Encoded(file.getvalue(), 256)])
         except NotDecodable as error:
             raise DeviceUnavailable(
-                f"torchvision {importlib.metadata.version('torchvision')} cannot decode JPEGs on {device}: {error}. "
+                f"torchcodec {importlib.metadata.version('torchcodec')} cannot decode JPEGs on {device}: {error}. "
                 "Use --decode cpu"
             ) from error
 
     def __call__(self, files: Sequence[Encoded]) -> Tensor:
         """The pixels, channels last in memory, in the order given, on the current stream of the device.
-
-        To be called within `quiet_torchvision`.
 
         Raises:
             NotDecodable: one of the files is not a JPEG for this decoder, which one is not known; or memory is short.
@@ -76,31 +78,58 @@ class DeviceDecoder:
 
     def decode(self, contents: Sequence[bytes | bytearray]) -> list[Tensor]:
         """(3, H, W) uint8 on the device, each of its own size."""
-        # Writable copies: PyTorch warns of those that are not.
-        writable = [content if isinstance(content, bytearray) else bytearray(content) for content in contents]
-        encoded = [torch.frombuffer(content, dtype=torch.uint8) for content in writable]
-        if self._device.type == "cuda":
-            # The hardware engine does not wait for the stream: memory that it is given may still be read by kernels
-            # queued before.
-            torch.cuda.current_stream(self._device).synchronize()
-        from torchvision.io import ImageReadMode, decode_jpeg
+        return self._decode_jpeg([_as_tensor(content) for content in contents], mode="RGB", device=self._device)
 
-        found: list[Tensor] = decode_jpeg(encoded, ImageReadMode.RGB, device=self._device)
-        return found
+
+@functools.cache
+def load_decoder() -> Decode:
+    """torchcodec's `decode_jpeg`, of a list of encoded images.
+
+    Raises:
+        DeviceUnavailable: it is not installed, or not for this PyTorch.
+    """
+    try:
+        found: Decode = importlib.import_module("torchcodec.decoders").decode_jpeg
+    except (ImportError, OSError, RuntimeError) as error:  # such as libraries of CUDA beside a PyTorch without it
+        reason = str(error).partition("\n")[0]
+        raise DeviceUnavailable(
+            f"torchcodec, which decodes with --decode fast, auto and gpu, cannot be loaded: {reason}. "
+            "Install it from where PyTorch came from, or use --decode cpu"
+        ) from error
+    return found
+
+
+def _as_tensor(content: bytes | bytearray) -> Tensor:
+    """A copy of the file, as PyTorch wants it, without the EXIF by which torchcodec would turn the image.
+
+    `Preprocess` and `--exif` say what is turned, and Pillow does it.
+    """
+    copy = bytearray(content)
+    place = 2
+    while place + 4 <= len(copy):
+        marker = copy[place + 1]
+        if copy[place] != 0xFF or marker == 0xFF:  # decoders pass over what stands between segments
+            place += 1
+        elif marker in (_START_OF_SCAN, _END_OF_IMAGE):
+            break
+        elif marker <= 0x01 or 0xD0 <= marker <= 0xD8:  # these have no length
+            place += 2
+        else:
+            if marker == _APP1:
+                copy[place + 1] = _COMMENT
+            place += 2 + int.from_bytes(copy[place + 2 : place + 4], "big")
+    return torch.frombuffer(copy, dtype=torch.uint8)
 
 
 def fast_pixels(content: bytes, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     """(3, S, S) of one JPEG, decoded by libjpeg-turbo and resized in levels by PyTorch, on the CPU.
 
-    To be called within `quiet_torchvision`.
-
     Raises:
         NotDecodable: it is not a JPEG for this decoder.
+        DeviceUnavailable: torchcodec cannot be loaded.
     """
-    from torchvision.io import ImageReadMode, decode_jpeg
-
     try:
-        image: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), ImageReadMode.RGB)
+        (image,) = load_decoder()([_as_tensor(content)], mode="RGB")
     except RuntimeError as error:
         raise NotDecodable(str(error).splitlines()[0]) from error
     cut = _centre(_resized(image[None], preprocess, in_levels=True), preprocess.crop)[0]
@@ -119,17 +148,6 @@ def _portions(files: Sequence[Encoded]) -> list[list[Encoded]]:
         found[-1].append(file)
         room -= file.pixels
     return found
-
-
-@contextmanager
-def quiet_torchvision() -> Iterator[None]:
-    """Silence torchvision's word that its decoders are deprecated, while threads are at work in here.
-
-    Its successor torchcodec calls the same library; it would be one more thing to install.
-    """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning, module="torchvision")
-        yield
 
 
 def resize_and_crop(images: Sequence[Tensor], preprocess: Preprocess) -> Tensor:

@@ -120,7 +120,7 @@ def _network(group: list[_Want], models: Models, taken: list[str], config: Serve
                 f"{want.who} needs weights with sha256 {str(want.sha256)[:16]}...; {recipe.weights.name} has "
                 f"{engine.weights_sha256[:16]}..."
             )
-    described = {**recipe.to_dict(engine.weights_sha256), "versions": versions()}
+    described = {**recipe.to_dict(engine.weights_sha256), "versions": versions(recipe.decode)}
     for name in ("layers", "batch_size"):
         del described[name]
     fingerprint = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 import zipfile
@@ -15,6 +16,7 @@ from corpus import write_corpus
 from PIL import Image
 
 import featx as featx_package
+from featx.artifacts import artifact
 from featx.commands.extract import extract_features
 from featx.errors import DeviceUnavailable, PlanMismatch, SourceError, TooManyBadImages, UsageError
 from featx.images.contents import files_state
@@ -277,6 +279,23 @@ def test_provenance_says_everything_needed_to_do_it_again(photos, tmp_path):
     assert len(made["weights"]["sha256"]) == 64
     assert set(made["versions"]) == {"featx", "torch", "torchvision", "decoder"}
     assert made["preprocess"]["resize"] == 256
+
+
+def test_torchcodec_is_named_where_it_decoded_and_another_one_is_noted(photos, tmp_path, monkeypatch):
+    chosen, out = config("features.3", pool="avg", decode="fast"), tmp_path / "f.h5"
+    extract_features(photos, out, chosen)
+    version = importlib.metadata.version("torchcodec")
+    assert open_features(out).provenance["versions"]["torchcodec"] == version
+    real = artifact.installed_versions()
+    monkeypatch.setattr(artifact, "installed_versions", lambda: {**real, "torchcodec": "9.9"})
+    lines: list[str] = []
+
+    class Listener(Reporter):
+        def note(self, text: str) -> None:
+            lines.append(text)
+
+    extract_features(photos, out, chosen, reporter=Listener())
+    assert any(f"made with other versions (torchcodec {version}, now 9.9)" in line for line in lines)
 
 
 def test_bf16_is_near_fp32_and_says_so(photos, tmp_path):

@@ -24,7 +24,6 @@ from featx.extraction.pipeline import stream_features
 from featx.extraction.recipe import Recipe
 from featx.heads.device_head import HeadOnDevice
 from featx.heads.linear_head import LinearHead
-from featx.images.device_decode import quiet_torchvision
 from featx.images.reader import BlockReader
 from featx.images.sources.scan import scan
 from featx.networks.build import construct
@@ -336,7 +335,7 @@ def test_the_decoder_is_given_back_for_every_block_it_was_claimed_for(mixed):
         claimed = [extractor.claim_decoder() for _ in range(BLOCKS_ON_GPU + 2)]
         assert claimed == [True] * BLOCKS_ON_GPU + [False] * 2
         for first in (0, 8) * (BLOCKS_ON_GPU // 2):  # one block with files for it, one without
-            with quiet_torchvision(), extractor.features(reader.block(first, keep_encoded=True), reader):
+            with extractor.features(reader.block(first, keep_encoded=True), reader):
                 pass
 
 

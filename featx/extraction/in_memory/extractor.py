@@ -211,7 +211,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
     def fingerprint(self) -> str:
         """SHA-256 of all that its values depend on but the images, versions included."""
         engine = self._ready().engine
-        described = {**engine.recipe.to_dict(engine.weights_sha256), "versions": versions()}
+        described = {**engine.recipe.to_dict(engine.weights_sha256), "versions": versions(engine.recipe.decode)}
         return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
 
     @property
