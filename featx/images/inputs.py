@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from featx.errors import UsageError
 from featx.images.bad_image import BadImage
 from featx.images.block import Block, empty_block
 from featx.images.decode import to_rgb
+from featx.images.metadata import ORIENTATION_TAG, orientation_of, upright
 from featx.images.preprocess import TooElongated
 from featx.images.processes.turns import Need, no_turns
 from featx.images.reader import BlockDecoder
@@ -44,8 +46,8 @@ def is_one_image(images: Any) -> bool:
 
 
 def is_tensor(image: Any) -> TypeGuard[Tensor]:
-    """Whether this is a torch tensor, without loading torch."""
-    return type(image).__module__.partition(".")[0] == "torch" and hasattr(image, "permute")
+    """Whether this is a torch tensor, or of a kind derived from it, without loading torch."""
+    return any(one.__module__.startswith("torch") and one.__name__ == "Tensor" for one in type(image).__mro__)
 
 
 def as_list(images: Any) -> list[Any]:
@@ -65,6 +67,8 @@ def as_list(images: Any) -> list[Any]:
         raise UsageError(
             f"a tensor of shape {tuple(images.shape)} is neither one image (3, H, W) nor several (N, 3, H, W)"
         )
+    if isinstance(images, set | frozenset):
+        raise UsageError("a set has no order, and rows follow the order of the images; give a list")
     if isinstance(images, Iterable):
         return list(images)
     raise UsageError(f"{type(images).__name__} is not an image; an image is {ACCEPTED}")
@@ -101,7 +105,10 @@ class InputDecoder(BlockDecoder):
         try:
             content = _content_of(image, need)
             if content is None:
-                block.pixels[place] = self.preprocess.pixels(_pillow_image(image))
+                pixels, block.orientation[place] = _pillow_image(image)
+                if self.exif:
+                    pixels = upright(pixels, block.orientation[place])
+                block.pixels[place] = self.preprocess.pixels(pixels)
                 return
         except BadImage as bad:
             block.status[place], block.reasons[place] = bad.status, str(bad)
@@ -116,21 +123,25 @@ class InputDecoder(BlockDecoder):
 def name_of(image: Any, place: int) -> str:
     """What to call an image in a message: its path if it has one, else its place."""
     if isinstance(image, str | os.PathLike):
-        return printable(os.fsencode(image))
+        return printable(os.fspath(image))
     name = getattr(image, "filename", None) or getattr(image, "name", None)
     return printable(str(name)) if name and isinstance(name, str) else f"image {place}"
 
 
 def encoded(image: Any) -> bytes:
-    """An image as a file: its own bytes, or for pixels in memory a PNG of what they become.
+    """An image as a file: its own bytes, or for pixels in memory a PNG of what they become, with their orientation.
 
     Raises:
         BadImage: it is none, or cannot be read.
     """
     content = _content_of(image, no_turns)
     if content is None:
+        pixels, orientation = _pillow_image(image)
+        exif = Image.Exif()
+        if orientation != 1:
+            exif[ORIENTATION_TAG] = orientation
         out = io.BytesIO()
-        _pillow_image(image).save(out, "PNG", compress_level=1)
+        pixels.save(out, "PNG", compress_level=1, exif=exif)
         content = out.getvalue()
     return content
 
@@ -147,7 +158,10 @@ def _content_of(image: Any, need: Need) -> bytes | None:
 
 
 def _read(file: IO[bytes]) -> bytes:
-    content = file.read()
+    try:
+        content = file.read()
+    except Exception as error:  # closed, a connection that broke, whatever a program calls a file
+        raise BadImage(Status.UNREADABLE, f"{type(error).__name__}: {error}") from None
     if not isinstance(content, bytes):
         raise BadImage(Status.UNREADABLE, "the file is open as text; open it with mode 'rb'")
     return content or _empty()
@@ -157,15 +171,14 @@ def _empty() -> bytes:
     raise BadImage(Status.EMPTY, "the file has no bytes")
 
 
-def _pillow_image(image: Any) -> Image.Image:
-    """An RGB image of pixels in memory."""
+def _pillow_image(image: Any) -> tuple[Image.Image, int]:
+    """An RGB image of pixels in memory, and the EXIF orientation that a PIL image brings along, not applied."""
     if isinstance(image, Image.Image):
-        return to_rgb(image)
+        return _rgb_of_pillow(image)
     if is_tensor(image):
-        if image.ndim != 3 or image.shape[0] != 3:
-            raise BadImage(Status.UNSUPPORTED, f"a tensor of shape {tuple(image.shape)}; it must be (3, H, W)")
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy().transpose(1, 2, 0)
+        image = _array_of(image)
+    if isinstance(image, np.ma.MaskedArray):
+        raise BadImage(Status.UNSUPPORTED, "a masked array; fill what is masked first: array.filled(0)")
     if not isinstance(image, np.ndarray):
         raise BadImage(Status.NOT_AN_IMAGE, f"{type(image).__name__} is not an image; an image is {ACCEPTED}")
     if not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in COLOURS)):
@@ -175,14 +188,42 @@ def _pillow_image(image: Any) -> Image.Image:
         )
     if 0 in image.shape:
         raise BadImage(Status.EMPTY, f"an array of shape {image.shape} has no pixels")
-    return to_rgb(Image.fromarray(_eight_bits(image)))
+    return to_rgb(Image.fromarray(_eight_bits(image))), 1
+
+
+def _rgb_of_pillow(image: Image.Image) -> tuple[Image.Image, int]:
+    if 0 in image.size:
+        raise BadImage(Status.EMPTY, f"a PIL image of {image.size[0]} x {image.size[1]} pixels")
+    # The image may be listed twice and is loaded at its first use: two threads must not do that at once.
+    with _LOADING[id(image) // 64 % len(_LOADING)]:
+        try:
+            image.load()
+            return to_rgb(image), orientation_of(image)
+        except (BadImage, MemoryError):
+            raise
+        except Exception as error:  # closed, or cut off: Pillow's plugins raise almost anything
+            raise BadImage(Status.DAMAGED, f"{type(error).__name__}: {error}") from None
+
+
+_LOADING = [threading.Lock() for _ in range(64)]  # an image always has the same one
+
+
+def _array_of(tensor: Tensor) -> npt.NDArray[Any]:
+    """(H, W, 3) of a tensor (3, H, W)."""
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise BadImage(Status.UNSUPPORTED, f"a tensor of shape {tuple(tensor.shape)}; it must be (3, H, W)")
+    try:
+        tensor = tensor.detach().cpu()
+        return (tensor.float() if tensor.is_floating_point() else tensor).numpy().transpose(1, 2, 0)
+    except (RuntimeError, TypeError, NotImplementedError) as error:  # sparse, quantised, without memory
+        raise BadImage(Status.UNSUPPORTED, f"a tensor without plain pixels: {str(error).splitlines()[0]}") from None
 
 
 def _eight_bits(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """The same pixels as uint8: uint16 divided by 257, floats from 0 to 1 multiplied by 255, both rounded."""
     if pixels.dtype == np.uint8:
         return np.ascontiguousarray(pixels)
-    if pixels.dtype == np.uint16:
+    if pixels.dtype.kind == "u" and pixels.dtype.itemsize == 2:  # in either order of bytes
         return np.rint(pixels / 257.0).astype(np.uint8)
     if pixels.dtype.kind == "f":
         least, greatest = float(pixels.min()), float(pixels.max())

@@ -36,6 +36,24 @@ def identity(path: Path) -> tuple[int, int] | None:
 
 
 @contextlib.contextmanager
+def unchanged(path: Path, before: tuple[int, int] | None, *, is_written: bool) -> Iterator[None]:
+    """Raise FileFormatError if after the block, whatever came of it, a name stands for another file than `before`.
+
+    Args:
+        before: its `identity` then.
+        is_written: it may have grown meanwhile.
+    """
+    try:
+        yield
+    finally:
+        now = identity(path)
+        if is_written and now and before:
+            now, before = (now[0], 0), (before[0], 0)
+        if now != before:
+            raise FileFormatError(f"{path} was replaced or changed since it was opened; open it again")
+
+
+@contextlib.contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
     """Turn the operating system's refusals into a DiskError that names the file."""
     try:

@@ -34,6 +34,9 @@ class Index:
         self.name, self.features, self.layers = name, features, layers
         self._images = SourceImages(features.provenance["source"])
         self._spaces: dict[tuple[str, str], Space] = {}
+        # All of it now: another file may get its name, and this one is searched until the service is told to reload.
+        self._values = {layer: features[layer] for layer in layers}
+        self._names, self._labels, self._classes = features.raw_paths, features.labels, features.classes
 
     def layer(self, name: str | None) -> str:
         """A layer of the file, the only one without a name; UnknownLayer if it has none of that name."""
@@ -54,22 +57,22 @@ class Index:
             metric: "cosine" (1 - the cosine of the angle) or "euclidean".
         """
         if (layer, metric) not in self._spaces:
-            self._spaces[layer, metric] = Space(self.features[layer], metric)
+            self._spaces[layer, metric] = Space(self._values[layer], metric)
         return self._spaces[layer, metric].nearest(values, k)
 
     def path(self, row: int) -> str:
         """Of an image, as the features file has it."""
-        return printable(self.features.raw_paths[row])
+        return printable(self._names[row])
 
     def label(self, row: int) -> str | None:
         """The class of an image, where it has one."""
-        label = int(self.features.labels[row])
-        return None if label < 0 else self.features.classes[label]
+        label = int(self._labels[row])
+        return None if label < 0 else self._classes[label]
 
     def thumbnail(self, row: int) -> bytes | None:
         """A small JPEG of an image; None if its file is not there any more."""
         try:
-            image, _ = decode(self._images.content(self.features.raw_paths[row]), exif=True)
+            image, _ = decode(self._images.content(self._names[row]), exif=True)
         except BadImage:
             return None
         image.thumbnail((_THUMBNAIL, _THUMBNAIL))

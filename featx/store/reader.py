@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.errors import FileFormatError, LabelError, UnknownLayer
-from featx.runtime.files import is_hdf5, refuse_special_file
+from featx.runtime.files import identity, is_hdf5, refuse_special_file, unchanged
 from featx.runtime.text import printable
 from featx.status import Decoder, Status
 from featx.store.checksums import GROUP
@@ -41,8 +41,7 @@ class Failure:
 class Features(Mapping[str, npt.NDArray[Any]]):
     """A features file: layer name -> array (N, ...), and what is known about the N images.
 
-    The arrays are read-only maps of the file; nothing is read before it is used. Processes that receive one
-    (DataLoader workers) open the file for themselves.
+    The arrays are read-only maps of the file, read when they are used; another process opens the file for itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,6 +49,7 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         if path.is_dir():
             raise FileFormatError(f"{path} is a folder; featx extract {path} -o NAME.h5 makes a file of features")
         refuse_special_file(path)
+        self._identity = identity(path)  # a name may be given to another file while this one is in use
         try:
             with h5py.File(path, "r", locking=False) as file:
                 self._extents = read_extents(file, str(path))
@@ -134,13 +134,14 @@ class Features(Mapping[str, npt.NDArray[Any]]):
         extent = self._extents[name]
         if 0 in extent.shape:
             return np.empty(extent.shape, extent.dtype)
-        if extent.offset is None:  # repacked by another tool, compressed perhaps: not to be mapped, but to be read
-            with h5py.File(self.path, "r", locking=False) as file:
-                return np.asarray(file[name])
-        try:
-            return np.memmap(self.path, extent.dtype, "r", extent.offset, extent.shape)
-        except (ValueError, OSError) as error:
-            raise FileFormatError(f"{self.path} is shorter than it should be: /{name} is cut off") from error
+        with unchanged(self.path, self._identity, is_written=not self.complete):
+            if extent.offset is None:  # repacked by another tool, compressed perhaps: to be read, not mapped
+                with h5py.File(self.path, "r", locking=False) as file:
+                    return np.asarray(file[name])
+            try:
+                return np.memmap(self.path, extent.dtype, "r", extent.offset, extent.shape)
+            except (ValueError, OSError) as error:
+                raise FileFormatError(f"{self.path} is shorter than it should be: /{name} is cut off") from error
 
     @cached_property
     def raw_paths(self) -> list[bytes]:

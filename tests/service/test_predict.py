@@ -94,7 +94,7 @@ def test_nearest_images_are_those_of_all_distances(server, material, photos, met
 def test_images_that_failed_are_nobodys_neighbours(tmp_path):
     values = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
     path = write_features(tmp_path / "f.h5", values, [0] * 6, ("a",), failed=(1, 4))
-    index = Index("x", featx.open_features(path), {})
+    index = Index("x", featx.open_features(path), {"fc7": (None, None)})
     for metric in METRICS:
         rows, distances = index.nearest("fc7", values[3], 6, metric)
         assert sorted(rows.tolist()) == [0, 2, 3, 5]
@@ -227,3 +227,14 @@ def test_a_client_tries_again_and_then_says_that_nobody_is_there(tmp_path):
     client = featx.Client("http://127.0.0.1:9", retries=1)
     with pytest.raises(featx.FeatxError, match=r"127\.0\.0\.1 cannot be reached"):
         client.models()
+
+
+def test_an_index_is_the_file_it_was_loaded_from_whatever_gets_its_name(tmp_path):
+    values = np.random.default_rng(0).normal(size=(6, 8)).astype(np.float32)
+    path = write_features(tmp_path / "f.h5", values, [0, 1, 0, 1, 0, 1], ("a", "b"))
+    index = Index("x", featx.open_features(path), {"fc7": (None, None)})
+    path.replace(tmp_path / "old.h5")
+    write_features(path, values[::-1].copy(), [1] * 6, ("c", "d"))
+    for metric in METRICS:
+        assert index.nearest("fc7", values[2], 1, metric)[0].tolist() == [2]
+    assert [index.label(row) for row in range(3)] == ["a", "b", "a"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 
 import numpy as np
@@ -70,3 +71,20 @@ def test_an_unfinished_file_is_not_opened_by_accident(tmp_path):
     with pytest.raises(FileFormatError, match="not finished: 5 of 5"):
         open_features(partial_path(tmp_path / "f.h5"))
     assert len(open_features(partial_path(tmp_path / "f.h5"), partial=True)) == 5
+
+
+def test_a_file_that_gets_another_ones_name_is_not_mixed_with_it(tmp_path):
+    fill(tmp_path / "f.h5", plan(20))
+    fill(tmp_path / "g.h5", plan(20, classes=("x", "y", "z")))
+    features = open_features(tmp_path / "f.h5")
+    before = features["fc7"]
+    kept = before.copy()
+    os.replace(tmp_path / "g.h5", tmp_path / "f.h5")
+    for read in (lambda: features["fc7"], lambda: features.raw_paths, lambda: features.xy("fc7")):
+        with pytest.raises(FileFormatError, match="was replaced or changed since it was opened; open it again"):
+            read()
+    np.testing.assert_array_equal(before, kept)
+    assert open_features(tmp_path / "f.h5").classes == ["x", "y", "z"]
+    (tmp_path / "f.h5").unlink()
+    with pytest.raises(FileFormatError, match="was replaced"):
+        features.paths  # noqa: B018  # read at its first use

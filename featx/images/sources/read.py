@@ -34,6 +34,8 @@ def read_file(path: Path, need: Need = no_turns) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         raise BadImage(Status.MISSING, "no such file") from None
+    except ValueError as error:  # a zero byte, or half of a surrogate pair
+        raise BadImage(Status.MISSING, f"no name of a file: {error}") from None
     except OSError as error:
         status = Status.SPECIAL_FILE if error.errno == errno.ENXIO else Status.UNREADABLE  # a socket
         raise BadImage(status, error.strerror or str(error)) from None

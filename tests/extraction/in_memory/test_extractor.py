@@ -16,6 +16,7 @@ from PIL import Image, ImageFile
 from sklearn.base import clone
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
+from torchvision import tv_tensors
 
 import featx
 from featx.errors import FeatxError, ImageError, UnknownBackbone, UnknownLayer, UsageError
@@ -357,3 +358,90 @@ def test_a_batch_of_columns_comes_back_with_the_layers(folder, extracted):
             made({"x": [1], "path": ["a"]})
         with pytest.raises(UsageError, match="has a column fc7 already"):
             made({"bytes": contents, "fc7": [0] * 4})
+
+
+TURNED = (6, 8, 3)
+
+
+def on_its_side(path, orientation: int) -> Image.Image:
+    """A lazily opened JPEG whose EXIF says that it lies on its side."""
+    pixels = np.random.default_rng(orientation).integers(0, 256, (40, 70, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(path, quality=95, exif=exif)
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
+@pytest.mark.parametrize("exif", [False, True])
+def test_pil_images_are_turned_as_their_files_are(tmp_path, exif):
+    extractor = featx.Extractor(NET, LAYERS, exif=exif)
+    paths = [tmp_path / f"{orientation}.jpg" for orientation in TURNED]
+    images = [on_its_side(path, orientation) for path, orientation in zip(paths, TURNED, strict=True)]
+    expected = extractor(paths)
+    assert same(extractor(images), expected)
+    assert same(extractor([image.convert("RGB") for image in images]), expected)
+    if exif:
+        with Image.open(paths[0]) as image:
+            assert same(extractor(np.asarray(image.transpose(Image.Transpose.ROTATE_270))), expected, [0])
+
+
+def test_a_lazily_opened_image_may_be_listed_many_times(tmp_path):
+    extractor = featx.Extractor(NET, LAYERS, workers=8)
+    path = tmp_path / "a.webp"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 300, 3), np.uint8)).save(path, lossless=True)
+    expected = extractor(path)
+    for _ in range(10):
+        with Image.open(path) as image:
+            assert same(extractor([image] * 64), {n: v[[0] * 64] for n, v in expected.items()})
+
+
+class Broken(io.BytesIO):
+    def read(self, size=-1):
+        raise ConnectionResetError("gone")
+
+
+def cut_off(path) -> Image.Image:
+    write_photo(path, 0, (300, 300))
+    return Image.open(io.BytesIO(path.read_bytes()[:2000]))
+
+
+def closed(path) -> Image.Image:
+    write_photo(path, 0, (30, 30))
+    image = Image.open(io.BytesIO(path.read_bytes()))
+    image.close()
+    return image
+
+
+@pytest.mark.parametrize(
+    ("make", "status", "reason"),
+    [
+        (cut_off, Status.DAMAGED, "truncated"),
+        (closed, Status.DAMAGED, "ValueError"),
+        (lambda _: Broken(), Status.UNREADABLE, "ConnectionResetError: gone"),
+        (lambda path: f"{path}\0", Status.MISSING, "no name of a file"),
+        (lambda path: f"{path}\ud800", Status.MISSING, "no name of a file"),
+        (lambda _: Image.new("RGB", (0, 0)), Status.EMPTY, "0 x 0"),
+        (lambda _: torch.zeros(3, 8, 8).to_sparse(), Status.UNSUPPORTED, "without plain pixels"),
+        (lambda _: torch.zeros(3, 8, 8, device="meta"), Status.UNSUPPORTED, "without plain pixels"),
+        (lambda _: np.ma.masked_array(np.zeros((8, 8)), np.eye(8)), Status.UNSUPPORTED, "array.filled"),
+    ],
+)
+def test_no_image_ends_the_others(tmp_path, folder, extracted, make, status, reason):
+    good = folder / extracted.paths[0]
+    found = featx.Extractor(NET, LAYERS, on_error="nan")([good, make(tmp_path / "a.jpg"), good])
+    assert [(f.row, f.status) for f in found.failures] == [(1, status)]
+    assert reason in found.failures[0].reason
+    assert same({layer: values[[0, 2]] for layer, values in found.items()}, extracted, [0, 0])
+
+
+def test_tensors_of_torchvision_and_either_order_of_bytes(extractor):
+    levels = np.random.default_rng(2).integers(0, 256, (3, 50, 60), np.uint8)
+    expected = extractor(levels.transpose(1, 2, 0))["fc7"]
+    assert np.array_equal(extractor(tv_tensors.Image(torch.from_numpy(levels)))["fc7"], expected)
+    sixteen = levels.transpose(1, 2, 0).astype(">u2") * 257
+    assert np.array_equal(extractor(sixteen)["fc7"], expected)
+
+
+def test_a_set_has_no_order(extractor, folder):
+    with pytest.raises(UsageError, match="a set has no order"):
+        extractor({str(folder / "a" / "00.jpg")})
