@@ -10,12 +10,14 @@ from importlib import resources
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import FastAPI, Query, Request
+from fastapi import Depends, FastAPI, Query, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.routing import APIRoute
 from starlette.responses import Response
 
 from featx import __version__
 from featx.analysis.nearest import METRICS
+from featx.errors import UsageError
 from featx.networks.pooling import parse_pooling
 from featx.service.access import CLIENT_GONE, PAGE_FILES, Access
 from featx.service.batching import Row
@@ -77,11 +79,28 @@ def chosen_layers(network: Network, layers: str | None) -> list[str]:
     return list(dict.fromkeys(network.layer(name.strip()) for name in layers.split(",")))
 
 
+async def refuse_unknown_parameters(request: Request) -> None:
+    """A misspelt parameter must not leave the default in its place without a word.
+
+    Raises:
+        UsageError: the address has a parameter that this route does not know.
+    """
+    route = request.scope["route"]
+    if not isinstance(route, APIRoute) or not route.path.startswith("/v1/"):
+        return
+    known = [parameter.alias for parameter in route.dependant.query_params]
+    for name in request.query_params:
+        if name not in known:
+            allowed = f"it takes {', '.join(known)}" if known else "it takes none"
+            raise UsageError(f"{route.path} has no parameter {name!r}; {allowed}")
+
+
 def make_app(service: Service) -> FastAPI:
     """The application."""
     app = FastAPI(
-        title="featx", version=__version__, docs_url=None, redoc_url=None, description="Deep features over HTTP."
-    )
+        title="featx", version=__version__, docs_url=None, redoc_url=None, description="Deep features over HTTP.",
+        dependencies=[Depends(refuse_unknown_parameters)],
+    )  # fmt: skip
     add_handlers(app)
     _add_images(app, service)
     add_explain(app, service)

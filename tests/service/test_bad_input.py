@@ -161,3 +161,18 @@ def test_what_the_document_allows_and_what_it_does_not(server, mode):
         with contextlib.suppress(Unsatisfiable):  # nothing of a route without parameters can be wrong
             ask()
     assert statuses >= ({200, 400} if mode is GenerationMode.POSITIVE else {400, 422})
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("/v1/features?layer=fc6", "/v1/features has no parameter 'layer'; it takes layers, pool, model, on_error"),
+        ("/v1/features?layers=fc7&pooling=avg", "no parameter 'pooling'"),
+        ("/v1/predict?head=svm&network=zzz", "no parameter 'network'"),
+        ("/v1/neighbors?index=photos&K=5", "no parameter 'K'"),
+    ],
+)
+def test_a_misspelt_parameter_is_not_taken_for_a_default(server, path, said):
+    status, _, body = server.image(path, picture((40, 40)))
+    assert status == 400
+    assert said in json.loads(body)["detail"]
