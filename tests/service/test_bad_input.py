@@ -176,3 +176,19 @@ def test_a_misspelt_parameter_is_not_taken_for_a_default(server, path, said):
     status, _, body = server.image(path, picture((40, 40)))
     assert status == 400
     assert said in json.loads(body)["detail"]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"layers": "conv5"}, "unknown field 'layers'; layers, head and the like are parameters of the address"),
+        ({"image": "x"}, "unknown field 'images'"),
+        ({"images": [{"data": "", "label": "a"}]}, "unknown field 'label'; an image has name and data"),
+    ],
+)
+def test_a_field_that_means_nothing_is_not_left_aside(server, more, said):
+    encoded = base64.b64encode(picture((40, 40))).decode()
+    body = json.dumps({"images": [encoded], **more}).encode()
+    status, _, answer = server.ask("POST", "/v1/features", body, Content_Type="application/json")
+    assert status == 400
+    assert said in json.loads(answer)["detail"]

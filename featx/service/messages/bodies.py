@@ -23,10 +23,14 @@ _DRAINED_S = 2.0
 _NAME = 200  # characters of a name that are repeated in the answer
 
 _ENCODED = {"type": "string", "description": "base64, or a data URL"}
-_NAMED = {"type": "object", "required": ["data"], "properties": {"name": {"type": "string"}, "data": _ENCODED}}
+_NAMED = {
+    "type": "object", "required": ["data"], "additionalProperties": False,
+    "properties": {"name": {"type": "string"}, "data": _ENCODED},
+}  # fmt: skip
 _JSON_IMAGES = {
     "type": "object",
     "required": ["images"],
+    "additionalProperties": False,
     "properties": {"images": {"type": "array", "minItems": 1, "items": {"anyOf": [_ENCODED, _NAMED]}}},
 }
 _BINARY = {"type": "string", "format": "binary"}
@@ -162,7 +166,19 @@ def parse_json(body: bytes) -> Any:
         raise Problem(400, f"the body is not JSON: {error}") from None
 
 
+def _refuse_unknown_fields(found: dict[str, Any], known: tuple[str, ...], hint: str) -> None:
+    """What a client asks for must not be left aside without a word."""
+    for name in found:
+        if name not in known:
+            raise Problem(400, f"the JSON has an unknown field {name[:_NAME]!r}; {hint}")
+
+
 def _items(value: Any) -> list[Any]:
+    if isinstance(value, dict):
+        one = "image" if "image" in value else "images"
+        _refuse_unknown_fields(
+            value, (one,), "layers, head and the like are parameters of the address, as ?layers=fc7"
+        )
     if isinstance(value, dict) and "image" in value:
         return [value["image"]]
     items = value.get("images") if isinstance(value, dict) else value
@@ -177,6 +193,7 @@ def _items(value: Any) -> list[Any]:
 def _of_item(item: Any, place: int) -> Sent:
     name = str(place)
     if isinstance(item, dict):
+        _refuse_unknown_fields(item, ("name", "data"), "an image has name and data")
         given = item.get("name", name)
         name = given[:_NAME] if isinstance(given, str) else name
         item = item.get("data")
