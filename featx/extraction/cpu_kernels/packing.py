@@ -11,6 +11,7 @@ something else than the modules do, the network stays as it was.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,7 @@ from featx.extraction.cpu_kernels.winograd import WinogradConvolution, is_winogr
 AGREEMENT = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 TRIED = 64  # outputs of a layer
 FEWEST_ROWS = 4  # of a linear layer's product: with fewer, rows have other bits than in a larger block
+_MANY_ROWS, _TRIED_WIDTH = 128, 256  # of the products that show how many rows have the same bits
 _RELUS = (torch.relu, nn.functional.relu, "relu")
 
 
@@ -109,17 +111,42 @@ def _product(weights: Tensor, bias: Tensor | None, rows: int, activation: str = 
     laid_out = operators._reorder_linear_weight(weights, rows)
 
     def product(values: Tensor) -> Tensor:
-        count = len(values)
-        if count >= FEWEST_ROWS or values.ndim > 2:
+        count = values[..., 0].numel()
+        steady = steady_rows(count, values.dtype)
+        if steady == count:
             found: Tensor = operators._linear_pointwise(values, laid_out, bias, activation, [], "")
             return found
-        # A matrix-vector product adds up in another order than a matrix product, and is slower here.
-        padded = values.new_zeros(FEWEST_ROWS, values.shape[1])
-        padded[:count] = values
+        padded = values.new_zeros(steady, values.shape[-1])
+        padded[:count] = values.reshape(count, -1)
         rows: Tensor = operators._linear_pointwise(padded, laid_out, bias, activation, [], "")[:count]
-        return rows
+        return rows.view(*values.shape[:-1], -1)
 
     return product
+
+
+@functools.cache
+def steady_rows(count: int, dtype: torch.dtype) -> int:
+    """How many rows a product needs, at least `count`, for these to have the bits they have in any larger one.
+
+    A processor's kernels take several rows at once, and what is left over at the end, or a single row, may be added
+    up in another order: with PyTorch 2.11 and AVX2 one to three rows behind the last six. Found out by a product of
+    equal rows, whose results are equal where they were computed alike.
+    """
+    operators: Any = torch.ops.mkldnn
+    generator = torch.Generator().manual_seed(0)
+    row, weights = (torch.randn(size, _TRIED_WIDTH, generator=generator).to(dtype) for size in (1, TRIED))
+    laid_out = operators._reorder_linear_weight(weights, TRIED)
+
+    def rows_of(rows: int) -> Tensor:
+        found: Tensor = operators._linear_pointwise(row.repeat(rows, 1), laid_out, None, "none", [], "")
+        return found
+
+    usual = rows_of(_MANY_ROWS)[0]
+    least = max(count, FEWEST_ROWS)
+    for rows in range(least, least + _MANY_ROWS):
+        if torch.equal(rows_of(rows)[:count], usual.expand(count, -1)):
+            return rows
+    return least
 
 
 class _Trial(fx.Interpreter):
