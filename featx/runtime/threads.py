@@ -35,6 +35,7 @@ def compute_on_one_thread() -> None:
     """
     import torch
 
+    torch.get_num_threads()  # a thread's first look takes the default, also over a number set before it
     torch.set_num_threads(1)
 
 
