@@ -115,12 +115,17 @@ class Artifact(ABC, Generic[Result]):
         if stored is None:
             return None
         self.refuse_other_plan(stored.plan, plan, finished=stored.result is not None)
+        if stored.result is not None:
+            self.refuse_changed_files()
         if images is not None and stored.images is not None:
             now = images if isinstance(images, Manifest) else images()
             refuse_other_files(str(self.path), stored.images, now, reporter=self.reporter)
         if stored.result is not None:
             self.reporter.note(ALREADY_THERE)
         return stored.result
+
+    def refuse_changed_files(self) -> None:
+        """Raise PlanMismatch if a file that a finished output's plan names by its path is another one now."""
 
     def refuse_other_plan(self, stored: Mapping[str, Any], asked: Mapping[str, Any], *, finished: bool) -> None:
         """Raise PlanMismatch unless an output of the plan `stored` may stand for one of the plan `asked`."""

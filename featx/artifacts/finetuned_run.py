@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from featx.artifacts.artifact import Artifact, Stored, refuse_foreign_files
+from featx.errors import PlanMismatch
 from featx.heads.quality.metrics import AnyMetrics, LabelMetrics, ValueMetrics, metric_lines, read_metrics
-from featx.networks.run_folder import DESCRIPTION, REPORT, TRAINED_ON, WEIGHTS, read_run
+from featx.heads.selection.class_weights import recorded_weights
+from featx.networks.external.code import code_of, is_code
+from featx.networks.run_folder import DESCRIPTION, REPORT, TRAINED_ON, WEIGHTS, is_run, read_run
+from featx.networks.weights_file import weights_file
 from featx.options.training import FinetuneConfig
+from featx.runtime.files import sha256_of_file
 from featx.runtime.report import Report
 from featx.runtime.stored import build, read_json_file
 from featx.runtime.text import format_duration, plural, table
@@ -96,11 +103,50 @@ class FinetuneReport(Report):
         )
 
 
+def request_of(config: FinetuneConfig) -> dict[str, Any]:
+    """The options that a run's plan keeps: of class weights in a file its contents' hash."""
+    given = config.class_weights
+    weights = given if given == "none" else recorded_weights(given)
+    return {**config.recorded(), "class_weights": weights}
+
+
+def refuse_other_start(folder: Path, begun: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise PlanMismatch if the weights or the code a run began with are others now.
+
+    Args:
+        begun, now: as a run's plan has them under "weights".
+    """
+    if begun.get("code") != now.get("code"):
+        raise PlanMismatch(
+            f"{folder} was begun with {begun.get('code')}, which is {now.get('code')} now; choose another "
+            f"folder, or delete it"
+        )
+    if any(begun[key] != now[key] for key in ("spec", "sha256")):
+        raise PlanMismatch(
+            f"{folder} was begun with other weights ({str(begun['sha256'])[:12]}... then, "
+            f"{str(now['sha256'])[:12]}... now); choose another folder, or delete it"
+        )
+
+
 class FinetunedRun(Artifact[FinetuneReport]):
     """FOLDER with config.json from the start, model.safetensors and report.json at the end."""
 
     noun = "run"
     config = FinetuneConfig
+
+    def refuse_changed_files(self) -> None:
+        """As every artifact's: the weights it began with, and the user's code of its network."""
+        plan = read_run(self.path).plan
+        begun, asked = plan.get("weights"), plan["request"]
+        if not isinstance(begun, dict):
+            return
+        now, net = dict(begun), str(asked.get("backbone"))
+        file = weights_file(net, str(asked.get("weights")))
+        if begun.get("sha256") is not None and file.is_file():
+            now["sha256"] = sha256_of_file(file)
+        if is_code(read_run(net).backbone if is_run(net) else net):
+            now["code"] = code_of(net)
+        refuse_other_start(self.path, begun, now)
 
     def read(self) -> Stored[FinetuneReport] | None:
         if not (self.path / DESCRIPTION).exists():

@@ -11,12 +11,13 @@ from featx.artifacts.features_file import FeaturesFile, refuse_other_images
 from featx.distributed.shards import parse_shard
 from featx.distributed.work_queue import WorkQueue
 from featx.errors import UsageError
-from featx.extraction.recipe import default_layer, weights_file
+from featx.extraction.recipe import default_layer
 from featx.extraction.reduction.projection import kept_in
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
 from featx.images.sources.video.clips import clips_of
 from featx.networks.external.code import code_of, trust_code
+from featx.networks.weights_file import weights_file
 from featx.options.extraction import ExtractConfig
 from featx.runtime.files import disk_errors, identity
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
@@ -132,7 +133,7 @@ def extract_features(
         config.recorded(),
         manifest,
         shard=None if shard is None else shard.describe(manifest.digest, len(manifest)),
-        weights_file=weights_file(config),
+        weights_file=weights_file(config.backbone, config.weights),
         code=code_of(config.backbone),
         projections=kept_in(config.reduce),
     )

@@ -6,11 +6,14 @@ import contextlib
 import os
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 from featx.artifacts.artifact import installed_versions
-from featx.artifacts.finetuned_run import FinetunedRun, FinetuneReport
+from featx.artifacts.finetuned_run import FinetunedRun, FinetuneReport, request_of
 from featx.errors import UsageError
+from featx.heads.selection.class_weights import recorded_weights
 from featx.images.sources.scan import scan
+from featx.networks.external.code import trust_code
 from featx.networks.run_folder import is_run, read_run
 from featx.options.training import FinetuneConfig
 from featx.runtime.environment import read_environment
@@ -45,19 +48,18 @@ def finetune_network(
     config = _with_variant(given) if given.without or given.widen else given
     manifest = scan(source, follow_links=config.follow_links)
     is_first = read_environment().is_first  # one process's word is enough
-    plan = {"request": config.recorded(), "images": manifest.digest, **installed_versions()}
+    trust_code(config.backbone)
+    plan = {"request": request_of(config), "images": manifest.digest, **installed_versions()}
     finished = FinetunedRun(folder, reporter if is_first else SILENT).take_finished(
         plan, manifest if is_first else None
     )
     if finished is not None:
         return finished
     from featx.distributed.process_group import join_process_group, leave_process_group
-    from featx.networks.external.code import trust_code
     from featx.networks.registry import refuse_unknown
     from featx.runtime.device import choose_device
     from featx.training.job import FinetuningJob
 
-    trust_code(config.backbone)
     refuse_unknown(config.backbone)
     if config.backbone != given.backbone:
         reporter.notes(_changes(given, config))
@@ -86,6 +88,7 @@ def _continued(config: FinetuneConfig) -> FinetuneConfig:
     run = read_run(config.backbone)
     run.refuse_unfinished()
     asked = {**run.plan["request"], "lr": run.plan["lr"]}
+    asked["class_weights"] = run.plan.get("class_weights", asked.get("class_weights", "none"))
     known = {spec.name: asked[spec.name] for spec in fields(config) if spec.name in asked}
     default = {spec.name for spec in fields(config) if getattr(config, spec.name) == spec.default}
     given = getattr(config, "given", {spec.name for spec in fields(config)} - default)
@@ -93,8 +96,21 @@ def _continued(config: FinetuneConfig) -> FinetuneConfig:
     if given & _SPLITS:  # another way to split takes the place of the run's
         kept |= _SPLITS
     taken = {name: value for name, value in known.items() if name not in kept}
+    if "class_weights" in taken:
+        _refuse_other_class_weights(config.backbone, taken["class_weights"], run.plan["request"])
     assert config.continue_epochs is not None
     return replace(config, **taken, epochs=config.continue_epochs)
+
+
+def _refuse_other_class_weights(run: str, given: str, request: dict[str, Any]) -> None:
+    """Raise UsageError if the file with a run's class weights is gone or holds others now."""
+    trained = str(request.get("class_weights"))
+    if not trained.startswith("sha256 ") or (Path(given).is_file() and recorded_weights(given) == trained):
+        return
+    raise UsageError(
+        f"{run} was trained with the class weights of {given}, which is gone or holds others now; give those to go "
+        f"on with: --class-weights FILE, balanced or none"
+    )
 
 
 def _with_variant(config: FinetuneConfig) -> FinetuneConfig:

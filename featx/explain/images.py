@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING, Any
 from featx.artifacts.artifact import plan_of
 from featx.errors import UsageError
 from featx.explain.subject import Subject, load_subject
-from featx.extraction.recipe import Recipe, default_layer, weights_file
+from featx.extraction.recipe import Recipe, default_layer
 from featx.images.bad_image import BadImage
 from featx.images.sources.read import read_file
-from featx.networks.external.code import code_of, trust_code
-from featx.options.extraction import ExtractConfig
+from featx.networks.weights_file import digest_of_weights
 from featx.options.show import ShowConfig
-from featx.runtime.files import sha256_of_file
 from featx.runtime.progress import Reporter
 from featx.runtime.text import printable
 
@@ -63,18 +61,6 @@ class Shown:
         hashes = [hashlib.sha256(content).hexdigest() for content in self.contents]
         weights = digest_of_weights(config.backbone, config.weights)
         return plan_of(config, without=("device",), images=hashes, weights=weights, **more)
-
-
-def digest_of_weights(backbone: str, weights: str) -> str | None:
-    """SHA-256 of a weights file, which can change under its name, and what stands for the network's code, likewise.
-
-    None for published weights and those of a seed, of featx's and torchvision's networks.
-    """
-    trust_code(backbone)
-    if (code := code_of(backbone)) is not None:
-        return f"{code} {weights}"
-    file = weights_file(ExtractConfig(backbone=backbone, weights=weights))
-    return sha256_of_file(file) if file.is_file() else None
 
 
 def subject_for(config: ShowConfig, layers: str | None, reporter: Reporter) -> Subject:

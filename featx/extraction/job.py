@@ -19,13 +19,14 @@ from featx.extraction.gpu.cuda import GpuPipeline
 from featx.extraction.gpu.device_cache import DeviceCache
 from featx.extraction.pipeline import Stages, stream_features
 from featx.extraction.plan import ExtractionPlan
-from featx.extraction.recipe import default_layer, weights_file
+from featx.extraction.recipe import default_layer
 from featx.extraction.reduction.fit import fitted
 from featx.extraction.reduction.projection import kept_in
 from featx.extraction.update import Growth, older_version, other_file
 from featx.images.manifest import Manifest
 from featx.images.sources.scan import scan
 from featx.networks.external.code import code_of, trust_code
+from featx.networks.weights_file import weights_file
 from featx.options.extraction import ExtractConfig
 from featx.runtime.environment import read_environment
 from featx.runtime.files import disk_errors, identity
@@ -79,7 +80,7 @@ def extract(
         config.recorded(),
         images,
         shard=None,
-        weights_file=weights_file(config),
+        weights_file=weights_file(config.backbone, config.weights),
         code=code_of(config.backbone),
         projections=kept_in(config.reduce),
     )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
@@ -290,11 +289,3 @@ def default_layer(backbone: str) -> str:
     """
     name = read_run(backbone).backbone if is_run(backbone) else backbone
     return "fc7" if name.startswith(("alexnet", "vgg")) and ":" not in name else PENULTIMATE
-
-
-def weights_file(config: ExtractConfig) -> Path:
-    """The file that `--weights` names, or a run's weights; a path that is not a file for published weights."""
-    if is_run(config.backbone):
-        return read_run(config.backbone).weights
-    whole = Path(config.weights)
-    return whole if whole.is_file() else Path(config.weights.partition("#")[0])

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from featx.artifacts.artifact import write_json
+from featx.artifacts.finetuned_run import refuse_other_start, request_of
 from featx.artifacts.same_images import record_of
-from featx.errors import PlanMismatch
 from featx.extraction.provenance import versions
 from featx.heads.splits import Rows
 from featx.heads.trained_on import remember
@@ -47,16 +47,7 @@ def describe_run(
     path, name = folder / DESCRIPTION, config.backbone
     plan = read_run(folder).plan if path.exists() else {}
     begun = plan.get("weights", weights)
-    if begun.get("code") != weights.get("code"):
-        raise PlanMismatch(
-            f"{folder} was begun with {begun.get('code')}, which is {weights.get('code')} now; choose another "
-            f"folder, or delete it"
-        )
-    if any(begun[key] != weights[key] for key in ("spec", "sha256")):
-        raise PlanMismatch(
-            f"{folder} was begun with other weights ({str(begun['sha256'])[:12]}... then, "
-            f"{str(weights['sha256'])[:12]}... now); choose another folder, or delete it"
-        )
+    refuse_other_start(folder, begun, weights)
     described = {
         "format": FORMAT,
         "schema": SCHEMA,
@@ -65,10 +56,11 @@ def describe_run(
         **({} if task == "classes" else {"task": task}),
         "preprocess": preprocess.values(),
         "plan": {
-            "request": config.recorded(),
+            "request": request_of(config),
             "images": manifest.digest,
             **({"files": plan["files"]} if "files" in plan else {}),
             "weights": weights,
+            **({"class_weights": config.class_weights} if config.class_weights != "none" else {}),
             "lr": lr,
             "source": place_of(manifest.source),
             **versions(),

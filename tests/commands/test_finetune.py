@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -522,6 +523,50 @@ def test_a_finished_run_is_left_alone_and_another_plan_is_refused(tmp_path, colo
     assert (tmp_path / "run" / "model.safetensors").stat() == before
     with pytest.raises(PlanMismatch, match=r"is a run made with different settings: --epochs 2, now 3"):
         finetune_network(colours, tmp_path / "run", options(weights, val=0.25, epochs=3))
+
+
+def test_a_finished_run_is_not_taken_for_one_of_other_weights_of_the_same_name(tmp_path, colours, weights):
+    own = tmp_path / "w.safetensors"
+    shutil.copy(weights, own)
+    finetune_network(colours, tmp_path / "run", options(own))
+    finetune_network(
+        colours, tmp_path / "next", replace(options(own), backbone=str(tmp_path / "run"), weights="default")
+    )
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, own)
+    with pytest.raises(PlanMismatch, match="was begun with other weights"):
+        finetune_network(colours, tmp_path / "run", options(own))
+    shutil.rmtree(tmp_path / "run")
+    finetune_network(colours, tmp_path / "run", options(own))
+    with pytest.raises(PlanMismatch, match="was begun with other weights"):
+        finetune_network(
+            colours, tmp_path / "next", replace(options(own), backbone=str(tmp_path / "run"), weights="default")
+        )
+    own.unlink()  # gone, it says nothing against what was made of it
+    assert finetune_network(colours, tmp_path / "run", options(own)).epochs == 2
+
+
+def test_a_run_is_of_the_class_weights_that_a_file_had(tmp_path, colours, weights):
+    names, file = sorted(folder.name for folder in colours.iterdir()), tmp_path / "w.csv"
+
+    def write(first):
+        file.write_text("class,weight\n" + "".join(f"{n},{first if n == names[0] else 1}\n" for n in names))
+
+    write(1)
+    config = options(weights, class_weights=str(file))
+    finetune_network(colours, tmp_path / "run", config)
+    moved = file.rename(tmp_path / "moved.csv")  # where it lies is not a setting
+    assert finetune_network(colours, tmp_path / "run", replace(config, class_weights=str(moved))).epochs == 2
+    write(4)
+    with pytest.raises(PlanMismatch, match="class-weights sha256"):
+        finetune_network(colours, tmp_path / "run", config)
+    going_on = FinetuneConfig(backbone=str(tmp_path / "run"), continue_epochs=1, device="cpu", workers=1)
+    with pytest.raises(UsageError, match="which is gone or holds others now"):
+        finetune_network(colours, tmp_path / "more", going_on)
+    write(1)
+    finetune_network(colours, tmp_path / "more", going_on)
+    plan = json.loads((tmp_path / "more" / "config.json").read_text())["plan"]
+    assert plan["class_weights"] == str(file)
+    assert plan["request"]["class_weights"].startswith("sha256 ")
 
 
 @pytest.mark.parametrize(("augment", "workers"), [("flip,shift:3", 1), ("flip,cutmix", 4)])

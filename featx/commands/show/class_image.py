@@ -12,11 +12,11 @@ import numpy as np
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.shown_folder import ShownFolder, ShowReport
 from featx.errors import UsageError
-from featx.explain.images import digest_of_weights
 from featx.figures.sheets import Tile, draw_sheet
 from featx.networks.external.code import trust_code
 from featx.networks.registry import refuse_unknown
 from featx.networks.run_folder import refuse_other_tasks
+from featx.networks.weights_file import digest_of_weights
 from featx.options.show import ClassImageConfig
 from featx.runtime.progress import SILENT, Reporter
 

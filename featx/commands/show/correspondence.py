@@ -26,11 +26,12 @@ from featx.explain.correspondence import (
     seen_of,
     sign_distances,
 )
-from featx.explain.images import Shown, digest_of_weights, layer_of_maps, subject_for
+from featx.explain.images import Shown, layer_of_maps, subject_for
 from featx.figures.bars import draw_bars
 from featx.figures.sheets import Tile, draw_sheet
 from featx.images.bad_image import BadImage
 from featx.images.decode import decode
+from featx.networks.weights_file import digest_of_weights
 from featx.options.show import CorrespondenceConfig
 from featx.runtime.files import replacing
 from featx.runtime.progress import SILENT, Reporter

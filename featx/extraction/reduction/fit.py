@@ -15,10 +15,11 @@ import numpy.typing as npt
 from featx.errors import FeatxError, Interrupted, UsageError
 from featx.extraction.engine import Engine
 from featx.extraction.pipeline import stream_features
-from featx.extraction.recipe import Recipe, weights_file
+from featx.extraction.recipe import Recipe
 from featx.extraction.reduction.projection import PCA, Projection, Reduction, reduction_of
 from featx.images.block import Block
 from featx.images.manifest import Manifest
+from featx.networks.weights_file import weights_file
 from featx.options.extraction import ExtractConfig
 from featx.runtime.files import disk_errors, sha256_of_file
 from featx.runtime.progress import SILENT, Reporter
@@ -97,7 +98,7 @@ def _of_earlier_run(recipe: Recipe, manifest: Manifest, output: Path, config: Ex
             continue
         with contextlib.suppress(FeatxError):  # a file that is something else is refused when it is opened
             features = Features(path)
-            made, file = features.provenance, weights_file(config)
+            made, file = features.provenance, weights_file(config.backbone, config.weights)
             wanted = replace(recipe, reduction=None).to_dict(made["weights"]["sha256"])
             same = all(made.get(key) == value for key, value in wanted.items())
             same = same and (config.update or made["images"] == manifest.digest)
