@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+
 import numpy as np
 import pytest
 from conftest import clusters, write_features
+from scipy.special import softmax
 from sklearn import metrics
 from sklearn.calibration import calibration_curve
 
@@ -121,15 +124,42 @@ def test_evaluate_says_all_of_it_and_reads_it_back(heads, tmp_path):
     file, (head, _) = heads
     report = library.evaluate_head(head, file, output=tmp_path / "r.json")
     loaded, opened = library.LinearHead.load(head), library.open_features(file)
-    scores = loaded.scores(opened["fc7"])
+    chances = softmax(loaded.scores(opened["fc7"]), axis=1)
     assert report.measures.roc_auc == pytest.approx(
-        np.mean([metrics.roc_auc_score(opened.labels == k, scores[:, k]) for k in range(3)])
+        metrics.roc_auc_score(opened.labels, chances, multi_class="ovr"), abs=1e-12
     )
+    areas = [metrics.average_precision_score(opened.labels == k, chances[:, k]) for k in range(3)]
+    assert report.measures.average_precision == pytest.approx(np.mean(areas), abs=1e-12)
     assert report.measures.calibration_error is not None
     assert report.measures.accuracy.low < report.metrics.accuracy < report.measures.accuracy.high
     assert "95 % intervals: accuracy " in str(report)
     assert Evaluation(tmp_path / "r.json").read().result == report
     assert library.evaluate_head(head, file, output=tmp_path / "r.json") == report
+
+
+def test_a_head_alone_decides_in_a_fusion_as_everywhere(tmp_path):
+    """Platt's probabilities can put another class first than the scores do."""
+    made = []
+    for seed in (0, 1):
+        values, labels = clusters(per_class=40, spread=2.0, seed=seed)
+        keep = np.sort(np.concatenate([np.flatnonzero(labels == k)[: (40, 15, 6)[k]] for k in range(3)]))
+        file = write_features(tmp_path / f"{seed}.h5", values[keep], labels[keep], ("a", "b", "c"))
+        head = tmp_path / f"{seed}.safetensors"
+        library.fit_svm(file, head, library.FitConfig(c=1.0, test=0.3, calibrate="platt"))
+        made.append((head, file))
+    report = library.fuse_heads(made, tmp_path / "fused.csv", library.FuseConfig(test=0.3))
+    differing = 0
+    with (tmp_path / "fused.csv").open() as table:
+        lines = list(csv.DictReader(table))
+    for path, file in made:
+        head, opened = library.LinearHead.load(path), library.open_features(file)
+        rows = [opened.paths.index(line["path"]) for line in lines if line["part"] == "test"]
+        scores = head.scores(opened["fc7"][rows])
+        differing += int((head.rule.outputs(scores).argmax(1) != scores.argmax(1)).sum())
+        assert report.alone[str(path)] == head.measure_scores(scores, opened.labels[rows])
+        decided = [line[str(path)] for line in lines if line["part"] == "test"]
+        assert decided == [head.classes[k] for k in scores.argmax(1)]
+    assert differing
 
 
 def test_two_heads_are_compared_on_the_same_images(heads, featx, tmp_path):

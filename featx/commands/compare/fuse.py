@@ -114,14 +114,18 @@ def fuse_heads(
             )
     if not len(train) or not len(test):
         raise LabelError(f"{images.path}: {len(train)} rows to train on and {len(test)} to test on; both are needed")
-    scores, used = [], np.concatenate([train, test])
+    # A head alone decides by its scores, as everywhere; what is averaged are probabilities where there are some.
+    scores, outputs, used = [], [], np.concatenate([train, test])
     for (head, features), place in zip(loaded, places, strict=True):
-        outputs = np.full((len(images), len(first.classes)), np.nan)
-        outputs[used] = head.outputs(flat_rows(features[layer_for(head, features)])[place[used]])
-        scores.append(outputs)
-    mean = np.mean(scores, axis=0)
+        own = np.full((len(images), len(first.classes)), np.nan)
+        own[used] = head.scores(flat_rows(features[layer_for(head, features)])[place[used]])
+        given = own.copy()
+        given[used] = head.rule.outputs(own[used])
+        scores.append(own)
+        outputs.append(given)
+    mean = np.mean(outputs, axis=0)
     stacked = np.zeros((len(images), len(scores) * len(first.classes)))
-    stacked[used] = np.hstack([l2_normalized(one[used]) for one in scores])
+    stacked[used] = np.hstack([l2_normalized(one[used]) for one in outputs])
     fused = _svm(stacked, train, labels, first.classes, config, reporter)
     if target is not None:
         columns = {"average": mean, "svm": fused, **dict(zip([str(path) for path, _ in heads], scores, strict=True))}

@@ -114,12 +114,13 @@ def detailed(rule: DecisionRule, scores: Floats, labels: Labels, bootstrap: int)
         return None
     truth = labels.astype(np.int64)
     return measures_of(
-        scores, decisions(scores, truth), truth, list(rule.classes), rule.probabilities(scores), bootstrap=bootstrap
-    )
+        rule.outputs(scores), decisions(scores, truth), truth, list(rule.classes), rule.probabilities(scores),
+        bootstrap=bootstrap,
+    )  # fmt: skip
 
 
 def measures_of(
-    scores: Floats,
+    outputs: Floats,
     predicted: npt.NDArray[np.integer],
     labels: npt.NDArray[np.integer],
     classes: list[str],
@@ -128,9 +129,10 @@ def measures_of(
     bootstrap: int,
     seed: int = 0,
 ) -> Measures:
-    """Everything of scores (n, K) of n > 0 images with labels (n,).
+    """Everything of outputs (n, K) of n > 0 images with labels (n,).
 
     Args:
+        outputs: what ranks the images for each class: probabilities where there are some, else scores.
         predicted: (n,) the decisions.
         probabilities: (n, K); None if there are none.
         bootstrap: how often the images are drawn again for the intervals; 0 for none.
@@ -146,7 +148,7 @@ def measures_of(
     precision = np.where(there > 0, precision, np.nan)
     f1 = np.where(there > 0, f1, np.nan)
     used = np.flatnonzero((there > 0) & (there < len(labels)))
-    members = [(labels == k, scores[:, k]) for k in used]
+    members = [(labels == k, outputs[:, k]) for k in used]
     low_high: tuple[Interval | None, Interval | None] = None, None
     if bootstrap:
         low_high = _intervals(predicted == labels, labels, count, bootstrap, seed)
