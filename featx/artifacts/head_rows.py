@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 
 from featx.errors import LabelError, UsageError
@@ -9,8 +11,11 @@ from featx.heads.labels import labels_among
 from featx.heads.linear_head import LinearHead
 from featx.heads.quality.metrics import LabelMetrics, Metrics
 from featx.heads.splits import Rows, copies_of, joined, split_by_name, split_by_share, split_per_class, united
+from featx.heads.trained_on import Hashes, count_among
 from featx.images.contents import clips_among, groups_among, named_groups
+from featx.networks.run_folder import is_run, read_run, trained_on
 from featx.options.heads import FitConfig
+from featx.runtime.text import plural
 from featx.store.reader import Features, flat_rows
 
 DEFAULT_TEST = 0.2
@@ -62,7 +67,7 @@ def split_rows(
         )
     labels = features.labels[rows]
     if config.split_column:
-        train, test = split_by_name(features.split_of[rows], features.splits)
+        train, test, _ = split_by_name(features.split_of[rows], features.splits)
     elif config.per_class is not None:
         exact = copies_of(features.sha256[rows])
         train, test = split_per_class(
@@ -73,6 +78,26 @@ def split_rows(
         # Where images have several classes, what they have in common is no class to hold a share of.
         train, test = split_by_share(np.zeros_like(labels) if multilabel else labels, share, config.seed, copies)
     return rows[train], rows[test]
+
+
+def networks_images(features: Features) -> Hashes | None:
+    """The images that the network of some features was fine-tuned on, as `remember` gives them; None if not known."""
+    made = features.provenance
+    name = str(made.get("backbone", ""))
+    if not is_run(name) or read_run(name).weights_sha256 not in ("", made["weights"]["sha256"]):
+        return None
+    return trained_on(Path(name))
+
+
+def note_on_networks_images(features: Features, test: Rows) -> str | None:
+    """What to say if images to test on are among those that the network of the features was fine-tuned on."""
+    count = count_among(features.sha256[test], networks_images(features))
+    if not count:
+        return None
+    return (
+        f"{count:,} of {plural(len(test), 'test image')} {'is' if count == 1 else 'are'} among those that "
+        f"{features.provenance['backbone']} was fine-tuned on: the accuracy is too high"
+    )
 
 
 def measure_again(head: LinearHead, features: Features, config: FitConfig) -> Metrics | LabelMetrics | None:

@@ -12,7 +12,7 @@ import numpy as np
 
 from featx.artifacts.artifact import plan_of
 from featx.artifacts.head_file import SHOWN_CONFUSIONS, FitReport, HeadFile
-from featx.artifacts.head_rows import kept_together, split_rows
+from featx.artifacts.head_rows import kept_together, networks_images, note_on_networks_images, split_rows
 from featx.errors import LabelError, NonFiniteRow, UsageError
 from featx.extraction.recipe import describe_layer
 from featx.extraction.reduction.projection import reduction_of
@@ -24,7 +24,7 @@ from featx.heads.quality.metrics import LabelMetrics, Metrics
 from featx.heads.selection.class_weights import class_weights_of, recorded_weights
 from featx.heads.selection.scoring import chosen_score
 from featx.heads.splits import Rows
-from featx.heads.trained_on import count_among, remember
+from featx.heads.trained_on import count_among, remember, together
 from featx.options.heads import FitConfig
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
@@ -139,7 +139,7 @@ def _fit(
         recipe=describe_layer(features.provenance, layer, features.layers[layer].pooling),
         calibration=_calibrated(found, labels[train], config),
         multilabel=multilabel,
-        trained_on=remember(features.sha256[train]),
+        trained_on=together(remember(features.sha256[train]), networks_images(features)),
         projection=reduction.layers[layer].arrays if (reduction := reduction_of(features)) else {},
     )
     known = test if multilabel else test[labels[test] >= 0]
@@ -243,6 +243,8 @@ def _notes(
             f"{plural(copied, 'test image')} {'is a copy' if copied == 1 else 'are copies'} of training images, "
             f"as the file's own splits have it: the accuracy is too high"
         )
+    if (seen := note_on_networks_images(features, test)) is not None:
+        notes.append(seen)
     if features.splits and not config.split_column:
         notes.append(
             f"the file has splits ({', '.join(map(printable, features.splits))}) that were not used: images of "

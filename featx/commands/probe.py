@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.artifacts.artifact import plan_of
-from featx.artifacts.head_rows import kept_together
+from featx.artifacts.head_rows import kept_together, note_on_networks_images
 from featx.artifacts.journal import JOURNAL, Journal, Outcome
 from featx.artifacts.probe_folder import CurvePoint, ProbeFolder, ProbeReport, ProbeRow, save_probe
 from featx.errors import FileFormatError, LabelError, NonFiniteRow, UsageError
@@ -81,25 +81,8 @@ def probe_layers(
     if finished is not None:
         return finished
     reporter.notes(notes_on(config, Facts()))
-    copies, groups = copies_of(features.sha256[rows]), kept_together(features, rows)
-    splits = [
-        split_per_class(
-            labels[rows], config.per_class, config.seed + repeat, classes, config.test_per_class, copies, groups
-        )
-        for repeat in range(config.repeats)
-    ]
+    splits = _splits(features, rows, labels, classes, config, reporter)
     found, tested, curve = [], len(splits[0][1]), list[CurvePoint]()
-    for _, test in splits:
-        empty = [classes[label] for label in range(len(classes)) if label not in labels[rows][test]]
-        if tested and empty:
-            raise LabelError(
-                f"{features.path}: no images of class {empty[0]!r} are left to test on, of what belongs together; "
-                f"--per-class {config.per_class} is too many"
-            )
-    if not tested:
-        raise LabelError(
-            f"{features.path}: no images are left to test on; --per-class {config.per_class} is too many"
-        )
     with contextlib.closing(Journal(None if folder is None else folder / JOURNAL, plan)) as journal:
         counts = () if config.curve is None else parse_counts(config.curve)
         reporter.begin("probing", len(layers) * len(heads) * len(splits) * (1 + len(counts)))
@@ -139,6 +122,44 @@ def probe_layers(
         save_probe(report, folder, plan)
         (folder / JOURNAL).unlink(missing_ok=True)
     return report
+
+
+def _splits(
+    features: Features,
+    rows: Rows,
+    labels: npt.NDArray[np.int32],
+    classes: list[str],
+    config: ProbeConfig,
+    reporter: Reporter,
+) -> list[tuple[Rows, Rows]]:
+    """What trains and what tests in each repeat: positions in `rows`.
+
+    Raises:
+        LabelError: a class has too few images.
+    """
+    copies, groups = copies_of(features.sha256[rows]), kept_together(features, rows)
+    splits = [
+        split_per_class(
+            labels[rows], config.per_class, config.seed + repeat, classes, config.test_per_class, copies, groups
+        )
+        for repeat in range(config.repeats)
+    ]
+    tested = len(splits[0][1])
+    for _, test in splits:
+        empty = [classes[label] for label in range(len(classes)) if label not in labels[rows][test]]
+        if tested and empty:
+            raise LabelError(
+                f"{features.path}: no images of class {empty[0]!r} are left to test on, of what belongs together; "
+                f"--per-class {config.per_class} is too many"
+            )
+    if not tested:
+        raise LabelError(
+            f"{features.path}: no images are left to test on; --per-class {config.per_class} is too many"
+        )
+    tests = rows[np.unique(np.concatenate([test for _, test in splits]))]
+    if (seen := note_on_networks_images(features, tests)) is not None:
+        reporter.note(f"note: {seen}")
+    return splits
 
 
 def _row(layer: str, head: str, values: int, outcomes: list[Outcome]) -> ProbeRow:

@@ -181,17 +181,26 @@ def first_of_class(train: Rows, labels: npt.NDArray[np.int32], count: int, seed:
     return np.sort(np.concatenate(kept))
 
 
-def split_by_name(split_of: npt.NDArray[np.int32], splits: list[str]) -> tuple[Rows, Rows]:
-    """The rows of the split called train, and those of test (or val, if there is no test).
+_TEST, _VAL = ("test", "testing"), ("val", "valid", "validation")
+
+
+def split_by_name(
+    split_of: npt.NDArray[np.int32], splits: list[str], *, choosing: bool = False
+) -> tuple[Rows, Rows, str]:
+    """The rows of the split called train, those of another one, and its name.
+
+    Args:
+        choosing: something is chosen by the other split: val, or test if there is no val. Otherwise a result is
+            measured on it: test, or val if there is no test.
 
     Raises:
-        LabelError: there is no split called train, or nothing to test on.
+        LabelError: there is no split called train, or no other.
     """
     by_name = {name.lower(): index for index, name in enumerate(splits)}
     train = next((by_name[n] for n in ("train", "training") if n in by_name), None)
-    held_out = ("test", "testing", "val", "valid", "validation")
+    held_out = (*_VAL, *_TEST) if choosing else (*_TEST, *_VAL)
     test = next((by_name[n] for n in held_out if n in by_name), None)
     if train is None or test is None:
         have = ", ".join(splits) or "none"
         raise LabelError(f"--split-column needs splits called train and test (or val); the file's splits: {have}")
-    return np.flatnonzero(split_of == train), np.flatnonzero(split_of == test)
+    return np.flatnonzero(split_of == train), np.flatnonzero(split_of == test), splits[test]

@@ -16,6 +16,11 @@ def remember(sha256: Hashes) -> Hashes:
     return found
 
 
+def together(first: Hashes, second: Hashes | None) -> Hashes:
+    """(n, 8) what either of two remembers, each as `remember` gives it."""
+    return first if second is None else np.unique(np.concatenate([first, second]), axis=0)
+
+
 def count_among(sha256: Hashes, trained_on: Hashes | None) -> int | None:
     """How many of some images (N, 32) were trained on; None if that is not known."""
     if trained_on is None:

@@ -100,7 +100,7 @@ class FinetuneConfig(Config):
         metavar="SHARE",
     )
     group_by: str | None = group_by_option()
-    split_column: bool = option(False, "Train on the source's split called train, validate on val or test.")
+    split_column: bool = option(False, "Train on the source's split called train, validate on val, or else test.")
     patience: int | None = option(
         None, "Stop after so many epochs without a better validation accuracy.", low=1, metavar="EPOCHS"
     )

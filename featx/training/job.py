@@ -143,7 +143,9 @@ class FinetuningJob:
         if nodes:
             self.once.extract(nodes, for_head=self.wants_head)
         if self.group.is_first:
-            record_images(self.folder, self.manifest, self.task.train, self.once.features, self.reporter)
+            record_images(
+                self.folder, self.manifest, self.task.train, self.task.val, self.once.features, self.reporter
+            )
         self.group.wait()
         if self.wants_head:
             self.start = self.once.start_head(network, nodes[-1])

@@ -10,15 +10,16 @@ from featx.artifacts.finetuned_run import refuse_other_start, request_of
 from featx.artifacts.same_images import record_of
 from featx.extraction.provenance import versions
 from featx.heads.splits import Rows
-from featx.heads.trained_on import remember
+from featx.heads.trained_on import count_among, remember, together
 from featx.images.contents import content_hashes, files_state
 from featx.images.manifest import Manifest
 from featx.images.preprocess import Preprocess
 from featx.images.sources.remote import place_of
-from featx.networks.run_folder import DESCRIPTION, FORMAT, SCHEMA, TRAINED_ON, is_run, read_run
+from featx.networks.run_folder import DESCRIPTION, FORMAT, SCHEMA, TRAINED_ON, is_run, read_run, trained_on
 from featx.options.training import FinetuneConfig
 from featx.runtime.files import replacing
 from featx.runtime.progress import Reporter
+from featx.runtime.text import plural
 from featx.store.reader import Features
 
 
@@ -70,20 +71,29 @@ def describe_run(
 
 
 def record_images(
-    folder: Path, manifest: Manifest, train: Rows, features: list[Features], reporter: Reporter
+    folder: Path, manifest: Manifest, train: Rows, val: Rows, features: list[Features], reporter: Reporter
 ) -> None:
     """Add the record of the images, once: by the hashes that the features have, or else by reading the files.
 
     Args:
-        train: rows that are trained on.
+        train, val: rows that are trained on, and validated on.
     """
     run = read_run(folder)
     if "files" in run.plan:
         return
     state = files_state(manifest)
     hashes = features[0].sha256 if features else content_hashes(manifest, reporter=reporter)
+    asked = run.plan["request"]
+    start = str(asked["backbone"])
+    goes_on = is_run(start) and asked["weights"] == "default" and not asked["from_scratch"]
+    before = trained_on(Path(start)) if goes_on else None
+    if seen := count_among(hashes[val], before):
+        reporter.note(
+            f"note: {plural(seen, 'validation image')} {'is' if seen == 1 else 'are'} among those that {start} was "
+            f"trained on: the validation accuracy is too high"
+        )
     with replacing(folder / TRAINED_ON) as partial:
-        partial.write_bytes(remember(hashes[train]).tobytes())
+        partial.write_bytes(together(remember(hashes[train]), before).tobytes())
     described = {
         "format": FORMAT,
         "schema": SCHEMA,

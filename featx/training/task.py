@@ -11,14 +11,14 @@ import numpy.typing as npt
 from torch import nn
 
 from featx.errors import LabelError, UsageError
-from featx.heads.labels import classes_of, is_multilabel, labels_among, values_among
+from featx.heads.labels import classes_of, is_known, is_multilabel, labels_among, values_among
 from featx.heads.splits import Rows, split_by_name, split_by_share, united
 from featx.images.contents import copies_in, groups_among, named_groups
 from featx.images.manifest import Manifest
 from featx.options.training import FinetuneConfig
 from featx.options.without_effect.rule import Facts
 from featx.runtime.progress import SILENT, Reporter
-from featx.runtime.text import plural
+from featx.runtime.text import plural, printable
 from featx.training.layer_groups import layer_groups
 from featx.training.learning_rates import Rate
 
@@ -35,6 +35,9 @@ class Task:
         classes: those that have images to train on; of numbers their names.
         train, val: rows of the manifest.
         failed: images of these that could not be decoded and were taken out.
+        split: the source's own split that is validated on; empty where a share is held out at random.
+        unlearnt: images to validate on whose classes none of the training images has, which are left out, and one
+            of these classes.
     """
 
     labels: npt.NDArray[Any]
@@ -42,6 +45,8 @@ class Task:
     train: Rows
     val: Rows
     failed: int = 0
+    split: str = ""
+    unlearnt: tuple[int, str] = (0, "")
 
     @property
     def kind(self) -> str:
@@ -94,6 +99,17 @@ class Task:
                 f"note: nothing is validated on: of {plural(len(self.train), 'image')} of "
                 f"{plural(len(self.classes), 'class', 'classes')} "
                 f"{'--split-column' if config.split_column else '--val'} holds out none, so the last epoch is kept"
+            )
+        if self.split.lower() in ("test", "testing"):
+            found.append(
+                f"note: there is no split called val, so the best epoch is chosen on {self.split}, and the accuracy "
+                f"there is too good; a split called val is taken instead"
+            )
+        if self.unlearnt[0]:
+            found.append(
+                f"note: {plural(self.unlearnt[0], 'image')} to validate on "
+                f"{'is' if self.unlearnt[0] == 1 else 'are'} left out, of classes that no training image has, as "
+                f"{printable(self.unlearnt[1])!r}"
             )
         copied = int(np.isin(copies[self.val], copies[self.train]).sum())
         if copied:
@@ -156,8 +172,11 @@ def plan_task(
             f"the columns path,label"
         )
     several = not values and is_multilabel(list(manifest.classes), manifest.kind)
+    split = ""
     if split_column:
-        train, held_out = split_by_name(np.array(manifest.split_of, np.int32)[rows], list(manifest.splits))
+        train, held_out, split = split_by_name(
+            np.array(manifest.split_of, np.int32)[rows], list(manifest.splits), choosing=True
+        )
     else:
         share = DEFAULT_VAL if val is None else val
         # Where images have several classes, or numbers, what they have in common is no class to hold a share of.
@@ -165,30 +184,41 @@ def plan_task(
         train, held_out = split_by_share(alike, share, seed, None if copies is None else copies[rows])
     train, held_out = rows[train], rows[held_out]
     if several or values:
-        return _several(manifest, labels, train, held_out, values=values)
+        return _several(manifest, labels, train, held_out, split, values=values)
     present = np.unique(labels[train])
     if len(present) < 2:
         named = ", ".join(repr(manifest.classes[label]) for label in present)
         raise LabelError(f"{manifest.source}: two classes or more are needed; to train on: {named}")
     compact = np.full(len(manifest.classes) + 1, -1, np.int32)  # the last is for label -1
     compact[present] = np.arange(len(present), dtype=np.int32)
-    labels = compact[labels]
-    return Task(labels, [manifest.classes[k] for k in present], train, held_out[labels[held_out] >= 0])
+    known, unlearnt = _divided(compact[labels][held_out] >= 0, labels, held_out, manifest)
+    return Task(compact[labels], [manifest.classes[k] for k in present], train, known, split=split, unlearnt=unlearnt)
 
 
-def _several(manifest: Manifest, labels: npt.NDArray[np.int32], train: Rows, held_out: Rows, *, values: bool) -> Task:
+def _divided(
+    known: npt.NDArray[np.bool_], labels: npt.NDArray[np.int32], rows: Rows, manifest: Manifest
+) -> tuple[Rows, tuple[int, str]]:
+    """The rows that are known, and how many are not and what one of them is labelled."""
+    others = rows[~known]
+    return rows[known], (len(others), manifest.classes[labels[others[0]]] if len(others) else "")
+
+
+def _several(
+    manifest: Manifest, labels: npt.NDArray[np.int32], train: Rows, held_out: Rows, split: str, *, values: bool
+) -> Task:
     """Of images with several classes each, or with numbers."""
     names = list(manifest.classes)
     if values:
         numbers = values_among(names, labels, str(manifest.source))
         count = numbers.shape[1]
-        return Task(
-            numbers, [f"value{place + 1}" if count > 1 else "value" for place in range(count)], train, held_out
-        )
+        named = [f"value{place + 1}" if count > 1 else "value" for place in range(count)]
+        return Task(numbers, named, train, held_out, split=split)
     classes = classes_of([names[label] for label in np.unique(labels[train])], multilabel=True)
     if len(classes) < 2:
         raise LabelError(f"{manifest.source}: two classes or more are needed; to train on: {classes[0]!r}")
-    return Task(labels_among(classes, names, labels, multilabel=True), classes, train, held_out)
+    members = labels_among(classes, names, labels, multilabel=True)
+    known, unlearnt = _divided(is_known(members[held_out]), labels, held_out, manifest)
+    return Task(members, classes, train, known, split=split, unlearnt=unlearnt)
 
 
 def undivided(manifest: Manifest, by: str | None, *, reporter: Reporter = SILENT) -> Rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -25,9 +26,11 @@ from sklearn.linear_model import LogisticRegression
 from torchvision.models import googlenet
 from torchvision.transforms._presets import ImageClassification
 
+from featx.artifacts.head_rows import kept_together, split_rows
 from featx.commands.evaluate import evaluate_head
 from featx.commands.extract import extract_features
 from featx.commands.finetune import finetune_network
+from featx.commands.fit import fit_svm
 from featx.commands.predict import predict_images
 from featx.errors import (
     DiskError,
@@ -39,8 +42,11 @@ from featx.errors import (
     TooManyBadImages,
     UsageError,
 )
+from featx.images.sources.scan import scan
 from featx.networks.build import construct, replace_final_layer
+from featx.networks.run_folder import trained_on
 from featx.options.extraction import ExtractConfig
+from featx.options.heads import FitConfig
 from featx.options.training import FinetuneConfig
 from featx.runtime.progress import Reporter
 from featx.store.open import open_features
@@ -48,6 +54,7 @@ from featx.training import initial_head as head
 from featx.training.data.augment import draw, parse_augmentation
 from featx.training.data.pixels import Pixels
 from featx.training.job import FinetuningJob
+from featx.training.task import plan_task
 
 SPEC = "conv1-conv3=0, conv4=0.01, conv5=0.02, fc6-fc7=0.05, fc8=0.1, *.bias=x2/wd0"
 
@@ -503,6 +510,51 @@ def test_a_run_is_a_backbone_that_every_command_takes(tmp_path, colours, weights
     assert json.loads((tmp_path / "again" / "config.json").read_text())["backbone"] == "alexnet-mini"
     with Image.open(run / "curves.png") as picture:
         assert picture.size[0] > 800
+
+
+def test_images_that_the_network_was_trained_on_are_not_called_unseen(tmp_path, colours, weights, featx):
+    run, file, head = tmp_path / "run", tmp_path / "f.h5", tmp_path / "head.safetensors"
+    finetune_network(colours, run, options(weights, val=0.25))
+    assert featx("extract", colours, "-b", run, "-l", "fc7", "-o", file).status == 0
+    learnt = {path for path in colours.rglob("*.png") if _hash(path) in trained_on(run).tobytes()}
+    assert len(learnt) == 18
+    opened = open_features(file)
+    fitted = fit_svm(file, head, FitConfig(test=0.5, seed=3, c=1.0))
+    rows = opened.usable()
+    _, test = split_rows(
+        opened, rows, kept_together(opened, rows), FitConfig(test=0.5, seed=3, c=1.0), multilabel=False
+    )
+    both = sum(colours / opened.paths[row] in learnt for row in test.tolist())
+    assert 0 < both < len(test)
+    assert any(f"{both} of {len(test)} test images are among those that {run} was fine-tuned on" in note
+               for note in fitted.notes)  # fmt: skip
+    done = featx("probe", file, "--per-class", "2", "--repeats", "3", "--c", "1")
+    assert f"test images are among those that {run} was fine-tuned on: the accuracy is too high" in done.err
+    trained = {colours / opened.paths[row] for row in rows.tolist()} - {colours / opened.paths[row] for row in test}
+    assert evaluate_head(head, file).trained_on == len(trained | learnt)  # the network's are the head's too
+    assert featx("extract", colours, "-b", "alexnet-mini", "-l", "fc7", "-o", tmp_path / "g.h5").status == 0
+    assert "fine-tuned on" not in " ".join(fit_svm(tmp_path / "g.h5", None, FitConfig(test=0.5, seed=3, c=1.0)).notes)
+
+
+def _hash(path):
+    return hashlib.sha256(path.read_bytes()).digest()[:8]
+
+
+def test_a_run_that_goes_on_from_another_says_which_images_it_has_learnt_already(tmp_path, colours, weights, featx):
+    run, more = tmp_path / "run", tmp_path / "more"
+    finetune_network(colours, run, options(weights, val=0.25, seed=1))
+    words = ["finetune", colours, "-b", run, "--continue", "1", "--seed", "5", "--device", "cpu", "-o", more]
+    done = featx(*words)
+    assert done.status == 0
+    plan = plan_task(scan(colours), val=0.25, split_column=False, seed=5, copies=np.arange(24))
+    paths = scan(colours).paths
+    first, second = (trained_on(folder).tobytes() for folder in (run, more))
+    seen = sum(_hash(colours / os.fsdecode(paths[row])) in first for row in plan.val.tolist())
+    assert 0 < seen < len(plan.val)
+    assert f"note: {seen} validation images are among those that {run} was trained on" in done.err
+    assert all(first[start : start + 8] in second for start in range(0, len(first), 8))  # and so has what comes of it
+    done = featx(*words[:-1], tmp_path / "scratch", "--weights", "random:0")
+    assert "was trained on" not in done.err
 
 
 def test_features_of_a_run_that_was_trained_anew_are_not_taken_for_the_old_ones(tmp_path, colours, weights, featx):

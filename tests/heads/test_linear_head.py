@@ -72,8 +72,11 @@ def test_per_class_takes_that_many_of_each_and_says_which_class_has_too_few():
 
 def test_the_stored_split_is_used_by_name():
     split_of = np.array([0, 1, 2, 1, -1], np.int32)
-    train, test = split_by_name(split_of, ["test", "Train", "val"])
-    assert (train.tolist(), test.tolist()) == ([1, 3], [0])
+    train, test, name = split_by_name(split_of, ["test", "Train", "val"])
+    assert (train.tolist(), test.tolist(), name) == ([1, 3], [0], "test")
+    _, held_out, name = split_by_name(split_of, ["test", "Train", "val"], choosing=True)
+    assert (held_out.tolist(), name) == ([2], "val")
+    assert split_by_name(split_of, ["test", "Train", "other"], choosing=True)[2] == "test"
     with pytest.raises(LabelError, match="the file's splits: val"):
         split_by_name(split_of, ["val"])
 
