@@ -1,7 +1,8 @@
-"""The codes of /images/status and /images/decoder: what became of an image, and what decoded it."""
+"""What became of an image, and what decoded it: the codes of /images/status and /images/decoder, and failures."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import IntEnum
 
 
@@ -32,3 +33,13 @@ class Decoder(IntEnum):
     def title(self) -> str:
         """As people know it."""
         return {Decoder.PILLOW: "Pillow", Decoder.NVJPEG: "nvJPEG", Decoder.FAST: "libjpeg-turbo and PyTorch"}[self]
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An image that could not become features; its rows are NaN."""
+
+    row: int
+    path: str
+    status: int
+    reason: str

@@ -23,8 +23,8 @@ from featx.runtime.files import disk_errors, identity
 from featx.runtime.progress import ALREADY_THERE, SILENT, Reporter
 from featx.runtime.report import Report
 from featx.runtime.text import format_bytes, format_duration, plural
-from featx.status import Status
-from featx.store.reader import Failure, Features
+from featx.status import Failure, Status
+from featx.store.reader import Features
 
 if TYPE_CHECKING:
     from featx.extraction.pipeline import Stages

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from featx.images.preprocess import Preprocess
 from featx.runtime.report import Report
 from featx.runtime.text import format_bytes, plural, printable, table
-from featx.status import Decoder, Status
+from featx.status import Decoder, Failure, Status
 from featx.store.open import open_features
-from featx.store.reader import Failure, Features, flat_rows
+from featx.store.reader import Features, flat_rows
 from featx.store.self_check import changed_since_made
 
 BLOCK_BYTES = 64 << 20

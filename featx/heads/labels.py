@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -19,6 +21,21 @@ def is_multilabel(names: list[str], source_kind: str) -> bool:
         source_kind: of the manifest. A folder may be called a|b, and is one class.
     """
     return source_kind in ("csv", "list") and any(SEPARATOR in name for name in names)
+
+
+def refuse_divided(names: Iterable[str], source_kind: str, where: str) -> None:
+    """Raise LabelError for a class whose name would stand for several in a list.
+
+    Args:
+        source_kind: as for `is_multilabel`.
+        where: the file, for messages.
+    """
+    divided = next((name for name in names if SEPARATOR in name), None)
+    if divided is not None and source_kind not in ("csv", "list"):
+        raise LabelError(
+            f"{where}: {printable(divided)!r} is one class, and in a list {SEPARATOR} stands between several of an "
+            f"image; rename its folder and extract again"
+        )
 
 
 def classes_of(names: list[str], *, multilabel: bool) -> list[str]:

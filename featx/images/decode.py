@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 import threading
 import time
 import warnings
-import zlib
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +17,7 @@ import PIL
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from featx.images.bad_image import IMAGE_TIMEOUT_S, MAX_PIXELS, MAX_SAMPLE_BYTES, BadImage
+from featx.images.checksums import refuse_broken_png, refuse_broken_tiff
 from featx.images.high_depth import decode_high_depth
 from featx.images.metadata import PNG_SIGNATURE, orientation_of, unsupported_variety, upright, without_metadata
 from featx.images.processes.turns import Need, no_turns
@@ -171,6 +170,8 @@ def _decode(content: bytes, *, exif: bool, timeout_s: float, need: Need) -> tupl
     need(_memory_of(opened))
     if isinstance(opened, ImageFile.ImageFile) and isinstance(opened.fp, _TimedContent):
         opened.fp.start()  # waiting for a turn is not its fault
+    if opened is not None and opened.format == "TIFF":
+        refuse_broken_tiff(content, opened)
     image = decode_high_depth(content, opened)
     if image is None:
         if opened is None:
@@ -223,27 +224,6 @@ def as_meant(image: Image.Image, content: bytes) -> Image.Image:
     if image.format in ("BMP", "DIB") and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
         image = image.convert("RGB")
     return image
-
-
-def refuse_broken_png(content: bytes) -> None:
-    """Compare the checksums of a PNG's pixel data, which Pillow does not.
-
-    Raises:
-        BadImage: one does not match, or the file ends within a chunk.
-    """
-    offset = 8
-    while offset + 12 <= len(content):
-        length, kind = struct.unpack_from(">I4s", content, offset)
-        end = offset + 8 + length
-        if end + 4 > len(content):
-            raise BadImage(Status.DAMAGED, f"the file ends within a chunk {kind!r}")
-        if kind in (b"IDAT", b"PLTE", b"tRNS"):
-            expected = int.from_bytes(content[end : end + 4], "big")
-            if zlib.crc32(memoryview(content)[offset + 4 : end]) != expected:
-                raise BadImage(Status.DAMAGED, f"the checksum of a chunk {kind!r} does not match")
-        if kind == b"IEND":
-            return
-        offset = end + 4
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

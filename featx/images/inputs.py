@@ -6,7 +6,7 @@ import io
 import os
 import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeGuard
 
@@ -237,3 +237,8 @@ def _eight_bits(pixels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     raise BadImage(
         Status.UNSUPPORTED, f"pixels of type {pixels.dtype}; they must be uint8, uint16, or floats from 0 to 1"
     )
+
+
+def of_table(image: Mapping[str, Any]) -> Any:
+    """What a data set's {"bytes": ..., "path": ...} holds: its bytes, or else the file it names."""
+    return image.get("path") or b"" if image.get("bytes") is None else image["bytes"]

@@ -23,6 +23,7 @@ _ATTEMPTS = 100
 _NAME_PART = 100  # of a file's own name in that of a temporary one, which must stay below 255 bytes
 _log = logging.getLogger("featx")
 _RUST = re.compile(r"\(os error (\d+)\)")
+_UNFINISHED = re.compile(r".+\.[0-9a-f]{16}\.partial|\.tmp[A-Za-z0-9]{6}")
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
@@ -162,16 +163,20 @@ def busy(path: Path) -> Interrupted:
 def locked_folder(folder: Path) -> Iterator[None]:
     """Make a folder and hold its lock; a folder in which nothing was stored is removed again.
 
+    What a process that held the lock and was killed had begun to write is removed.
+
     Raises:
         Interrupted: another process holds it.
     """
-    made = not folder.exists()
+    made, used = not folder.exists(), (folder / LOCK).exists()
     with disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
         if not try_lock(descriptor):
             raise busy(folder)
+        if used:
+            _remove_unfinished(folder)
         yield
     finally:
         if made and os.listdir(folder) == [LOCK]:  # refused before anything was stored
@@ -179,6 +184,14 @@ def locked_folder(folder: Path) -> Iterator[None]:
                 (folder / LOCK).unlink()
                 folder.rmdir()
         os.close(descriptor)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove the files of `replacing` and of safetensors that never got their names, also one folder down."""
+    for parent in (folder, *(path for path in folder.iterdir() if path.is_dir() and not path.is_symlink())):
+        for path in parent.iterdir():
+            if _UNFINISHED.fullmatch(path.name) and path.is_file() and not path.is_symlink():
+                path.unlink(missing_ok=True)
 
 
 def is_hdf5(path: Path) -> bool:

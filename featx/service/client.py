@@ -21,7 +21,7 @@ from featx.extraction.in_memory.predictor import Prediction
 from featx.extraction.in_memory.threads import Batch
 from featx.images.bad_image import BadImage
 from featx.images.inputs import as_list, encoded, name_of
-from featx.store.reader import Failure
+from featx.status import Failure, Status
 
 _AT_ONCE = 64  # images in one request,
 _BYTES_AT_ONCE = 16 << 20  # and bytes; one image may have more
@@ -220,11 +220,11 @@ class _Portion:
     def __init__(self) -> None:
         self.images: list[Any] = []
         self.contents: list[bytes] = []
-        self.reasons: dict[int, str] = {}
+        self.bad: dict[int, BadImage] = {}
 
-    def add(self, image: Any, content: bytes, reason: str | None) -> None:
-        if reason is not None:
-            self.reasons[len(self.images)] = reason
+    def add(self, image: Any, content: bytes, bad: BadImage | None) -> None:
+        if bad is not None:
+            self.bad[len(self.images)] = bad
         self.images.append(image)
         self.contents.append(content)
 
@@ -245,15 +245,27 @@ class _Portion:
         """
         if len(rows) != len(self.images):
             raise ServiceError(f"the service gives {len(rows)} rows for {len(self.images)} images")
-        return [
-            Failure(first + place, name_of(self.images[place], first + place), 0, self.reasons.get(place, _said(row)))
-            for place, row in enumerate(rows)
-            if row[0] != "done"
-        ]
+        found = []
+        for place, (status, reason) in enumerate(rows):
+            if status != "done":
+                bad = self.bad.get(place) or BadImage(_status(status), reason)
+                text = f"{bad.status.name.lower().replace('_', ' ')}: {bad}"
+                found.append(
+                    Failure(first + place, name_of(self.images[place], first + place), int(bad.status), text)
+                )
+        return found
 
 
-def _said(row: tuple[str, str]) -> str:
-    return f"{row[0].replace('_', ' ')}: {row[1]}"
+def _status(name: str) -> Status:
+    """A status by the name that the service gives it.
+
+    Raises:
+        ServiceError: there is none of that name.
+    """
+    try:
+        return Status[name.upper()]
+    except KeyError:
+        raise ServiceError(f"the service gives an image the status {name!r:.40}") from None
 
 
 def _portions(images: Any) -> Iterator[_Portion]:
@@ -264,13 +276,13 @@ def _portions(images: Any) -> Iterator[_Portion]:
     portion, size = _Portion(), 0
     for image in every:
         try:
-            content, reason = encoded(image), None
-        except BadImage as bad:
-            content, reason = b"", f"{bad.status.name.lower().replace('_', ' ')}: {bad}"
+            content, bad = encoded(image), None
+        except BadImage as error:
+            content, bad = b"", error
         if portion.images and (len(portion.images) >= _AT_ONCE or size + len(content) > _BYTES_AT_ONCE):
             yield portion
             portion, size = _Portion(), 0
-        portion.add(image, content, reason)
+        portion.add(image, content, bad)
         size += len(content)
     yield portion
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,15 +42,26 @@ class Selection:
     layers: list[str]
     rows: npt.NDArray[np.intp]
 
-    def table(self) -> Iterator[tuple[str, str, str, str]]:
-        """Path, name of the label, name of the split (both empty for none) and status of each row."""
+    def table(self, *, raw: bool = False) -> Iterator[tuple[str, str, str, str]]:
+        """Path, name of the label, name of the split (both empty for none) and status of each row.
+
+        Args:
+            raw: names as the system has them, for a file written with surrogateescape; otherwise what is no UTF-8
+                is escaped.
+        """
         features = self.features
+        as_text = os.fsdecode if raw else printable
         for row in self.rows.tolist():
             label, split = int(features.labels[row]), int(features.split_of[row])
             yield (
-                printable(features.raw_paths[row]), features.classes[label] if label >= 0 else "",
-                features.splits[split] if split >= 0 else "", Status(features.status[row]).name.lower(),
+                as_text(features.raw_paths[row]), as_text(features.classes[label]) if label >= 0 else "",
+                as_text(features.splits[split]) if split >= 0 else "", Status(features.status[row]).name.lower(),
             )  # fmt: skip
+
+    @property
+    def names(self) -> tuple[list[str], list[str]]:
+        """Classes and splits; what is no UTF-8 is escaped."""
+        return [printable(name) for name in self.features.classes], [printable(name) for name in self.features.splits]
 
     def portions(self, layer: str) -> Iterator[npt.NDArray[Any]]:
         """(n, ...) of the rows of a layer, a few thousand at a time."""
@@ -87,8 +99,8 @@ def write_npz(chosen: Selection, path: Path) -> None:
     features, rows = chosen.features, chosen.rows
     about = {
         "path": np.array([row[0] for row in chosen.table()], dtype=str), "label": features.labels[rows],
-        "classes": np.array(features.classes, dtype=str), "split": features.split_of[rows],
-        "splits": np.array(features.splits, dtype=str), "status": features.status[rows],
+        "classes": np.array(chosen.names[0], dtype=str), "split": features.split_of[rows],
+        "splits": np.array(chosen.names[1], dtype=str), "status": features.status[rows],
         "provenance": np.array(json.dumps(features.provenance)),
     }  # fmt: skip
     _refuse_same_names(chosen.layers, about, ".npz")
@@ -120,10 +132,10 @@ def write_csv(chosen: Selection, path: Path) -> None:
     """A row for each image: path, label, split, status, and a column for each value of a layer."""
     layer = chosen.only_layer(".csv")
     width = int(np.prod(chosen.shape(layer)[1:]))
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow([*_COLUMNS, *(f"{layer}_{index}" for index in range(width))])
-        about = chosen.table()
+        about = chosen.table(raw=True)
         for part in chosen.portions(layer):
             for values in flat_rows(part):
                 writer.writerow([*next(about), *map(_shortest, values)])
@@ -170,8 +182,8 @@ def write_mat(chosen: Selection, path: Path) -> None:
             )
     about = {
         "path": np.array([row[0] for row in chosen.table()], dtype=object),
-        "label": (features.labels[rows] + 1).astype(np.int32), "classes": np.array(features.classes, dtype=object),
-        "split": (features.split_of[rows] + 1).astype(np.int32), "splits": np.array(features.splits, dtype=object),
+        "label": (features.labels[rows] + 1).astype(np.int32), "classes": np.array(chosen.names[0], dtype=object),
+        "split": (features.split_of[rows] + 1).astype(np.int32), "splits": np.array(chosen.names[1], dtype=object),
         "status": features.status[rows], "layers": np.array(chosen.layers, dtype=object),
     }  # fmt: skip
     _refuse_same_names([*names.values()], about, ".mat")

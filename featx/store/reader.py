@@ -6,7 +6,6 @@ import hashlib
 import math
 import os
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +17,7 @@ import numpy.typing as npt
 from featx.errors import FileFormatError, LabelError, UnknownLayer
 from featx.runtime.files import identity, is_hdf5, refuse_special_file, unchanged
 from featx.runtime.text import printable
-from featx.status import Decoder, Status
+from featx.status import Decoder, Failure, Status
 from featx.store.checksums import GROUP
 from featx.store.extents import READ_ERRORS, Extent, read_extents, read_provenance, schema_of
 from featx.store.schema import LayerSpec, partial_path
@@ -26,16 +25,6 @@ from featx.store.schema import LayerSpec, partial_path
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.utils.data import Dataset
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An image that could not become features; its rows are NaN."""
-
-    row: int
-    path: str
-    status: int
-    reason: str
 
 
 class Features(Mapping[str, npt.NDArray[Any]]):
@@ -97,7 +86,7 @@ class Features(Mapping[str, npt.NDArray[Any]]):
             raise ValueError(f"/images/decoder holds {self.decoder.max()}, which means nothing")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (Features, (self.path,))
+        return (_reopened, (self.path, self.digest if self.complete else None))
 
     def __repr__(self) -> str:
         shapes = ", ".join(f"{name} {self._extents['features/' + name].shape}" for name in self.layers)
@@ -297,3 +286,11 @@ def _layer_spec(dataset: h5py.Dataset, extent: Extent) -> LayerSpec:
 
 def _texts(array: npt.NDArray[Any]) -> list[str]:
     return [value.decode("utf-8", errors="surrogateescape") for value in array]
+
+
+def _reopened(path: Path, digest: str | None) -> Features:
+    """A file that was pickled; FileFormatError if its name is another one's now."""
+    found = Features(path)
+    if digest not in (None, found.digest):
+        raise FileFormatError(f"{path} was replaced or changed since it was pickled; open it again")
+    return found

@@ -68,6 +68,11 @@ def test_they_drop_into_pipelines_and_grid_searches_and_take_tensors():
     values, labels = clusters(seed=4)
     search = GridSearchCV(make_pipeline(StandardScaler(), LinearSVM()), {"linearsvm__C": [1e-3, 1e-1]}, cv=3)
     assert search.fit(values, labels).best_score_ > 0.6
+    half = torch.from_numpy(values).bfloat16()
+    np.testing.assert_array_equal(
+        LinearSVM().fit(half, labels).decision_function(half),
+        LinearSVM().fit(half.float().numpy(), labels).decision_function(half.float().numpy()),
+    )
     by_tensor = Softmax().fit(torch.from_numpy(values), torch.from_numpy(labels))
     np.testing.assert_array_equal(
         by_tensor.predict(torch.from_numpy(values)), Softmax().fit(values, labels).predict(values)

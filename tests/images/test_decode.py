@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from corpus import BAD, GOOD, Case, write_corpus, write_leftovers
 from PIL import Image
 
@@ -129,6 +132,27 @@ def test_a_png_whose_pixels_were_changed_is_noticed_by_its_checksum(tmp_path):
         with pytest.raises(BadImage) as caught:
             decode(bytes(changed))
         assert caught.value.status == Status.DAMAGED
+
+
+@pytest.mark.parametrize("how", [{"rowsperstrip": 8}, {"tile": (16, 16)}, {"predictor": True}])
+def test_a_deflated_tiff_whose_pixels_were_changed_is_noticed_by_its_checksums(how):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (32, 32, 3), np.uint8)
+    pixels[::2] = 7
+    written = io.BytesIO()
+    tifffile.imwrite(written, pixels, compression="zlib", photometric="rgb", **how)
+    content = written.getvalue()
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        start, length = file.pages.first.dataoffsets[0], file.pages.first.databytecounts[0]
+    np.testing.assert_array_equal(np.asarray(decode(content)[0]), pixels)
+    accepted = 0
+    for place in range(start + 2, start + length):
+        damaged = bytearray(content)
+        damaged[place] ^= 0x10
+        with contextlib.suppress(BadImage):
+            np.testing.assert_array_equal(np.asarray(decode(bytes(damaged))[0]), pixels)
+            accepted += 1
+    assert accepted < length // 20
 
 
 def test_a_float_pnm_is_scaled_as_floats_are():

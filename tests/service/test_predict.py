@@ -17,6 +17,7 @@ from featx.analysis.nearest import METRICS
 from featx.runtime.threads import run_workers
 from featx.service.client import _Portion
 from featx.service.neighbors import Index
+from featx.status import Status
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +157,14 @@ def test_a_client_says_which_image_cannot_be_used(server, photos, tmp_path):
         found = client(b"text", "fc7")
         assert np.isnan(found["fc7"]).all()
         assert found.failures[0].reason.startswith("not an image")
+        assert found.failures[0].status == Status.NOT_AN_IMAGE
         assert client.predict([b"text"], head="svm")[0].label is None
         with pytest.raises(featx.FeatxError, match="answers 404: alexnet-mini offers"):
             client(photos[0], "fc99")
         found = client([photos[0], tmp_path / "missing.jpg", photos[1]], "fc7")
         assert np.isnan(found["fc7"]).all(axis=1).tolist() == [False, True, False]
         assert found.failures[0].reason == "missing: no such file"
+        assert found.failures[0].status == Status.MISSING
 
 
 def test_no_image_can_move_the_rows_of_others(server, photos):

@@ -7,6 +7,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import clusters, write_features
 from sklearn.linear_model import LogisticRegression
 from test_schema import fill, plan
 from torch.utils.data import DataLoader
@@ -88,3 +89,15 @@ def test_a_file_that_gets_another_ones_name_is_not_mixed_with_it(tmp_path):
     (tmp_path / "f.h5").unlink()
     with pytest.raises(FileFormatError, match="was replaced"):
         features.paths  # noqa: B018  # read at its first use
+
+
+def test_a_pickled_file_is_the_same_file_where_it_is_opened_again(tmp_path):
+    values, labels = clusters(per_class=4)
+    for seed, name in enumerate(("f.h5", "g.h5")):
+        hashes = np.random.default_rng(seed).integers(1, 256, (len(values), 32), np.uint8)
+        write_features(tmp_path / name, values + seed, labels, ("a", "b", "c"), sha256=hashes)
+    held = pickle.dumps(open_features(tmp_path / "f.h5"))
+    np.testing.assert_array_equal(pickle.loads(held)["fc7"], values)
+    os.replace(tmp_path / "g.h5", tmp_path / "f.h5")
+    with pytest.raises(FileFormatError, match="was replaced or changed since it was pickled"):
+        pickle.loads(held)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featx.errors import FileFormatError, UsageError
+from featx.heads.labels import refuse_divided
 from featx.images.sources.reopen import listed_path
 from featx.runtime.files import disk_errors, refuse_special_file, replacing
 from featx.runtime.report import Report
@@ -52,6 +53,7 @@ def clean_list(
     opened, path, target = open_features(features), Path(suspects), Path(output)
     if target.suffix.lower() != ".csv":
         raise UsageError(f"-o {target.name}: a list is written; call it {target.stem}.csv")
+    refuse_divided(opened.classes, opened.source_kind, str(opened.path))
     ticked = _ticked(path, opened)
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")

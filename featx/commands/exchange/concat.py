@@ -12,6 +12,7 @@ from typing import Any
 
 from featx.artifacts.features_file import FeaturesFile
 from featx.errors import PlanMismatch, UsageError
+from featx.heads.labels import refuse_divided
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest, Skipped, make_manifest
 from featx.images.sources.containers import root_of
@@ -112,6 +113,8 @@ def _images(parts: Sequence[Features], joined: JoinedFeatures, output: Path) -> 
         root = root_of(kind, place)
         paths = [path for part in parts for path in part.raw_paths]
         return make_manifest(kind, place, root, paths, labels, splits, Skipped(), groups), None
+    for part in parts:
+        refuse_divided(part.classes, part.source_kind, str(part.path))
     listed = output.absolute().with_suffix(".csv")
     paths = [
         listed_path(listed.parent, part.source_kind, Path(part.provenance["source"]["path"]), path, str(part.path))

@@ -106,10 +106,10 @@ def _selection(path: Path, config: ExportConfig, *, without_failed: bool) -> Sel
 
 
 def _write_rows(chosen: Selection, path: Path) -> None:
-    with path.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["path", "label", "split", "status"])
-        writer.writerows(chosen.table())
+        writer.writerows(chosen.table(raw=True))
 
 
 def _write_sprite(chosen: Selection, path: Path, reporter: Reporter) -> Path | None:

@@ -20,8 +20,8 @@ from featx.extraction.in_memory.threads import ON_ERROR, Batch, InMemory
 from featx.extraction.provenance import versions
 from featx.extraction.recipe import Recipe
 from featx.extraction.reduction.fit import without_images
-from featx.status import Status
-from featx.store.reader import Failure
+from featx.images.inputs import of_table
+from featx.status import Failure, Status
 
 _LOADING = threading.Lock()
 _IMAGE_COLUMNS = ("bytes", "image", "content")  # of a batch that is a dictionary
@@ -176,7 +176,7 @@ class Extractor(TransformerMixin, BaseEstimator):  # type: ignore[misc]  # sciki
                 f"a batch with the columns {', '.join(map(str, columns))} holds no images; they are called "
                 f"{', '.join(_IMAGE_COLUMNS)}"
             )
-        images = [value["bytes"] if isinstance(value, Mapping) else value for value in columns[name]]
+        images = [of_table(value) if isinstance(value, Mapping) else value for value in columns[name]]
         found = self._ready()(images, on_error=self.on_error)
         others = {key: value for key, value in columns.items() if key != name}
         if taken := {*others} & {*found, "status", "reason"}:

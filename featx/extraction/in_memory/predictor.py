@@ -13,7 +13,7 @@ from featx.errors import UsageError
 from featx.extraction.in_memory.threads import ON_ERROR, InMemory
 from featx.extraction.model import load_model
 from featx.heads.decision import Scores
-from featx.store.reader import Failure
+from featx.status import Failure
 
 
 @dataclass(frozen=True)

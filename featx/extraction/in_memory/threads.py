@@ -22,8 +22,7 @@ from featx.images.inputs import InputDecoder, as_list, is_one_image, name_of
 from featx.images.processes.turns import Turns, turns_for
 from featx.runtime.text import plural
 from featx.runtime.threads import compute_on_one_thread, usable_cores
-from featx.status import Status
-from featx.store.reader import Failure
+from featx.status import Failure, Status
 
 ON_ERROR = ("raise", "nan")
 SHOWN_FAILURES = 3

@@ -101,6 +101,26 @@ class TableRows:
         named = [name for name in known if name.lower() in _IMAGE_NAMES] or (known if len(known) == 1 else [])
         return named[0] if named else None
 
+    @property
+    def files_of_images(self) -> list[bytes] | None:
+        """Paths, where no row of the image column has bytes and each names a file: {"bytes": null, "path": ...}."""
+        import pyarrow.types as pt
+
+        name = self.image_column
+        if name is None or not len(self) or not pt.is_struct(kind := self.schema.field(name).type):
+            return None
+        if kind.get_field_index("path") < 0 or self._value(0).get("bytes") is not None:
+            return None
+        found = [value or {} for value in self.column(name)]
+        if any(value.get("bytes") is not None or not value.get("path") for value in found):
+            return None
+        return [os.fsencode(value["path"]) for value in found]
+
+    def _value(self, row: int) -> dict[str, Any]:
+        name = self.image_column
+        whole = self._file.read_row_group(0, [name]) if self._is_parquet else self._file
+        return whole[name][row].as_py() or {}
+
     def is_text(self, name: str) -> bool:
         """Whether a column holds text."""
         import pyarrow.types as pt
@@ -167,6 +187,8 @@ def scan_table(source: Path) -> Manifest:
         label = next((name for name in names if name.lower() in _LABEL_NAMES), None)
         none: list[str | None] = [None] * len(rows)
         labels = none if label is None else _named(rows, label)
+        if (files := rows.files_of_images) is not None:
+            return make_manifest("list", source, source.parent, files, labels, none, Skipped())
         if rows.image_column is not None:
             paths = [b"%08d" % row for row in range(len(rows))]
             return make_manifest("table", source, source, paths, labels, none, Skipped())

@@ -63,8 +63,23 @@ def _manifest(source: Path, found: TarMembers) -> Manifest:
     if not beside:
         inner = [name.partition(b"/")[2] if len(found.shards) > 1 else name for name in images]
         return replace(label_by_folder("tar", source, inner, skipped), paths=tuple(images))
+    images = _one_a_sample(images, skipped)
     labels = [None if (key := _key(name)) not in beside else _label(found, beside[key]) for name in images]
     return make_manifest("tar", source, source, images, labels, [None] * len(images), skipped)
+
+
+def _one_a_sample(images: list[bytes], skipped: Skipped) -> list[bytes]:
+    """The images without other pictures of the same samples: of KEY.jpg and KEY.seg.png the first."""
+    plain = {_key(name) for name in images if _is_plain(name)}
+    for name in images:
+        if not _is_plain(name) and _key(name) in plain:
+            skipped.add("another picture of its sample", name)
+    return [name for name in images if _is_plain(name) or _key(name) not in plain]
+
+
+def _is_plain(name: bytes) -> bool:
+    """Whether a name has one dot."""
+    return name.rpartition(b"/")[2].count(b".") == 1
 
 
 def _key(name: bytes) -> bytes:

@@ -351,6 +351,11 @@ def test_a_batch_of_columns_comes_back_with_the_layers(folder, extracted):
         for name, column in (
             ("bytes", contents),
             ("image", [{"bytes": content, "path": None} for content in contents]),
+            (
+                "image",
+                [{"bytes": None, "path": str(folder / path)} for path in extracted.paths[:3]]
+                + [{"bytes": b"no image", "path": "x"}],
+            ),
         ):
             batch = {name: np.array(column, dtype=object), "path": np.array(["a", "b", "c", "d"])}
             found = made(batch)

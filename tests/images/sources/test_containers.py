@@ -275,6 +275,20 @@ def test_shards_are_sorted_in_themselves_and_every_key_of_a_label_counts(photos,
     assert [None if label < 0 else found.classes[label] for label in found.labels] == ["x", "True", "3", None]
 
 
+def test_a_mask_beside_an_image_is_no_image_of_its_own(photos, tmp_path):
+    image = (photos / "a" / "0.jpg").read_bytes()
+    with tarfile.open(tmp_path / "s.tar", "w") as archive:
+        for key in ("a", "b"):
+            member(archive, f"{key}.jpg", image)
+            member(archive, f"{key}.seg.jpg", image)
+            member(archive, f"{key}.cls", b"3")
+        member(archive, "c.left.jpg", image)
+        member(archive, "c.right.jpg", image)
+    found = scan(tmp_path / "s.tar")
+    assert found.paths == (b"a.jpg", b"b.jpg", b"c.left.jpg", b"c.right.jpg")
+    assert found.skipped == {"another picture of its sample": 2}
+
+
 def test_folders_in_shards_are_classes_and_splits(photos, tmp_path):
     image = (photos / "a" / "0.jpg").read_bytes()
     for shard in (1, 2):

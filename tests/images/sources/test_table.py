@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import numpy as np
 import pyarrow as pa
@@ -70,6 +71,25 @@ def test_a_table_of_paths_is_a_list(photos, expected, tmp_path):
     found = featx.open_features(tmp_path / "f.h5")
     assert (found.paths, found.classes, found.labels.tolist()) == (["5.jpg", "1.jpg"], ["x"], [0, -1])
     np.testing.assert_array_equal(found["fc7"], expected["fc7"][[5, 1]])
+
+
+def test_a_table_of_images_that_are_named_and_not_held_is_a_list_too(photos, expected, tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    for images, paths in (
+        ([{"bytes": None, "path": str(photos / "5.jpg")}, {"bytes": None, "path": str(photos / "1.jpg")}], 2),
+        ([{"bytes": None, "path": str(photos / "5.jpg")}, {"bytes": b"no image", "path": "x"}], 0),
+        ([{"bytes": None, "path": None}, {"bytes": None, "path": "x"}], 0),
+    ):
+        pq.write_table(pa.table({"image": pa.array(images, kind), "label": ["x", "y"]}), tmp_path / "t.parquet")
+        found = scan(tmp_path / "t.parquet")
+        assert (found.kind, found.paths[0]) == (
+            ("list", os.fsencode(photos / "5.jpg")) if paths else ("table", b"00000000")
+        )
+        if paths:
+            featx.extract_features(tmp_path / "t.parquet", tmp_path / "f.h5", CONFIG)
+            made = featx.open_features(tmp_path / "f.h5")
+            np.testing.assert_array_equal(made["fc7"], expected["fc7"][[5, 1]])
+            assert [made.classes[label] for label in made.labels] == ["x", "y"]
 
 
 def test_rows_without_bytes_and_tables_without_images(photos, tmp_path):
