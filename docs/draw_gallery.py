@@ -64,6 +64,12 @@ FIRST = (
     "featx extract digits -b alexnet-mini -l conv1,conv3,conv5,fc7 --pool avg -o digits.h5",
     "featx finetune digits -b alexnet-mini --from-scratch --epochs 4 --snapshots 0,1,2,4 -o run",
 )
+WRITE = "python pipelines/digits/write_digits.py digits photos"
+FILES = (
+    "## The files behind them", "", "```sh", WRITE, *FIRST, "```", "",
+    "`parts.csv` has the bar and the foot of six sevens, `digits/7/NAME.png,bar,16,2,32,16` and `foot,16,46,32,16`,",
+    "under the line `path,part,left,top,width,height`.",
+)  # fmt: skip
 # Left, top, width and height of the same parts of six digits: the upper and the lower end of sevens.
 PARTS = "path,part,left,top,width,height\n"
 
@@ -80,7 +86,7 @@ def main(work: Path) -> None:
     for command in (*FIRST, *dict.fromkeys(entry[2] for entry in ENTRIES)):
         print(command)
         subprocess.run(shlex.split(command), cwd=work, check=True, stdout=subprocess.DEVNULL)
-    text = ["# Gallery", "", *INTRODUCTION, ""]
+    text = ["# Gallery", "", *INTRODUCTION, "", *FILES, ""]
     for title, what, command, picture in ENTRIES:
         name = title.lower().replace(" ", "-") + Path(picture).suffix
         shrink(work / picture, PICTURES / name)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featx.errors import Interrupted, TooManyBadImages, allow_more, bad_allowed
+from featx.heads.labels import count_text
 from featx.images.bad_image import BadImage
 from featx.images.decode import decode, open_image, pillow_settings
 from featx.images.manifest import NO_LABEL, Manifest
@@ -101,7 +102,7 @@ class CheckReport(Report):
             )
         if self.classes:
             sizes = sorted(self.classes.values())
-            text.append(f"{plural(len(self.classes), 'class', 'classes')} of {sizes[0]:,} to {sizes[-1]:,} images")
+            text.append(f"{count_text(list(self.classes), self.kind)} of {sizes[0]:,} to {sizes[-1]:,} images")
             if len(self.classes) <= FEW_CLASSES:
                 text[-1] += f": {', '.join(map(printable, self.classes))}"
             alike = Counter(" ".join(name.split()).casefold() for name in self.classes)

@@ -38,9 +38,10 @@ _SHOWN_IMAGES, _BEST = 20, 3
 
 @dataclass(frozen=True)
 class PredictReport(Report):
-    """What was predicted by a head or a fine-tuned network: class -> images.
+    """What was predicted by a head or a fine-tuned network.
 
     Attributes:
+        predicted: class -> images; nothing of a network that predicts numbers.
         output: the table; None if there is none.
         best: without a table, of each image its path and its best classes with their probabilities or scores.
     """
@@ -58,7 +59,8 @@ class PredictReport(Report):
             return self._best_lines(self.best)
         counts = list(self.predicted.items())[:SHOWN_CLASSES]
         shown = ", ".join(f"{printable(name)} {count:,}" for name, count in counts)
-        lines = [f"{self.output}: {plural(self.images, 'image')} in {format_duration(self.seconds)}: {shown}"]
+        took = f"{plural(self.images, 'image')} in {format_duration(self.seconds)}"
+        lines = [f"{self.output}: {took}{f': {shown}' if shown else ''}"]
         if self.failed:
             lines.append(f"{plural(self.failed, 'image')} failed: no class, and the reason in the last column")
         return lines
@@ -201,7 +203,7 @@ def _write(
     counts: dict[str, Any] = {
         "images": len(scored.paths),
         "failed": len(scored.errors),
-        "predicted": dict(Counter(name for name in chosen if name is not None).most_common()),
+        "predicted": _tally(model, chosen),
     }
     table.commit(plan, counts, scored.images)
     return PredictReport(head=model.path, output=table.path, seconds=time.perf_counter() - started, **counts)
@@ -231,10 +233,17 @@ def _predict_without_table(
         failed = row in scored.errors
         best.append({"path": path, "class": chosen[row], "classes": {} if failed else found,
                      "error": scored.errors.get(row, "")})  # fmt: skip
-    counts = dict(Counter(name for name in chosen if name is not None).most_common())
+    counts = _tally(model, chosen)
     return PredictReport(
         head, None, len(scored.paths), len(scored.errors), counts, time.perf_counter() - started, best
     )
+
+
+def _tally(model: Model, chosen: list[str | None]) -> dict[str, int]:
+    """class -> images, the most frequent first; nothing of numbers."""
+    if model.rule.kind == "value":
+        return {}
+    return dict(Counter(name for name in chosen if name is not None).most_common())
 
 
 def _chosen(model: Model, scored: Scored) -> list[str | None]:

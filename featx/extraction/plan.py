@@ -17,6 +17,7 @@ from featx.extraction.provenance import hardware, versions
 from featx.extraction.recipe import Recipe, extract_command
 from featx.extraction.reduction.fit import sample_size
 from featx.extraction.reduction.projection import PCA
+from featx.heads.labels import count_text
 from featx.images.contents import files_state
 from featx.images.manifest import Manifest
 from featx.images.sources.remote import place_of
@@ -59,9 +60,9 @@ class ExtractionPlan:
         """What will be done, before it is."""
         manifest, recipe = self.manifest, self.recipe
         count = len(manifest)
-        classes = f", {len(manifest.classes)} classes" if manifest.classes else ", no labels"
+        classes = f", {count_text(list(manifest.classes), manifest.kind)}" if manifest.classes else ", no labels"
         part = f" (part {self.shard} of {len(self.whole):,})" if self.shard else ""
-        title = f"{count:,} images{part}{classes}; {recipe.backbone.name}, weights {recipe.weights.name}, "
+        title = f"{plural(count, 'image')}{part}{classes}; {recipe.backbone.name}, weights {recipe.weights.name}, "
         title += f"{recipe.precision} on {recipe.device}, {recipe.batch_size} images per block"
         rows = [
             [

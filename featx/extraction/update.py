@@ -24,7 +24,7 @@ from featx.images.reader import BlockReader
 from featx.options.extraction import ExtractConfig
 from featx.runtime.progress import Reporter
 from featx.runtime.signals import Stop
-from featx.runtime.text import plural
+from featx.runtime.text import plural, printable
 from featx.status import Status
 from featx.store.copying import copy_rows, rows_at_once, runs_of
 from featx.store.open import open_features
@@ -61,6 +61,13 @@ def older_version(path: Path, plan: FilePlan) -> Features | None:
         return None
     if old.provenance.get("reduction") and {layer.name for layer in plan.layers} - {*old}:
         raise PlanMismatch(f"{path} was made with --reduce: layers cannot be added; choose another output with -o")
+    asked = [layer.name for layer in plan.layers]
+    if dropped := [name for name in old if name not in asked]:
+        every = ",".join([*old, *(name for name in asked if name not in old)])
+        raise PlanMismatch(
+            f"{path} also holds {', '.join(dropped)}, which --update would drop; name all its layers, -l {every}, or "
+            f"make the file anew with --overwrite"
+        )
     mine, theirs = essence(plan.provenance), essence(old.provenance)
     for given in (mine, theirs):
         for key in _MAY_DIFFER:
@@ -118,6 +125,12 @@ class Growth:
                 self.row_of[row] = same
             reporter.advance(1)
         reporter.end()
+        kept = {*self._manifest.paths, *(old.raw_paths[row] for row in self.row_of.values())}
+        if gone := sum(path not in kept for path in old.raw_paths):
+            reporter.note(
+                f"note: {plural(gone, 'image')} of {old.path} {'is' if gone == 1 else 'are'} not in "
+                f"{printable(str(self._manifest.source))} any more and {'leaves' if gone == 1 else 'leave'} the file"
+            )
         without = f", without {', '.join(self.missing)}" if self.missing else ""
         reporter.note(
             f"{len(self.row_of):,} of {plural(len(self._manifest), 'image')} are in {old.path} already{without}"

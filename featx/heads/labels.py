@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from featx.errors import LabelError
-from featx.runtime.text import class_name, in_order, printable
+from featx.runtime.text import class_name, in_order, plural, printable
 
 SEPARATOR = "|"
 Labels = npt.NDArray[np.int32] | npt.NDArray[np.bool_]
@@ -36,6 +36,17 @@ def refuse_divided(names: Iterable[str], source_kind: str, where: str) -> None:
             f"{where}: {printable(divided)!r} is one class, and in a list {SEPARATOR} stands between several of an "
             f"image; rename its folder and extract again"
         )
+
+
+def count_text(names: list[str], source_kind: str) -> str:
+    """How many classes labels of these names stand for.
+
+    >>> count_text(["sky|sea", "sea"], "csv"), count_text(["sky|sea", "sea"], "folder")
+    ('2 classes in 2 combinations', '2 classes')
+    """
+    several = is_multilabel(names, source_kind)
+    count = plural(len(classes_of(names, multilabel=several)), "class", "classes")
+    return f"{count} in {plural(len(names), 'combination')}" if several else count
 
 
 def classes_of(names: list[str], *, multilabel: bool) -> list[str]:

@@ -283,12 +283,13 @@ def differences(stored: Mapping[str, Any], asked: Mapping[str, Any], prefix: str
             found += differences(have, want, "--" if key == "request" else f"{prefix}{key}.")
         else:
             name = key.replace("_", "-") if prefix == "--" else key
-            found.append(Difference(f"{prefix}{name}", _brief(have), _brief(want)))
+            found.append(Difference(f"{prefix}{name}", _brief(have, prefix), _brief(want, prefix)))
     return found
 
 
-def _brief(value: Any) -> str:
-    text = "default" if value is None else json.dumps(value) if not isinstance(value, str) else value
+def _brief(value: Any, prefix: str) -> str:
+    nothing = "default" if prefix == "--" else "none"
+    text = nothing if value is None else json.dumps(value) if not isinstance(value, str) else value
     if re.fullmatch("[0-9a-f]{64}", text):  # a SHA-256
         return text[:12] + "..."
     return text if len(text) <= 60 else text[:57] + "..."

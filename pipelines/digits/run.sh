@@ -2,7 +2,7 @@
 # Question   Which layer of a small AlexNet tells handwritten digits apart, with 30 examples of each to learn from?
 # Data       The 1,797 digits that scikit-learn carries; written as PNG files into DATA if they are not there.
 # Compare    Nothing published. The network, alexnet-mini, was trained on photographs; digits hardly tell its weights from
-#            random ones (WEIGHTS=random:0 shows it). What training is worth shows on photographs: see the README.
+#            random ones (WEIGHTS=random:0 shows it). What training is worth shows on photographs: see docs/probe.md.
 # Expect     expected.json: accuracy of each layer and head within 0.02.
 # Takes      About a minute on two CPU cores. Killed and started again it goes on where it was.
 #
@@ -44,6 +44,6 @@ featx predict "$out/conv5-svm.safetensors" "$out/digits.h5" -o "$out/predictions
 
 echo "8. a page about all of it: $out/report.html"
 featx report "$out/digits.h5" --photos "$out/photos" -o "$out/report.html"
-echo "Digits hardly tell trained weights from random ones (WEIGHTS=random:0); photographs do: see the README."
+echo "Digits hardly tell trained weights from random ones (WEIGHTS=random:0); photographs do: see docs/probe.md."
 echo "Also: $out/table.csv, $out/predictions.csv, $out/digits.h5 (HDF5), $data"
 echo "To open in a browser: file://$(cd "$out" && pwd)/report.html"

@@ -3,7 +3,7 @@
 # Data       Caltech-101, https://data.caltech.edu/records/mzrjq-6wc02, unpacked; or any folder of class folders.
 # Compare    Zeiler & Fergus, ECCV 2014, Table 6 (arXiv:1311.2901v3, Table 7): Caltech-101, 30 images per class, their
 #            own AlexNet: linear SVM on layers 1-5 and 7: 44.8, 66.2, 72.3, 76.6, 86.2, 85.5 %; softmax on 5, 7: 82.9, 85.4.
-# Expect     The same rise from conv1 to conv5 and the same plateau behind it; expected.json has their figures. Ours
+# Expect     The same rise from conv1 to conv5 and the same plateau behind it; expected.json has theirs, and no rows of ours. Ours
 #            differ in the network's weights, in C (cross-validated) and in the maps, pooled here over 1x1, 2x2 and 4x4.
 # Takes      AlexNet about 20 minutes and VGG16 2 hours on two CPU cores; minutes on a GPU. Killed and started again it
 #            goes on where it was.

@@ -17,6 +17,7 @@ import featx
 from featx.analysis.encoding import by_values, encode, grid_for, noise_ceiling
 from featx.artifacts.responses import read_responses
 from featx.errors import FileFormatError, PlanMismatch, UsageError
+from featx.runtime.progress import Reporter
 
 
 def data(images, width, responses=5, seed=0):
@@ -216,6 +217,14 @@ def test_every_layer_has_its_own_numbers_copies_one_fold_and_repeats_their_mean(
         shown = [f"{middle:.3f}", f"{low:.3f} to {high:.3f}", f"{r.max():.3f}", f"{np.median(r / ceiling):.3f}"]
         assert report.rows[place] == [layer, *shown]
     assert not np.allclose(found["r"][0], found["r"][1], atol=1e-3)
+    notes, odd = [], repeats.copy()
+    odd[:, :, 0] = 3.0  # no correlation
+    odd[0, :, 1], odd[1, :, 1] = np.arange(28), -np.arange(28)  # nothing that repeats
+    np.save(tmp_path / "odd.npy", odd)
+    reporter = type("Kept", (Reporter,), {"note": lambda self, text: notes.append(text)})()
+    featx.encode_responses(path, tmp_path / "odd.npy", tmp_path / "odd", config, reporter=reporter)
+    assert "note: left out, as they are the same for every image: 1 response" in notes
+    assert "note: left out of r / ceiling, as their noise ceiling is 0: 1 response" in notes
     repeats[1, 5, 2] += 1
     np.save(tmp_path / "r.npy", repeats)
     with pytest.raises(PlanMismatch):

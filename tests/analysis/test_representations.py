@@ -149,6 +149,7 @@ def files(tmp_path, pair):
 def test_rdm_writes_the_matrix_of_the_rows_in_order(files, tmp_path, featx_command):
     done = featx_command("rdm", files[0], "-o", tmp_path / "rdm", "--metric", "cosine")
     assert done.status == 0, done.err
+    assert "note: 1 image that could not be read is left out, so row i is not row i of" in done.err
     opened = featx.open_features(files[0])
     rows = [row for row in range(40) if row != 7]
     found = np.load(tmp_path / "rdm" / "fc7.npy", mmap_mode="r")

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 import featx
 from featx.cli import main
 from featx.errors import LabelError, PlanMismatch, UnknownLayer, UsageError
+from featx.runtime.progress import Reporter
 from featx.status import Status
 from featx.store.open import JoinedFeatures
 
@@ -252,7 +253,10 @@ def test_new_images_are_added_and_those_that_are_there_are_not_computed_again(tm
         "featx.extraction.pipeline.compute_block",
         lambda e, r, block, *rest: (seen.append(len(block.status)), compute(e, r, block, *rest)),
     )
-    featx.extract_features(folder, out, config("fc7", update=True))
+    notes = []
+    reporter = type("Kept", (Reporter,), {"note": lambda self, text: notes.append(text)})()
+    featx.extract_features(folder, out, config("fc7", update=True), reporter=reporter)
+    assert f"note: 1 image of {out} is not in {folder} any more and leaves the file" in notes
     assert sum(seen) == 6 + 1
     monkeypatch.undo()
     assert rows_like_fresh(out, folder, tmp_path, "fc7")
@@ -271,8 +275,12 @@ def test_new_layers_are_added_together_with_new_images(tmp_path):
     made = featx.open_features(out)
     assert list(made) == ["conv5", "fc6:pre", "fc7"]
     assert rows_like_fresh(out, folder, tmp_path, "conv5,fc6:pre,fc7")
-    featx.extract_features(folder, out, config("fc6:pre", update=True, max_bad=1.0))  # and fewer
-    assert rows_like_fresh(out, folder, tmp_path, "fc6:pre")
+    before = out.read_bytes()
+    with pytest.raises(
+        PlanMismatch, match=r"also holds conv5, fc7, which --update would drop; .* -l conv5,fc6:pre,fc7,"
+    ):
+        featx.extract_features(folder, out, config("fc6:pre", update=True, max_bad=1.0))
+    assert out.read_bytes() == before
 
 
 def test_other_settings_are_no_update(tmp_path):

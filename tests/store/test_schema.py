@@ -139,7 +139,7 @@ def test_the_same_plan_gives_the_same_bytes_and_another_a_named_difference(tmp_p
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
     assert [str(one) for one in differences({"a": {"b": 1}, "c": 2}, {"a": {"b": 3}})] == [
         "a.b 1, now 3",
-        "c 2, now default",
+        "c 2, now none",
     ]
 
 

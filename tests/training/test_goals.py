@@ -131,6 +131,7 @@ def test_numbers_are_trained_and_given_in_their_own_units(lists, tmp_path):
     scaled = torch.from_numpy((values - mean) / deviation).float()
     final, inputs = plain_loop(lists, 2, lambda out: F.mse_loss(out, scaled), 0.05)
     predicted = final(inputs).detach().double().numpy() * deviation + mean
+    assert featx.predict_images(run, lists / "values.csv", lists / "p.csv").predicted == {}  # numbers are no classes
     predictor = featx.Predictor(run)
     np.testing.assert_allclose(predictor.scores(sorted(lists.glob("*.png"))), predicted, rtol=1e-4)
     label = predictor.predict(sorted(lists.glob("*.png"))[:1])[0].label

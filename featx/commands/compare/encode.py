@@ -109,15 +109,29 @@ def encode_responses(
     counts = f"{plural(len(given.names), 'response')} to {plural(len(given.rows), 'image')}"
     title = f"{opened.provenance['backbone']}: {counts}"
     draw_encoding(r, ceiling, layers, folder.path / picture, title)
-    edge = max(float(one["edge"]) for one in found)
-    if edge > 0.5:
-        reporter.note(
-            f"note: {edge:.0%} of the penalties are at an end of what was tried: those responses cannot be "
-            f"predicted, or need more images"
-        )
+    reporter.notes(_notes(r, ceiling, max(float(one["edge"]) for one in found)))
     rows = [[layer, *_summary(r[place], ceiling)] for place, layer in enumerate(layers)]
     columns = ["layer", "median r", "quartiles", "best"] + ([] if ceiling is None else ["median r / ceiling"])
     return folder.finish(plan, columns, rows)
+
+
+def _notes(r: npt.NDArray[np.float64], ceiling: npt.NDArray[np.float64] | None, edge: float) -> list[str]:
+    """What a reader of the table should know of responses (layers, responses).
+
+    Args:
+        edge: the share of penalties at an end of what was tried, of the layer with the most.
+    """
+    notes = []
+    if edge > 0.5:
+        notes.append(
+            f"note: {edge:.0%} of the penalties are at an end of what was tried: those responses cannot be "
+            f"predicted, or need more images"
+        )
+    if unknown := int((~np.isfinite(r)).all(axis=0).sum()):
+        notes.append(f"note: left out, as they are the same for every image: {plural(unknown, 'response')}")
+    if ceiling is not None and (noise := int((ceiling <= 0).sum())):
+        notes.append(f"note: left out of r / ceiling, as their noise ceiling is 0: {plural(noise, 'response')}")
+    return notes
 
 
 def _digest(given: Responses) -> str:

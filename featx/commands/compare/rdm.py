@@ -56,6 +56,11 @@ def representational_dissimilarity(
     if (finished := folder.take_finished(plan)) is not None:
         return finished
     folder.begin(plan)
+    if failed := int(((opened.status != Status.DONE) & _wanted(opened, config.split)).sum()):
+        reporter.note(
+            f"note: {plural(failed, 'image')} that could not be read {'is' if failed == 1 else 'are'} left out, so "
+            f"row i is not row i of {opened.path}: {TABLE} has the paths of the rows"
+        )
     groups = _groups(opened, rows)
     report = []
     for layer, stem in stems.items():
@@ -89,15 +94,19 @@ def _save(found: npt.NDArray[np.float32], path: Path, kind: str) -> None:
             file["rdm"] = found
 
 
+def _wanted(features: Features, split: str | None) -> npt.NDArray[np.bool_]:
+    """(N,) the images of a split."""
+    if split is None:
+        return np.ones(len(features), bool)
+    if split not in features.splits:
+        raise LabelError(
+            f"{features.path} has no split {split!r}; its splits: {', '.join(features.splits) or 'none'}"
+        )
+    return np.asarray(features.split_of == features.splits.index(split))
+
+
 def _rows(features: Features, split: str | None) -> npt.NDArray[np.intp]:
-    wanted = features.status == Status.DONE
-    if split is not None:
-        if split not in features.splits:
-            raise LabelError(
-                f"{features.path} has no split {split!r}; its splits: {', '.join(features.splits) or 'none'}"
-            )
-        wanted &= features.split_of == features.splits.index(split)
-    rows = np.flatnonzero(wanted)
+    rows = np.flatnonzero(_wanted(features, split) & (features.status == Status.DONE))
     if len(rows) < 2:
         raise UsageError(f"{features.path} has {plural(len(rows), 'image')} to compare; two are needed")
     return rows
