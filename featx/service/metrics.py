@@ -23,6 +23,8 @@ class Metrics:
         self.requests = Counter("featx_requests", "Requests by path and status.", ["path", "status"], **own)
         self.images = Counter("featx_images", "Images by what became of them.", ["status"], **own)
         self.rejected = Counter("featx_rejected", "Requests refused: queue full, rate limit.", ["reason"], **own)
+        for reason in ("queue", "rate"):  # from 0 on: Prometheus sees no increase in a number that begins at 1
+            self.rejected.labels(reason)
         self.dropped = Counter("featx_dropped_images", "Images nobody waited for any more.", **own)
         self.restarts = Counter("featx_restarted_threads", "Computing threads that had to be started again.", **own)
         self.in_flight = Gauge("featx_requests_in_flight", "Requests being answered.", **own)

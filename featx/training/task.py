@@ -133,6 +133,7 @@ class Task:
         ]
         return Facts(
             epochs_of_rates=trained,
+            frozen=tuple(dict.fromkeys(rate.layer for rate in rates if rate.layer not in trained)),
             steps=config.epochs * -(-len(self.train) // config.batch_size),
             train=len(self.train),
             val=len(self.val),

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 from pathlib import Path
 
 import kubernetes_validate
+import pytest
 import yaml
+from conftest import write_photo
 from serving import serving
 
 from featx.cli import commands
@@ -101,3 +109,46 @@ def test_the_health_check_is_of_serve_alone(tmp_path):
     assert status(other.pid, 9) == 0
     other.kill()
     other.wait()
+
+
+@pytest.mark.skipif(shutil.which("prometheus") is None, reason="there is no Prometheus here")
+def test_prometheus_itself_scrapes_the_service_and_answers_what_the_dashboard_asks(tmp_path):
+    composed = yaml.safe_load((CLUSTER / "compose-serve.yaml").read_text())
+    dashboard = json.loads((CLUSTER / "grafana-dashboard.json").read_text())
+    write_photo(tmp_path / "photo.jpg", 0)
+    content = (tmp_path / "photo.jpg").read_bytes()
+    with serving(tmp_path / "log") as service, socket.create_server(("127.0.0.1", 0)) as held:
+        port = held.getsockname()[1]
+        settings = composed["configs"]["prometheus"]["content"].replace(
+            "featx:8000", "{}:{}".format(*service.address)
+        )
+        (tmp_path / "prometheus.yml").write_text(settings.replace("scrape_interval: 10s", "scrape_interval: 1s"))
+        held.close()
+        words = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
+                 f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
+        with (
+            (tmp_path / "prometheus.log").open("w") as log,
+            subprocess.Popen(["prometheus", *words], stdout=log, stderr=log) as process,
+        ):
+            try:
+                unanswered = {target["expr"] for panel in dashboard["panels"] for target in panel["targets"]}
+                until = time.monotonic() + 60
+                while unanswered and time.monotonic() < until:
+                    service.image("/v1/features?layers=fc7", content)
+                    service.image("/v1/features?layers=fc9", content)  # refused
+                    time.sleep(0.5)
+                    unanswered -= {query for query in unanswered if _answered(port, query)}
+            finally:
+                process.terminate()
+    assert not unanswered
+
+
+def _answered(port: int, query: str) -> bool:
+    """Whether Prometheus has numbers for a query that are none of NaN."""
+    place = f"http://127.0.0.1:{port}/api/v1/query?{urllib.parse.urlencode({'query': query})}"
+    try:
+        with urllib.request.urlopen(place, timeout=10) as answer:
+            found = json.load(answer)["data"]["result"]
+    except (urllib.error.URLError, ConnectionError):
+        return False  # it begins
+    return any(one["value"][1] != "NaN" for one in found)

@@ -13,6 +13,7 @@ class Facts:
 
     Attributes:
         epochs_of_rates: layer -> the first epoch it is trained in, from 0, of the layers that are trained at all.
+        frozen: layers that are never trained.
         steps: training steps in all.
         train, val: images to train on and to validate on.
         class_sizes: training images of every class.
@@ -24,6 +25,7 @@ class Facts:
     """
 
     epochs_of_rates: dict[str, int] = field(default_factory=dict)
+    frozen: tuple[str, ...] = ()
     steps: int = 1_000_000
     train: int = 1_000_000
     val: int = 1_000_000

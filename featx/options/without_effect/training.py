@@ -45,6 +45,17 @@ RULES_OF_TRAINING: tuple[Rule, ...] = (
     ),
     Rule(
         FINETUNE,
+        lambda o, f: o.from_scratch and bool(f.frozen),
+        lambda o, f: (
+            f"--from-scratch with --lr {o.lr}: {', '.join(f.frozen[:3])}{' ...' if len(f.frozen) > 3 else ''} keep "
+            f"random weights, as they are frozen. All layers: leave out --lr"
+        ),
+        refuses=False,
+        needs_facts=True,
+        example=({"from_scratch": True, "lr": "*=0, fc8=0.1"}, {"frozen": ("conv1",)}),
+    ),
+    Rule(
+        FINETUNE,
         lambda o, f: o.accumulate > o.batch_size,
         lambda o, f: f"--accumulate {o.accumulate} parts of --batch-size {o.batch_size} images: some would be empty",
         example=({"accumulate": 128, "batch_size": 64}, {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
@@ -15,6 +16,7 @@ from starlette.responses import Response
 from featx.errors import FeatxError, ImageError, UnknownLayer, UsageError
 
 MEDIA_TYPE = "application/problem+json"
+_CHOICES = re.compile(r"\^\(([\w|-]+)\)\$")  # what a parameter can be, as its pattern
 _PROBLEM = {"description": "What is wrong, in one sentence (RFC 9457).", "content": {MEDIA_TYPE: {"schema": {
     "type": "object", "required": ["title", "status", "detail"],
     "properties": {"type": {"type": "string"}, "title": {"type": "string"}, "status": {"type": "integer"},
@@ -86,11 +88,16 @@ def add_handlers(app: FastAPI) -> None:
 def describe_invalid(errors: Sequence[Any]) -> str:
     """One sentence about a parameter that is not as it should be.
 
+    >>> describe_invalid([{"loc": ("query", "metric"), "msg": "...", "input": "l2", "ctx": {"pattern": "^(a|b|c)$"}}])
+    "metric is 'l2': it can be a, b or c"
     >>> describe_invalid([{"loc": ("query", "k"), "msg": "Input should be less than 100", "input": "1000"}])
     "k is '1000': input should be less than 100"
     """
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"][1:]) or str(first["loc"][0])
     message = str(first["msg"])
+    if choices := _CHOICES.fullmatch(str((first.get("ctx") or {}).get("pattern"))):
+        *others, last = choices[1].split("|")
+        message = f"it can be {', '.join(others)} or {last}"
     given = f" is {str(first.get('input'))[:60]!r}" if first.get("input") is not None else ""
     return f"{where}{given}: {message[:1].lower()}{message[1:]}"
