@@ -31,6 +31,7 @@ from featx.options.heads import BASELINES, ProbeConfig, parse_counts
 from featx.options.without_effect.rule import Facts
 from featx.options.without_effect.rules import notes_on
 from featx.runtime.progress import SILENT, Reporter
+from featx.runtime.text import plural
 from featx.store.open import Paths, named_layers, open_features, paths_of
 from featx.store.reader import Features
 
@@ -69,7 +70,9 @@ def probe_layers(
     rows = features.usable()
     classes = [features.classes[label] for label in np.unique(features.labels[rows])]
     if len(classes) < 2:
-        raise LabelError(f"{features.path} has {len(classes)} classes with images; probing needs two or more")
+        raise LabelError(
+            f"{features.path} has {plural(len(classes), 'class', 'classes')} with images; probing needs two or more"
+        )
     if is_multilabel(classes, features.source_kind):
         raise LabelError(
             f"images of {features.path} have several classes (a|b); probing counts images of one. Measure a layer "

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from featx.errors import UsageError
 from featx.images.preprocess import Preprocess, resized_size
-from featx.runtime.text import printable
+from featx.runtime.text import plural, printable
 
 CONTROL = "random"
 COLUMNS = ("path", "part", "left", "top", "width", "height")
@@ -61,7 +61,7 @@ def read_parts(path: Path) -> dict[str, dict[str, Box]]:
             raise UsageError(f"{line}: {printable(part)} of this image has a box already")
         parts[part] = Box(left, top, width, height)
     if len(found) < 2:
-        raise UsageError(f"{path} has {len(found)} images; two or more are compared")
+        raise UsageError(f"{path} has {plural(len(found), 'image')}; two or more are compared")
     names = next(iter(found.values())).keys()
     for image, parts in found.items():
         if parts.keys() != names:

@@ -76,7 +76,7 @@ def probe_sections(folder: Path) -> list[Section]:
     rows = [[row.layer, row.head, f"{100 * row.accuracy:.1f}", f"{100 * row.deviation:.1f}"] for row in report.rows]
     text = (
         f"{report.title}: {plural(report.per_class, 'image')} per class to learn from, "
-        f"{plural(report.repeats, 'repeat')}, {report.classes:,} classes."
+        f"{plural(report.repeats, 'repeat')}, {plural(report.classes, 'class', 'classes')}."
     )
     body = paragraph(text) + picture(lambda path: draw_layers(drawn, path), "accuracy by layer")
     return [Section("Which layer transfers best", body + table(["layer", "head", "accuracy (%)", "+-"], rows))]

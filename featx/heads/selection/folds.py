@@ -10,6 +10,7 @@ from sklearn.model_selection import GroupKFold, KFold, StratifiedGroupKFold, Str
 
 from featx.errors import LabelError
 from featx.heads.labels import Labels
+from featx.runtime.text import plural
 
 
 def folds_of(
@@ -41,8 +42,8 @@ def folds_of(
         kind = GroupKFold if several else StratifiedGroupKFold
         if len(np.unique(copies)) < folds:
             raise LabelError(
-                f"the images to train on are {len(np.unique(copies))} groups that stay together; --folds {folds} "
-                f"needs {folds}. Give fewer --folds, or a value with --c"
+                f"the images to train on are {plural(len(np.unique(copies)), 'group')} that stay together; --folds "
+                f"{folds} needs {folds}. Give fewer --folds, or a value with --c"
             )
     splitter = kind(folds, shuffle=True, random_state=seed)
     with warnings.catch_warnings():
