@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from featx.errors import UsageError
@@ -38,13 +38,20 @@ def parse_named(value: Any) -> tuple[str, ...]:
     return tuple(items)
 
 
+DEFAULT_NETWORK = "alexnet"
+_OF_NETWORK = frozenset({
+    "backbone", "layers", "weights", "precision", "preprocess", "resize", "crop", "squash", "exif"
+})  # fmt: skip
+
+
 @dataclass(frozen=True)
 class ServeConfig(Config):
     """Options of `featx serve`."""
 
-    backbone: str = option(
-        "alexnet", "Network: any torchvision classifier, or the folder of a fine-tuned one.", "-b", metavar="NET"
-    )
+    backbone: str | None = option(
+        None, "Network: any torchvision classifier, or the folder of a fine-tuned one; by default alexnet, or with "
+        "--run, --head or --index and no option about a network only theirs.", "-b", metavar="NET",
+    )  # fmt: skip
     layers: str | None = option(
         None, "Layers to offer, as conv5,fc6-fc7; by default as featx extract.", "-l", metavar="LAYERS"
     )
@@ -103,3 +110,10 @@ class ServeConfig(Config):
     allow_origin: str | None = option(
         None, "Web pages that may ask from a browser, as https://example.org.", metavar="ORIGIN"
     )
+
+    @property
+    def names_network(self) -> bool:
+        """Whether a network is served for itself, not only those of heads, runs and indexes."""
+        if not (self.head or self.run or self.index):
+            return True
+        return any(getattr(self, spec.name) != spec.default for spec in fields(self) if spec.name in _OF_NETWORK)

@@ -13,7 +13,7 @@ from featx.extraction.model import Model, load_model
 from featx.extraction.provenance import versions
 from featx.extraction.recipe import Recipe, describe_layer
 from featx.networks.layer_names import Layer
-from featx.options.serving import ServeConfig
+from featx.options.serving import DEFAULT_NETWORK, ServeConfig
 from featx.runtime.threads import usable_cores
 from featx.service.batching import Batcher
 from featx.service.metrics import Metrics
@@ -37,12 +37,7 @@ def load_models(config: ServeConfig, metrics: Metrics) -> Models:
     Raises:
         FeatxError: whatever `Extractor`, `Predictor` and `open_features` refuse.
     """
-    first = Recipe.plan(
-        backbone=config.backbone, layers=config.layers, weights=config.weights, precision=config.precision,
-        device=config.device, preprocess=config.preprocess, resize=config.resize, crop=config.crop,
-        squash=config.squash, exif=config.exif,
-    )  # fmt: skip
-    wants = [_Want(first)]
+    wants = [_Want(_own_network(config))] if config.names_network else []
     heads: list[tuple[str, Model, _Want]] = []
     for name, path in _named(config.head) + _named(config.run):
         model = load_model(path)
@@ -86,6 +81,14 @@ def load_models(config: ServeConfig, metrics: Metrics) -> Models:
         layers = {layer: (by_base[_base(want.recipe)], want.recipe.pooling) for layer, want in of_index[name]}
         models.indexes[name] = Index(name, features, layers)
     return models
+
+
+def _own_network(config: ServeConfig) -> Recipe:
+    return Recipe.plan(
+        backbone=config.backbone or DEFAULT_NETWORK, layers=config.layers, weights=config.weights,
+        precision=config.precision, device=config.device, preprocess=config.preprocess, resize=config.resize,
+        crop=config.crop, squash=config.squash, exif=config.exif,
+    )  # fmt: skip
 
 
 def _named(items: tuple[str, ...]) -> list[tuple[str, str]]:

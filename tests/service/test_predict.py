@@ -16,6 +16,8 @@ import featx
 from featx.analysis.nearest import METRICS
 from featx.runtime.threads import run_workers
 from featx.service.client import _Portion
+from featx.service.loading import load_models
+from featx.service.metrics import Metrics
 from featx.service.neighbors import Index
 from featx.status import Status
 
@@ -241,3 +243,20 @@ def test_an_index_is_the_file_it_was_loaded_from_whatever_gets_its_name(tmp_path
     for metric in METRICS:
         assert index.nearest("fc7", values[2], 1, metric)[0].tolist() == [2]
     assert [index.label(row) for row in range(3)] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize("words", [("head", "svm", "svm.safetensors"), ("index", "photos", "f.h5")])
+def test_only_the_network_of_a_head_or_index_is_loaded_where_no_other_is_named(material, words):
+    """A machine without AlexNet's weights serves its own heads."""
+    kind, name, file = words
+    own = {kind: (f"{name}={material / file}",), "device": "cpu", "workers": 1}
+    for more, networks in (
+        ({}, ["alexnet-mini"]),
+        ({"backbone": "lenet5", "weights": "random:0"}, ["lenet5", "alexnet-mini"]),
+    ):
+        models = load_models(featx.ServeConfig(**own, **more), Metrics())
+        try:
+            assert list(models.networks) == networks
+            assert models.default.name == networks[0]
+        finally:
+            models.close()
