@@ -241,7 +241,7 @@ def test_show_correspondence(photos_with_parts, featx, tmp_path):
             "line 2: left, top, width and height must be numbers",
         ),
         ("path,part,left,top,width,height\na.png,eye,1,2,0,5\n", "hides nothing"),
-        ("path,part,left,top,width,height\na.png,eye,1,2,3,5\n", "has 1 images; two or more"),
+        ("path,part,left,top,width,height\na.png,eye,1,2,3,5\n", "has 1 image; two or more"),
         ("path,part,left,top,width,height\na,eye,1,2,3,5\na,eye,1,2,3,5\n", "has a box already"),
         ("path,part,left,top,width,height\na,random,1,2,3,5\n", "random is the name of the control"),
         ("path,part,left,top,width,height\na,eye,1,2,3,5\nb,nose,1,2,3,5\n", "not every image has eye, nose"),

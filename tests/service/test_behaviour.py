@@ -253,7 +253,7 @@ def test_sighup_loads_heads_anew_without_losing_a_request(material, tmp_path, ph
         assert json.loads(served.image("/v1/predict", photos[0])[2])["images"][0]["probability"] is not None
         stop.set()
         asking.join()
-        assert not wrong
+        assert not wrong, served.log.read_text()
 
 
 def test_a_killed_service_is_up_again_and_gives_the_same(material, tmp_path, photos):

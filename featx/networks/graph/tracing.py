@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import operator
 import re
+import threading
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -62,7 +63,35 @@ def _trace(network: nn.Module, wrapped: tuple[ModuleType, ...]) -> tuple[_Naming
             whole.add(tracer.failed_in)
 
 
-class _ChainTracer(fx.Tracer):
+class _Tracer(fx.Tracer):
+    """Follows the modules that its own thread calls.
+
+    While a tracer of torch.fx is at work, it is told of every module that is called in the process: without this, a
+    network that computes in another thread fails, and two tracers are told of each other's modules.
+    """
+
+    _at_work = threading.Lock()
+    _thread: int | None = None
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        with self._at_work:
+            self._thread = threading.get_ident()
+            return super().trace(root, concrete_args)
+
+    def is_own(self) -> bool:
+        """Whether it is the thread that traces."""
+        return threading.get_ident() == self._thread
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        return super().call_module(m, forward, args, kwargs) if self.is_own() else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if self.is_own() else attr_val
+
+
+class _ChainTracer(_Tracer):
     """Takes the modules of a chain as they are, also those that are not PyTorch's own."""
 
     def __init__(self, network: nn.Module) -> None:
@@ -73,7 +102,7 @@ class _ChainTracer(fx.Tracer):
         return id(m) in self._links or super().is_leaf_module(m, module_qualified_name)
 
 
-class _NamingTracer(fx.Tracer):
+class _NamingTracer(_Tracer):
     """Follows every module down to those of torch.nn, and records names.
 
     Attributes:
@@ -102,6 +131,8 @@ class _NamingTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        if not self.is_own():
+            return forward(*args, **kwargs)
         path = self.path_of_module(m)
         self._inside.append(path)
         try:

@@ -6,6 +6,7 @@ The reference is torchvision's own module, unmodified, with a hook on the layer 
 from __future__ import annotations
 
 import copy
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from featx.extraction.recipe import Recipe
 from featx.networks.architectures.architecture import WeightsSource
 from featx.networks.build import construct
 from featx.networks.graph.capture import capture_layers, forbid_in_place, trace_nodes
+from featx.networks.graph.tracing import trace_network
 from featx.networks.layer_names import Layer
 from featx.networks.load import LoadedNetwork
 from featx.networks.registry import architecture, backbone_names
@@ -290,3 +292,32 @@ def test_real_photos_give_the_same_features_as_torchvision(real_photos: Path, mo
         expected = by_hooks(reference, {"conv5": "features.11", "fc7": "classifier.5"}, transforms(picture))
         same(found[row]["conv5"], expected["conv5"], paths[row].name)
         same(found[row]["fc7"], expected["fc7"], paths[row].name)
+
+
+def test_networks_compute_and_are_traced_in_several_threads_at_once():
+    """A tracer of torch.fx is told of every module of the process that is called meanwhile."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    mine = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2)).eval()
+    networks = [construct("resnet18", seed).eval() for seed in range(2)]
+    expected, values = [str(trace_network(network)[0].graph) for network in networks], torch.ones(3, 4)
+    done = threading.Event()
+
+    def compute():
+        with torch.inference_mode():
+            first, count = mine(values), 0
+            while not done.is_set() or not count:
+                torch.testing.assert_close(mine(values), first, rtol=0, atol=0)
+                count += 1
+
+    with ThreadPoolExecutor(4) as pool:
+        computing = [pool.submit(compute) for _ in range(2)]
+        tracing = [pool.submit(lambda n=n: [str(trace_network(n)[0].graph) for _ in range(4)]) for n in networks]
+        try:
+            found = [one.result() for one in tracing]
+        finally:
+            done.set()
+        for one in computing:
+            one.result()
+    assert found == [[text] * 4 for text in expected]
+    assert torch.nn.Module.__call__.__module__ == "torch.nn.modules.module"  # nothing is left of them
