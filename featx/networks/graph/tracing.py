@@ -66,8 +66,8 @@ def _trace(network: nn.Module, wrapped: tuple[ModuleType, ...]) -> tuple[_Naming
 class _Tracer(fx.Tracer):
     """Follows the modules that its own thread calls.
 
-    While a tracer of torch.fx is at work, it is told of every module that is called in the process: without this, a
-    network that computes in another thread fails, and two tracers are told of each other's modules.
+    While a tracer of torch.fx runs, it receives every module call of the process. Without this, a network that
+    computes in another thread fails, and two tracers record each other's modules.
     """
 
     _at_work = threading.Lock()
