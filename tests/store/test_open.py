@@ -48,6 +48,6 @@ def test_files_of_another_recipe_are_refused(tmp_path):
     one = write_features(tmp_path / "1.h5", values, labels, ("a", "b", "c"))
     two = write_features(tmp_path / "2.h5", values, labels, ("a", "b", "c"), layer="fc6")
     with pytest.raises(
-        PlanMismatch, match=r"1\.h5 and .*2\.h5 were made with different settings: layers\.fc6 default in one"
+        PlanMismatch, match=r"1\.h5 and .*2\.h5 were made with different settings: layers\.fc6 none in one"
     ):
         featx.open_features(one, two)
