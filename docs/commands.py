@@ -14,7 +14,7 @@ HEAD = """# Commands
 
 Made from `featx COMMAND --help` by `make docs`. Every option but `-o`, `--json` and `--config` can also be set
 by a variable (`--batch-size` is `FEATX_BATCH_SIZE`) or in a YAML file given with `--config`; flags go before
-variables, variables before the file.
+variables, variables before the file. A `FEATX_` variable that no command reads is named in a note.
 
 Before the command: `featx --trust CODE` lets code run that made a network ([networks.md](networks.md));
 `--log-format time` puts the time before every line of standard error, `json` makes each an object with time, level,

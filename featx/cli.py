@@ -28,7 +28,14 @@ from featx.options.analysis import (
     SimilarityConfig,
     SuspectsConfig,
 )
-from featx.options.click_options import PATH, common, options_of, output_option
+from featx.options.click_options import (
+    PATH,
+    common,
+    forget_address_of_kubernetes,
+    options_of,
+    output_option,
+    unknown_variables,
+)
 from featx.options.exchange import AverageConfig, ExportConfig
 from featx.options.extraction import (
     CheckConfig,
@@ -119,6 +126,7 @@ def commands(
     if quiet and verbose:
         raise UsageError("--quiet says nothing but errors, --verbose more than usual; leave one out")
     use_log(Log(log_format, quiet, verbose, metrics_file))
+    StderrReporter().notes(unknown_variables(commands))
     for name in trust:
         from featx.networks.external.code import is_code, trust_code
 
@@ -892,6 +900,7 @@ def main(arguments: list[str] | None = None) -> None:
     # Loading PyTorch makes a million objects that stay: by default the collector looks through them again and again.
     gc.set_threshold(50_000, 20, 50)
     open_missing_streams()
+    forget_address_of_kubernetes()
     if os.getpid() == 1:  # the first process of a container: the system drops signals it has said nothing about
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:

@@ -24,6 +24,7 @@ from featx.options.training import FinetuneConfig
 from featx.runtime.progress import Log, StderrReporter
 
 DOCS = Path(__file__).parents[1]
+CODE = DOCS / "featx"
 NET = ("-b", "squeezenet1_1", "-l", "classifier.1", "-w", "random:0", "--device", "cpu")
 
 
@@ -245,6 +246,39 @@ def test_waiting_threads_sleep_unless_the_user_wants_them_to_spin(featx, monkeyp
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     featx("layers", "alexnet")
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_a_variable_that_no_command_reads_is_named_with_the_one_that_was_meant(featx, monkeypatch):
+    monkeypatch.setenv("FEATX_BATCHSIZE", "2")
+    monkeypatch.setenv("FEATX_COLOUR", "red")
+    monkeypatch.setenv("FEATX_BATCH_SIZE", "4")  # of extract, not of layers, and that is all right
+    monkeypatch.setenv("FEATX_WEB_PORT_80_TCP_ADDR", "10.0.0.1")  # Kubernetes', for a Service called featx-web
+    monkeypatch.setenv("FEATX_SERVICE_HOST", "10.0.0.1")
+    found = featx("layers", "alexnet")
+    assert found.status == 0
+    assert found.err.splitlines() == [
+        "note: the variable FEATX_BATCHSIZE is set, and no command of featx reads it; is it FEATX_BATCH_SIZE?",
+        "note: the variable FEATX_COLOUR is set, and no command of featx reads it",
+    ]
+    assert featx("-q", "layers", "alexnet").err == ""
+
+
+def test_every_variable_that_is_read_is_known(featx, monkeypatch):
+    """Those of options, and those that the code asks the system for."""
+    named = {name for source in CODE.rglob("*.py") for name in re.findall(r"FEATX_[A-Z][A-Z_]+", source.read_text())}
+    for name in named:
+        monkeypatch.setenv(name, "")
+    assert "FEATX_WEIGHTS_MIRROR" in named
+    assert "no command" not in featx("layers", "alexnet").err
+
+
+def test_the_address_of_a_service_in_kubernetes_is_no_port(featx, monkeypatch):
+    """A Service called featx lets every pod beside it have FEATX_PORT=tcp://ADDRESS:PORT."""
+    monkeypatch.setenv("FEATX_PORT", "tcp://10.0.0.1:80")
+    refused = featx("serve", "-b", "no-such-network")
+    assert "no-such-network" in refused.err, refused.err
+    monkeypatch.setenv("FEATX_PORT", "80a")
+    assert "'80a' is not a valid integer" in featx("serve", "-b", "no-such-network").err
 
 
 def run_featx(*words, **options):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import os
+import re
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import Field, fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -17,6 +20,8 @@ from featx.options.option_file import read_option_file
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 PATH = click.Path(path_type=Path)
+_VARIABLES = ("FEATX_TRACEBACK", "FEATX_WEIGHTS_MIRROR")  # read elsewhere than by options
+_OF_KUBERNETES = re.compile(r"_SERVICE_(HOST|PORT)|_PORT(_\d+_|$)")  # of Services: ..._PORT_80_TCP and others
 _VALUE_TYPES: dict[type, Any] = {int: click.INT, float: click.FLOAT, str: click.STRING}
 
 
@@ -118,3 +123,26 @@ def common(command: Command) -> Command:
         metavar="YAML",
         help="Take options from a YAML file; flags and FEATX_* variables go before it.",
     )(command)
+
+
+def forget_address_of_kubernetes() -> None:
+    """Let FEATX_PORT be unset where it is the address of a Service called featx, which Kubernetes tells every pod."""
+    if "://" in os.environ.get("FEATX_PORT", ""):
+        del os.environ["FEATX_PORT"]
+
+
+def unknown_variables(program: click.Group) -> Iterator[str]:
+    """One line for every FEATX_* variable that no command reads, with the name it may have been meant to have."""
+    known = {*_VARIABLES, *_variables_of(program)}
+    for name in sorted(set(os.environ) - known):
+        if name.startswith("FEATX_") and not _OF_KUBERNETES.search(name):
+            names = [one.removeprefix("FEATX_") for one in sorted(known)]
+            near = difflib.get_close_matches(name.removeprefix("FEATX_"), names, 1, 0.75)
+            meant = f"; is it FEATX_{near[0]}?" if near else ""
+            yield f"note: the variable {name} is set, and no command of featx reads it{meant}"
+
+
+def _variables_of(command: click.Command) -> Iterator[str]:
+    yield from (str(parameter.envvar) for parameter in command.params if parameter.envvar)
+    for inner in command.commands.values() if isinstance(command, click.Group) else ():
+        yield from _variables_of(inner)
