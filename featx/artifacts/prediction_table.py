@@ -144,15 +144,22 @@ def write_table(
     chosen: Iterable[str | None],
     outputs: npt.NDArray[np.floating],
     errors: Mapping[int, str],
+    *,
+    numbers: bool = False,
 ) -> None:
-    """One line per image; the class and the scores of those that failed are empty."""
+    """One line per image; the class and the scores of those that failed are empty.
+
+    Args:
+        numbers: `classes` are names of numbers, which have columns of their names and no class.
+    """
     # surrogateescape: file names that are not UTF-8 come out as the bytes they are.
     with (
         replacing(table) as partial,
         partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["path", "class", *(f"score:{name}" for name in classes), "error"])
+        columns = classes if numbers else ["class", *(f"score:{name}" for name in classes)]
+        writer.writerow(["path", *columns, "error"])
         for row, (path, name) in enumerate(zip(paths, chosen, strict=True)):
             scores = [""] * len(classes) if name is None else [f"{v:.6g}" for v in outputs[row]]
-            writer.writerow([path, name or "", *scores, errors.get(row, "")])
+            writer.writerow([path, *([] if numbers else [name or ""]), *scores, errors.get(row, "")])

@@ -97,7 +97,8 @@ def predict_images(
 
     Columns: path, class, score:CLASS for every class (probabilities of a softmax head or a calibrated SVM, decision
     values of another SVM), error. One line per image, in the source's order; failed images have an empty class. A
-    multi-label head gives all classes with a score above 0, joined by |. Beside it, OUTPUT.json records what made it.
+    multi-label head gives all classes with a score above 0, joined by |; a run that predicts numbers has them in
+    columns of their names (value, or value1, value2, ...) and no class. Beside it, OUTPUT.json records what made it.
     With `config.top` the columns are path, class, probability (or score), class2, probability2, ... of the K best.
     Without an output the report itself has the best classes of every image.
 
@@ -196,7 +197,8 @@ def _write(
     chosen = _chosen(model, scored)
     outputs = model.rule.outputs(scored.scores)
     if config.top is None:
-        write_table(table.path, model.classes, scored.paths, chosen, outputs, scored.errors)
+        numbers = model.rule.kind == "value"
+        write_table(table.path, model.classes, scored.paths, chosen, outputs, scored.errors, numbers=numbers)
     else:
         what = "score" if model.rule.probabilities(scored.scores[:1]) is None else "probability"
         write_best(table.path, model.classes, scored.paths, outputs, scored.errors, top=config.top, what=what)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -132,6 +133,9 @@ def test_numbers_are_trained_and_given_in_their_own_units(lists, tmp_path):
     final, inputs = plain_loop(lists, 2, lambda out: F.mse_loss(out, scaled), 0.05)
     predicted = final(inputs).detach().double().numpy() * deviation + mean
     assert featx.predict_images(run, lists / "values.csv", lists / "p.csv").predicted == {}  # numbers are no classes
+    table = pd.read_csv(lists / "p.csv")
+    assert list(table) == ["path", "value1", "value2", "error"]
+    np.testing.assert_allclose(table[["value1", "value2"]], predicted, rtol=1e-4)
     predictor = featx.Predictor(run)
     np.testing.assert_allclose(predictor.scores(sorted(lists.glob("*.png"))), predicted, rtol=1e-4)
     label = predictor.predict(sorted(lists.glob("*.png"))[:1])[0].label
