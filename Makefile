@@ -6,9 +6,10 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-slow check lock audit sbom bench docs site clean
 
+# --no-compile: Python compiles what is used when it is used; of all packages together that is a small part.
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --editable '.[test]'
 	touch $@
 
 demo: $(VENV)/ready

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import json
 import os
@@ -29,6 +30,12 @@ settings.register_profile("exploring", print_blob=True)
 settings.load_profile("repeatable")
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def pytest_collection_finish() -> None:
+    """Leave what has been imported out of every collection from now on: each extraction ends with one."""
+    gc.collect()
+    gc.freeze()
 
 
 def write_photo(path: Path, seed: int, size: tuple[int, int] = (80, 64)) -> None:

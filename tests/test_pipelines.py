@@ -105,13 +105,13 @@ def command(folder: Path, data: Path, out: Path, tmp_path: Path) -> tuple[list[s
     return [str(folder / "run.sh"), str(data), str(out), *words], environment
 
 
-# Ten fits, trainings of several networks; few-shot runs in the test of a kill.
-_SLOW = ("digits", "ablation", "few-shot", "frozen-vs-finetuned", "pretrain", "two-stream")
+# One stays among the fast ones; the others are processes by the dozen, and trainings of several networks.
+_FAST = ("layer-probe",)
 
 
 @pytest.mark.parametrize(
     "folder",
-    [pytest.param(p, marks=pytest.mark.slow if p.name in _SLOW else ()) for p in PIPELINES],
+    [pytest.param(p, marks=() if p.name in _FAST else pytest.mark.slow) for p in PIPELINES],
     ids=lambda folder: folder.name,
 )
 def test_a_pipeline_runs_end_to_end_and_again_to_the_same_table(folder, dozen, tmp_path):
@@ -128,11 +128,8 @@ def test_a_pipeline_runs_end_to_end_and_again_to_the_same_table(folder, dozen, t
     assert list(rows[0])[: len(expected["columns"])] == expected["columns"]
 
 
-@pytest.mark.parametrize(
-    "folder",
-    [pytest.param(p, marks=() if p.name == "few-shot" else pytest.mark.slow) for p in PIPELINES],
-    ids=lambda folder: folder.name,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", PIPELINES, ids=lambda folder: folder.name)
 def test_a_pipeline_that_was_killed_ends_with_the_same_table(folder, dozen, tmp_path):
     table = json.loads((folder / "expected.json").read_text())["table"]
     words, environment = command(folder, dozen, tmp_path / "whole", tmp_path)
@@ -202,6 +199,7 @@ def test_the_kubernetes_jobs_make_the_file_of_one_run(dozen, tmp_path):
     assert (out / "photos.h5").read_bytes() == (tmp_path / "one.h5").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_kubernetes_training_runs_with_the_operators_variables(dozen, tmp_path):
     replicas = documents("k8s-finetune.yaml")[0]["spec"]["pytorchReplicaSpecs"]
     args = replicas["Worker"]["template"]["spec"]["containers"][0]["args"]

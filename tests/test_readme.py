@@ -68,21 +68,16 @@ def test_the_commands_of_the_console_do_what_it_shows(folder):
     assert abs(accuracies[0] - accuracies[1]) < 0.3  # another processor rounds differently
 
 
-def test_every_featx_command_and_option_of_the_shell_blocks_exists():
+def test_every_featx_command_and_option_of_the_shell_blocks_exists(featx):
     shown = "\n".join([*blocks("sh"), *blocks("console")])
     calls = re.findall(r"(?:^|\s|-m )featx ((?:show )?[a-z][a-z-]+)([^\n#|;]*)", shown, re.MULTILINE)
     assert len(calls) >= 15
     helps: dict[str, str] = {}
     for command, words in calls:
         if command not in helps:
-            ran = subprocess.run(
-                [sys.executable, "-m", "featx", *command.split(), "--help"],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            assert ran.returncode == 0, command
-            helps[command] = ran.stdout
+            said = featx(*command.split(), "--help")
+            assert said.status == 0, command
+            helps[command] = said.out
         for option in re.findall(r"(?<=\s)(--[a-z-]+)", words):
             assert option in helps[command], f"{command} {option}"
 

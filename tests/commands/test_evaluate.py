@@ -114,7 +114,7 @@ def test_other_reports_and_other_files_are_refused_and_stay(trained, tmp_path):
         assert kept.read_bytes() == other
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_goes_on_to_the_same_report(trained, tmp_path, how):
     evaluate_head(trained / "run", trained / "photos", OPTIONS, output=tmp_path / "undisturbed.json")
     kept, half = tmp_path / "report.json", tmp_path / "report.json.scores.partial"

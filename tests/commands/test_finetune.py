@@ -305,6 +305,7 @@ def test_accumulated_in_parts_a_step_is_the_same(tmp_path, colours, weights):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated:DeprecationWarning")  # torch 2.11's own
+@pytest.mark.slow
 def test_compiled_steps_are_those_of_a_plain_loop(tmp_path, colours, weights):
     finetune_network(colours, tmp_path / "run", options(weights, compile=True, epochs=1))
     found = load_file(tmp_path / "run" / "model.safetensors")
@@ -445,7 +446,7 @@ def test_a_kill_between_the_last_checkpoint_and_its_metrics_costs_no_epoch(tmp_p
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2]
 
 
-@pytest.mark.parametrize("killed", [False, True])
+@pytest.mark.parametrize("killed", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_if_no_epoch_is_better_the_start_is_kept(tmp_path, colours, weights, killed):
     """Rates that destroy: what is kept is a softmax on the frozen features, as fitted by itself."""
     config = options(weights, lr="conv1-fc7=0, fc8=30", epochs=2, val=0.25, init_head="softmax", checkpoint_minutes=0)
@@ -695,7 +696,7 @@ def test_killed_again_and_again_it_ends_with_the_same_weights(tmp_path, colours,
         ("7", "1", "flip,crop:0.5", "balanced", []),
         pytest.param("14", "2", "flip,crop:0.5", "balanced", [], marks=pytest.mark.slow),
         pytest.param("7", "1", "flip,crop:0.5", "balanced", ["--compile"], marks=pytest.mark.slow),
-        ("14", "2", "flip,crop:0.5,mixup,cutmix", "none", []),
+        pytest.param("14", "2", "flip,crop:0.5,mixup,cutmix", "none", [], marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_as_one(tmp_path, colours, weights, batch, parts, augment, balance, more):
@@ -733,6 +734,7 @@ def test_two_processes_train_as_one(tmp_path, colours, weights, batch, parts, au
 # --- bad input
 
 
+@pytest.mark.slow
 def test_parts_that_are_too_small_for_the_processes_are_refused(tmp_path, colours, weights):
     options_ = ("--lr", "*=0, fc8=5e-4", "--batch-size", "7", "--accumulate", "4", "--val", "0", "--device", "cpu")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",

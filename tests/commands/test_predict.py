@@ -99,7 +99,7 @@ def test_other_predictions_are_refused_and_stay(fitted, tmp_path):
     assert table.read_bytes() == content
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_run_that_was_stopped_goes_on_to_the_same_table(fitted, tmp_path, how):
     predict(fitted, tmp_path / "undisturbed.csv")
     table, half = tmp_path / "p.csv", tmp_path / "p.csv.scores.partial"

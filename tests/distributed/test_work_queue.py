@@ -82,6 +82,7 @@ def test_torchruns_processes_fill_one_file_and_a_killed_one_is_resumed(many, tmp
     assert os.listdir(tmp_path) == ["f.h5"]
 
 
+@pytest.mark.slow
 def test_the_first_process_does_the_blocks_of_those_that_were_killed(many, tmp_path):
     source, whole = many
     output = tmp_path / "f.h5"
@@ -124,6 +125,7 @@ def test_processes_that_would_make_different_files_are_refused(many, tmp_path):
     assert statuses[0] == 0 or "would make another file" in complaints[0]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_of_the_group_is_kept_out(many, tmp_path):
     source, whole = many
     output = tmp_path / "f.h5"
@@ -136,7 +138,7 @@ def test_a_run_that_is_not_of_the_group_is_kept_out(many, tmp_path):
     assert output.read_bytes() == whole
 
 
-@pytest.mark.parametrize("count", [1, 3, 7])
+@pytest.mark.parametrize("count", [3, *(pytest.param(count, marks=pytest.mark.slow) for count in (1, 7))])
 def test_merged_shards_are_the_file_of_one_run(many, tmp_path, count):
     source, whole = many
     for index in range(count):

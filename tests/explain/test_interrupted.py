@@ -22,9 +22,8 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name == "saliency" else pytest.mark.slow) for name in COMMANDS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COMMANDS)
 def test_a_killed_one_goes_on(name, tmp_path):
     photos = [tmp_path / f"{seed:02d}.png" for seed in range(5)]
     for seed, path in enumerate(photos):

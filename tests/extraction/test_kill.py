@@ -52,7 +52,9 @@ def test_kills_at_random_moments_lose_nothing_and_change_nothing(many, tmp_path,
     assert os.listdir(tmp_path) == ["f.h5"]
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_the_run_after_the_blocks_in_hand_and_the_command_resumes(many, tmp_path, number, status):
     source, whole = many
     output = tmp_path / "f.h5"

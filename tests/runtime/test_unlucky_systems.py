@@ -86,7 +86,9 @@ def test_temporary_names_cannot_be_foreseen_and_follow_no_link(tmp_path):
     assert long.exists()
 
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", ">&- 2>&- <&-"])
+@pytest.mark.parametrize(
+    "closed", [">&- 2>&- <&-", *(pytest.param(one, marks=pytest.mark.slow) for one in (">&-", "2>&-", "<&-"))]
+)
 def test_closed_streams_are_dev_null(closed, pictures, expected, tmp_path):
     out = tmp_path / "f.h5"
     command = (

@@ -16,7 +16,10 @@ SCRIPT = Path(__file__).with_name("shared_batchnorm.py")
 
 @pytest.mark.parametrize(
     ("shape", "shares", "momentum"),
-    [((7, 5, 3, 4), [(0, 5), (5, 7)], "0.1"), ((6, 4), [(0, 1), (1, 3), (3, 6)], "none")],
+    [
+        ((7, 5, 3, 4), [(0, 5), (5, 7)], "0.1"),
+        pytest.param((6, 4), [(0, 1), (1, 3), (3, 6)], "none", marks=pytest.mark.slow),
+    ],
 )
 def test_several_processes_normalise_as_one(tmp_path, shape, shares, momentum):
     generator = torch.Generator().manual_seed(0)

@@ -37,7 +37,10 @@ def made(tmp_path_factory):
 MODELS = ["svm.safetensors", "softmax.safetensors", "temperature.safetensors", "platt.safetensors", "run"]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow if name.startswith(("softmax", "platt")) else ()) for name in MODELS],
+)
 def test_its_decisions_are_those_of_the_command(name, made, tmp_path):
     featx.predict_images(made / name, made / "photos", tmp_path / "p.csv")
     with (tmp_path / "p.csv").open() as file:

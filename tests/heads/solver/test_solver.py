@@ -405,7 +405,7 @@ def test_a_softmax_is_as_near_its_optimum_as_decisions_on_unseen_images_need(for
     assert ours <= scikit_learn("softmax", values, labels, c) * (1 + 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["svm", "softmax"])
+@pytest.mark.parametrize("kind", ["svm", pytest.param("softmax", marks=pytest.mark.slow)])
 def test_at_a_huge_c_what_cannot_be_proven_is_not_called_proven(kind):
     generator = np.random.default_rng(0)
     labels = np.arange(60) % 3

@@ -63,7 +63,7 @@ NETWORKS = {
     "resnet18": {"layer2.0.conv1": "layer2.0.conv1", "layer2.0.bn1": "layer2.0.bn1", "layer3": "layer3"},
     "densenet121": {"features.denseblock2": "features.denseblock2", "features.norm5": "features.norm5"},
 }
-LARGE = ("vgg16", "vgg16_bn", "densenet121")  # a batch of 32 takes half a minute
+LARGE = ("vgg16", "vgg16_bn", "densenet121")
 
 
 def images(side: int, count: int = 2) -> list[Image.Image]:
@@ -129,26 +129,25 @@ def same(ours: np.ndarray, reference: Tensor, what: str) -> None:
     assert np.abs(ours - expected).max() <= 5e-6 * scale, what
 
 
-# These, with AlexNet and networks with BatchNorm beside them, are among the slow ones below.
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name not in LARGE])
 def test_every_named_layer_is_what_torchvision_computes(name, monkeypatch):
-    compare_every_layer(name, monkeypatch)
+    compare_every_layer(name, (1, 4), monkeypatch)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", LARGE)
-def test_every_named_layer_of_large_networks_is_what_torchvision_computes(name, monkeypatch):
-    compare_every_layer(name, monkeypatch)
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_named_layer_of_large_batches_is_what_torchvision_computes(name, monkeypatch):
+    compare_every_layer(name, (1, 32), monkeypatch)
 
 
-def compare_every_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All layers together, and each alone, in blocks of 1 and 32."""
+def compare_every_layer(name: str, batches: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All layers together, and each alone."""
     modules = NETWORKS[name]
     network = construct(name, seed=3)
     loaded = LoadedNetwork(network, WeightsSource("random:3", "random:3", seed=3), "")
     reference_network = copy.deepcopy(network)
     pictures = images(224)
-    together = {b: extractor(name, ",".join(modules), b, loaded, monkeypatch) for b in (1, 32)}
+    together = {b: extractor(name, ",".join(modules), b, loaded, monkeypatch) for b in batches}
     recipe = together[1].recipe
     weights = torchvision.models.get_model_weights(name).DEFAULT
     transforms = weights.transforms(crop_size=recipe.preprocess.crop, resize_size=recipe.preprocess.resize)

@@ -69,7 +69,9 @@ def extent(mask: torch.Tensor) -> tuple[int, int]:
     return int(places[0]), int(places[-1]) + 1
 
 
-@pytest.mark.parametrize("name", FIELDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "vgg16" else ()) for name in FIELDS]
+)
 def test_receptive_fields_are_the_pixels_with_a_gradient(name):
     side, layers = FIELDS[name]
     backbone = Backbone(name, side)
@@ -108,7 +110,20 @@ def test_shapes_are_the_real_ones(name):
     assert {row.node: row.shape for row in rows} == {row.node: shapes[row.node] for row in rows}
 
 
-@pytest.mark.parametrize("name", [name for name in backbone_names() if architecture(name).weights.files()])
+# Of every family one network; the others compute the same in other sizes.
+FAMILIES = ("alexnet", "vgg16", "vgg11_bn", "googlenet", "inception_v3", "resnet18", "resnext50_32x4d", "densenet121",
+            "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_y_400mf",
+            "efficientnet_b0", "efficientnet_v2_s", "convnext_tiny", "vit_b_32", "swin_t", "swin_v2_t", "maxvit_t")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in FAMILIES else pytest.mark.slow)
+        for name in backbone_names()
+        if architecture(name).weights.files()
+    ],
+)
 def test_parameters_and_cost_agree_with_torchvisions_records(name):
     weights = torchvision.models.get_model_weights(name).DEFAULT
     backbone = Backbone(name)

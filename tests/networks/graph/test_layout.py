@@ -44,7 +44,9 @@ def test_the_axes_are_those_of_torchvisions_source(name):
 
 
 def engine(name: str, layers: str, pool: str) -> Engine:
-    return Engine(Recipe.plan(backbone=name, layers=layers, weights="random:0", pool=pool, device="cpu"))
+    return Engine(
+        Recipe.plan(backbone=name, layers=layers, weights="random:0", pool=pool, device="cpu", batch_size=1)
+    )
 
 
 def hooked(network: nn.Module, module: str, pixels: torch.Tensor) -> torch.Tensor:
