@@ -31,7 +31,6 @@ from featx.options.analysis import (
 from featx.options.click_options import (
     PATH,
     common,
-    forget_address_of_kubernetes,
     options_of,
     output_option,
     unknown_variables,
@@ -941,6 +940,12 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         status = unexpected(error)
     sys.exit(status)
+
+
+def forget_address_of_kubernetes() -> None:
+    """Let FEATX_PORT be unset where it is the address of a Service called featx, which Kubernetes tells every pod."""
+    if "://" in os.environ.get("FEATX_PORT", ""):
+        del os.environ["FEATX_PORT"]
 
 
 def unexpected(error: Exception) -> int:

@@ -125,12 +125,6 @@ def common(command: Command) -> Command:
     )(command)
 
 
-def forget_address_of_kubernetes() -> None:
-    """Let FEATX_PORT be unset where it is the address of a Service called featx, which Kubernetes tells every pod."""
-    if "://" in os.environ.get("FEATX_PORT", ""):
-        del os.environ["FEATX_PORT"]
-
-
 def unknown_variables(program: click.Group) -> Iterator[str]:
     """One line for every FEATX_* variable that no command reads, with the name it may have been meant to have."""
     known = {*_VARIABLES, *_variables_of(program)}

@@ -58,7 +58,7 @@ def test_the_compose_file_names_what_there_is():
     assert scraped.get("metrics_path", "/metrics") == "/metrics"
 
 
-def test_the_dashboard_asks_for_metrics_that_the_service_has():
+def test_the_dashboard_and_the_alerts_ask_for_metrics_that_the_service_has():
     from featx.service.metrics import Metrics
 
     found = yaml.safe_load((CLUSTER / "compose-serve.yaml").read_text())
@@ -75,7 +75,9 @@ def test_the_dashboard_asks_for_metrics_that_the_service_has():
     metrics.rejected.labels("queue")
     metrics.seconds.labels("total")
     known = set(re.findall(r"^(featx_\w+)", metrics.text("")[0].decode(), re.MULTILINE))
-    asked = set()
+    rules = yaml.safe_load((CLUSTER / found["configs"]["alerts"]["file"]).read_text())["groups"][0]["rules"]
+    asked = {name for rule in rules for name in re.findall(r"featx_\w+", rule["expr"])}
+    assert len(asked) == 5
     for panel in dashboard["panels"]:
         assert panel["datasource"]["uid"] == source["uid"]
         for target in panel["targets"]:
@@ -119,9 +121,9 @@ def test_prometheus_itself_scrapes_the_service_and_answers_what_the_dashboard_as
     content = (tmp_path / "photo.jpg").read_bytes()
     with serving(tmp_path / "log") as service, socket.create_server(("127.0.0.1", 0)) as held:
         port = held.getsockname()[1]
-        settings = composed["configs"]["prometheus"]["content"].replace(
-            "featx:8000", "{}:{}".format(*service.address)
-        )
+        settings = composed["configs"]["prometheus"]["content"]
+        settings = settings.replace("featx:8000", "{}:{}".format(*service.address)).replace("15s", "1s")
+        shutil.copy(CLUSTER / "prometheus-alerts.yaml", tmp_path)
         (tmp_path / "prometheus.yml").write_text(settings.replace("scrape_interval: 10s", "scrape_interval: 1s"))
         held.close()
         words = [f"--config.file={tmp_path}/prometheus.yml", f"--storage.tsdb.path={tmp_path}/data",
@@ -131,16 +133,28 @@ def test_prometheus_itself_scrapes_the_service_and_answers_what_the_dashboard_as
             subprocess.Popen(["prometheus", *words], stdout=log, stderr=log) as process,
         ):
             try:
+                alerts: list[dict[str, str]] = []
                 unanswered = {target["expr"] for panel in dashboard["panels"] for target in panel["targets"]}
                 until = time.monotonic() + 60
-                while unanswered and time.monotonic() < until:
+                while (unanswered or {alert["health"] for alert in alerts} != {"ok"}) and time.monotonic() < until:
                     service.image("/v1/features?layers=fc7", content)
                     service.image("/v1/features?layers=fc9", content)  # refused
                     time.sleep(0.5)
                     unanswered -= {query for query in unanswered if _answered(port, query)}
+                    alerts = _alerts(port)
             finally:
                 process.terminate()
     assert not unanswered
+    assert [(alert["health"], alert["state"]) for alert in alerts] == [("ok", "inactive")] * 6
+
+
+def _alerts(port: int) -> list[dict[str, str]]:
+    """The rules that Prometheus has, with their health; none while it begins."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/rules", timeout=10) as answer:
+            return json.load(answer)["data"]["groups"][0]["rules"]
+    except (urllib.error.URLError, ConnectionError, IndexError):
+        return []
 
 
 def _answered(port: int, query: str) -> bool:
