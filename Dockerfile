@@ -12,12 +12,16 @@ FROM ${BASE} AS libraries
 RUN python -m venv /opt/libraries
 ENV PATH=/opt/libraries/bin:$PATH PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
-COPY requirements.lock ./
+COPY requirements.lock requirements-cpu.lock* ./
 ARG TORCH=cuda TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# The three wheels without CUDA have the versions of the lock; their hashes are of their own index.
+# The three wheels without CUDA have the versions of the lock, and the hashes of `make lock-cpu` where that has been run.
 RUN if [ "$TORCH" = cpu ]; then \
-        wheels=$(sed -nE 's/^(torch|torchvision|torchcodec)==([^ ]+).*/\1==\2+cpu/p' requirements.lock) \
-        && echo "$wheels" > wheels.txt \
+        sed -nE 's/^(torch|torchvision|torchcodec)==([^ ]+).*/\1==\2+cpu/p' requirements.lock > wheels.txt \
+        && if [ -s requirements-cpu.lock ]; then \
+            while read -r wheel; do \
+                grep -q "^$wheel " requirements-cpu.lock || { echo "no $wheel: make lock-cpu"; exit 1; }; \
+            done < wheels.txt && cp requirements-cpu.lock wheels.txt; \
+        fi \
         && pip install --no-cache-dir --no-deps --index-url "$TORCH_INDEX" --requirement wheels.txt \
         && awk '/^[a-z]/ {keep = !/^(torch|torchvision|torchcodec|triton|nvidia-[a-z0-9-]+|cuda-[a-z0-9-]+)==/} keep' \
             requirements.lock > others.lock; \

@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-slow check lock audit sbom bench docs site clean
+.PHONY: demo test test-slow check lock lock-cpu audit sbom bench docs site clean
 
 # --no-compile: Python compiles what is used when it is used; of all packages together that is a small part.
 $(VENV)/ready: pyproject.toml
@@ -36,6 +36,15 @@ lock: $(VENV)/ready
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/uv pip compile pyproject.toml --extra serve --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 		--custom-compile-command "make lock" --output-file requirements.lock
+
+# The same of the wheels without CUDA, which are on an index of PyTorch's own.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+lock-cpu: $(VENV)/ready
+	$(BIN)/python -m pip install --quiet uv
+	mkdir -p build
+	sed -nE 's/^(torch|torchvision|torchcodec)==([^ ]+).*/\1==\2+cpu/p' requirements.lock > build/cpu.in
+	$(BIN)/uv pip compile build/cpu.in --no-deps --index-url $(TORCH_INDEX) --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-annotate --custom-compile-command "make lock-cpu" --output-file requirements-cpu.lock
 
 # Known vulnerabilities of those versions; needs a network.
 audit: $(VENV)/ready
