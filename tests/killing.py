@@ -8,7 +8,6 @@ Prints one JSON object: how many attempts were killed, and how many rows were do
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -30,55 +29,47 @@ CONFIG = ExtractConfig(
 )  # fmt: skip
 
 
-def attempt(source: str, output: Path, patience_s: float) -> bool:
-    """Start the extraction in a child and kill it after a while; whether it had finished by then."""
+def done(output: Path) -> int:
+    """Rows that are in the unfinished file; 0 before there is one."""
+    try:
+        return int((open_features(partial_path(output), partial=True).status > 0).sum())
+    except FileFormatError:
+        return 0
+
+
+def attempt(source: str, output: Path, rows: int, patience_s: float) -> bool:
+    """Start the extraction in a child and kill it a while after so many rows are done; whether it had finished."""
     child = os.fork()
     if child == 0:
         extract_features(source, output, CONFIG)
         os._exit(0)
-    deadline = time.monotonic() + patience_s
-    while time.monotonic() < deadline:
+    deadline = None
+    while deadline is None or time.monotonic() < deadline:
         if os.waitpid(child, os.WNOHANG)[0]:
             return True
+        if deadline is None and done(output) >= rows:
+            deadline = time.monotonic() + patience_s
         time.sleep(0.001)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
     return False
 
 
-def reach(source: str, output: Path) -> float:
-    """Seconds in which a run gets a little way into the work, on this machine with whatever else it does."""
-    started, first = time.monotonic(), 0.0
-    child = os.fork()
-    if child == 0:
-        extract_features(source, output, CONFIG)
-        os._exit(0)
-    while not os.waitpid(child, os.WNOHANG)[0]:
-        half = partial_path(output)
-        with contextlib.suppress(FileFormatError):  # not there yet, or finished just now
-            if not first and (open_features(half, partial=True).status > 0).any():
-                first = time.monotonic() - started
-        time.sleep(0.01)
-    output.unlink()
-    return first + 0.15 * (time.monotonic() - started - first)
-
-
 def main(source: str, output: Path, kills: int, seed: int) -> None:
     generator = random.Random(seed)
     done_after, killed = [], 0
-    longest = reach(source, output.with_name("undisturbed.h5"))
-    for _ in range(kills):
-        if attempt(source, output, generator.uniform(0.05, longest)):
+    for number in range(kills):
+        # Every third comes while the run is still being set up, the others among the blocks.
+        is_early = number % 3 == 0
+        rows = 0 if is_early else done(output) + generator.randint(1, 5)
+        if attempt(source, output, rows, generator.uniform(0.0, 0.6 if is_early else 0.05)):
             break
         killed += 1
         if output.exists():  # the kill came between the rename and the end of the process
             break
-        half = partial_path(output)
-        done_after.append(int((open_features(half, partial=True).status > 0).sum()) if half.exists() else 0)
-        if done_after[-1] == (done_after[-2] if killed > 1 else 0):  # the machine has become slower
-            longest *= 1.05
+        done_after.append(done(output))
     while not output.exists():
-        attempt(source, output, 60)
+        attempt(source, output, 1_000_000, 0.0)
     print(json.dumps({"killed": killed, "done_after": done_after}))
 
 
