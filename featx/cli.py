@@ -28,13 +28,7 @@ from featx.options.analysis import (
     SimilarityConfig,
     SuspectsConfig,
 )
-from featx.options.click_options import (
-    PATH,
-    common,
-    options_of,
-    output_option,
-    unknown_variables,
-)
+from featx.options.click_options import PATH, common, options_of, output_option, unknown_variables
 from featx.options.exchange import AverageConfig, ExportConfig
 from featx.options.extraction import (
     CheckConfig,

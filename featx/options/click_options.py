@@ -128,9 +128,9 @@ def common(command: Command) -> Command:
 def unknown_variables(program: click.Group) -> Iterator[str]:
     """One line for every FEATX_* variable that no command reads, with the name it may have been meant to have."""
     known = {*_VARIABLES, *_variables_of(program)}
+    names = [name.removeprefix("FEATX_") for name in sorted(known)]
     for name in sorted(set(os.environ) - known):
         if name.startswith("FEATX_") and not _OF_KUBERNETES.search(name):
-            names = [one.removeprefix("FEATX_") for one in sorted(known)]
             near = difflib.get_close_matches(name.removeprefix("FEATX_"), names, 1, 0.75)
             meant = f"; is it FEATX_{near[0]}?" if near else ""
             yield f"note: the variable {name} is set, and no command of featx reads it{meant}"
